@@ -1,0 +1,1 @@
+"""What tests share: tiny checkpoints, tokenizers, the transformers reference, llama.cpp."""

@@ -1,0 +1,78 @@
+"""Tiny checkpoints made from seeds, and the transformers reference that judges what becomes of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from tests.support.tokenizer_files import write_byte_level
+from yarnconv.model.family import families
+
+ORIGINAL_CONTEXT = 256
+
+
+def tiny_config(family: str, **overrides):
+    return {"model_type": family, **families()[family].tiny, **overrides}
+
+
+def make_checkpoint(
+    directory: Path, family: str, *, seed=0, dtype=torch.float32, tokenizer=True, shard=None, **overrides
+) -> Path:
+    """A seeded checkpoint whose attention is sharp: with transformers' usual initialisation (0.02)
+    every head looks everywhere alike and a wrong rotation hardly shows."""
+    config = transformers.AutoConfig.for_model(**tiny_config(family, **overrides))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(1.0 + 0.1 * torch.randn_like(parameter))
+            elif parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+            else:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard or "50GB")
+    # save_pretrained writes transformers 5's spelling; tests that want another edit config.json
+    if tokenizer:
+        write_byte_level(directory, config.vocab_size)
+    return directory
+
+
+def edit_config(directory: Path, *, remove=(), **values):
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    for key in remove:
+        config.pop(key, None)
+    config.update(values)
+    path.write_text(json.dumps(config))
+
+
+def test_tokens(vocab_size: int, length: int, seed=1234):
+    return np.random.default_rng(seed).integers(0, vocab_size, length).tolist()
+
+
+def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)):
+    """float32 logits [positions, vocabulary] of transformers' own model, freshly built.
+
+    rope_parameters: replaces the config's, in transformers 5's spelling.
+    weights: replaces parameters by name.
+    """
+    config = transformers.AutoConfig.from_pretrained(directory)
+    if rope_parameters is not None:
+        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **rope_parameters}
+        if getattr(config, "head_dim", None) is None:
+            config.head_dim = config.hidden_size // config.num_attention_heads
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    if weights:
+        model.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits[select].numpy()
+
+
+def relative_error(found, wanted):
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

@@ -1,0 +1,170 @@
+"""Small real tokenizers: byte-level BPE in each known spelling, SentencePiece trained on the spot."""
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+def byte_alphabet():
+    """The 256 printable characters that stand for bytes in byte-level BPE."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def split(pattern):
+    return {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
+def byte_level(use_regex):
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
+
+
+def pre_tokenizer(name, patterns=None):
+    """The tokenizer.json spelling of one of llama.cpp's pre-tokenizers; `patterns` replaces those
+    that the table keeps as digests."""
+    table = resources.files("yarnconv.targets.gguf").joinpath("pretokenizers.toml")
+    entry = tomllib.loads(table.read_text(encoding="utf-8"))[name]
+    steps = []
+    for kind, argument in entry["rules"]:
+        if kind == "split":
+            steps.append(split((patterns or {}).get(argument, argument)))
+        elif kind == "digits":
+            steps.append({"type": "Digits", "individual_digits": argument == "single"})
+        else:
+            steps.append(byte_level(use_regex=argument == "words"))
+    return {"type": "Sequence", "pretokenizers": steps}, entry["ignore_merges"]
+
+
+def template_processing(bos, bos_id):
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    return {
+        "type": "Sequence",
+        "processors": [
+            byte_level(use_regex=True),
+            {
+                "type": "TemplateProcessing",
+                "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [
+                    first,
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": bos, "type_id": 1}},
+                    {"Sequence": {"id": "B", "type_id": 1}},
+                ],
+                "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+            },
+        ],
+    }
+
+
+def bpe_tokenizer_json(vocab, merges, added, *, pre="llama-bpe", normalizer=None, patterns=None, bos=None):
+    """A complete tokenizer.json. added: (id, content, special)."""
+    rules, ignore_merges = pre_tokenizer(pre, patterns)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": token,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": special,
+            }
+            for token, content, special in added
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": rules,
+        "post_processor": template_processing(*bos) if bos else byte_level(use_regex=False),
+        "decoder": byte_level(use_regex=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def write_byte_level(directory: Path, vocab_size: int, *, pre="llama-bpe"):
+    """A byte-level tokenizer with a few merges and three special tokens; ids 256.. are merges."""
+    alphabet = byte_alphabet()
+    vocab = {character: index for index, character in enumerate(alphabet)}
+    merges = []
+    for left, right in [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("e", "r"), ("1", "2")]:
+        merges.append(f"{left} {right}")
+        vocab[left + right] = len(vocab)
+    first_special = len(vocab)
+    added = [(first_special + i, content, True) for i, content in enumerate(SPECIAL)]
+    added.append((first_special + len(SPECIAL), "<tool>", False))
+    assert first_special + len(added) <= vocab_size
+    document = bpe_tokenizer_json(
+        vocab, merges, added, pre=pre, bos=(SPECIAL[0], first_special)
+    )
+    (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[1],
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_sentencepiece(directory: Path, vocab_size: int):
+    """A SentencePiece BPE model with byte fallback, as Llama 2 has it."""
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    text = [f"the quick brown fox {n} jumps over {n * 7} lazy dogs, isn't it?" for n in range(400)]
+    proto = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=proto,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.model").write_bytes(proto.getvalue())
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": CHAT_TEMPLATE,
+        "added_tokens_decoder": {
+            "0": {"content": "<unk>", "special": True},
+            "1": {"content": "<s>", "special": True},
+            "2": {"content": "</s>", "special": True},
+        },
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

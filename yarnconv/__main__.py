@@ -1,0 +1,6 @@
+"""`python -m yarnconv`."""
+
+from yarnconv.cli import main
+
+if __name__ == "__main__":
+    main()

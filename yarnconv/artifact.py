@@ -1,0 +1,84 @@
+"""Publishing an artefact: written beside its destination under another name, then renamed.
+
+Whatever happens before the last rename (an error, a full disk, Ctrl-C), the destination stays as it
+was and nothing else stays behind.
+"""
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from yarnconv.errors import BadInput
+
+# Headers, directory entries and the file system's own bookkeeping.
+SLACK_BYTES = 16 * 2**20
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a place that nothing can be written to."""
+    if not directory.is_dir():
+        raise BadInput("no such directory", where=str(directory), fix="Create it, or correct -o.")
+    if not os.access(directory, os.W_OK):
+        raise BadInput("the directory cannot be written to", where=str(directory))
+
+
+def check_free_space(destination: Path, needed: int) -> None:
+    """Refuse to begin what cannot end. needed: bytes that will be written."""
+    check_directory(destination.parent)
+    free = shutil.disk_usage(destination.parent).free
+    if needed + SLACK_BYTES > free:
+        raise BadInput(
+            f"{needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+            where=str(destination.parent),
+            fix="Free some space, write elsewhere with -o, or choose a smaller --outtype.",
+        )
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """While staging, SIGTERM and SIGHUP unwind like Ctrl-C instead of leaving files behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    caught = (signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
+    """Paths to write in place of `destinations`; renamed to them, the first one last, on success.
+
+    The first file of a split model is the one a runtime opens: while it is missing, the model is.
+    """
+    directory = destinations[0].parent
+    check_directory(directory)
+    paths = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in destinations]
+    try:
+        with _termination_as_interrupt():
+            yield paths
+            for path, destination in reversed(list(zip(paths, destinations, strict=True))):
+                path.replace(destination)
+    except OSError as error:
+        raise BadInput(
+            f"writing failed ({error.strerror or error})",
+            where=str(error.filename or directory),
+            fix="Nothing was left behind.",
+        ) from error
+    finally:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                path.unlink()

@@ -1,0 +1,1 @@
+"""A checkpoint on disk: config, lazily mapped safetensors shards, tokenizer files. Executes nothing."""

@@ -1,0 +1,192 @@
+"""The commands: plan, gguf."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from yarnconv import __version__
+from yarnconv.cli.options import takes_rope_options
+from yarnconv.errors import BadInput, YarnconvError
+from yarnconv.rope.request import RopeRequest
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="yarnconv",
+    help="Extend a checkpoint's context with YaRN, write it for a runtime, prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory, or a Hub id.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")
+]
+
+
+def _report(error: YarnconvError) -> None:
+    from yarnconv.console.messages import print_error
+
+    print_error(error)
+
+
+def _ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of the user's without a stack trace, bugs with one, each with its exit code."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except YarnconvError as error:
+            _report(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; nothing was left behind", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to tell
+            raise typer.Exit(1) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            print(
+                f"\nThis is a bug in yarnconv {__version__} ({type(error).__name__}). Please report it "
+                "with the lines above.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(EXIT_BUG) from None
+
+    return guarded
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"yarnconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _parse_size(text: str | None) -> int | None:
+    """Bytes of a size such as 5G, in powers of 1000 as llama.cpp's tools count them."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1].upper()) if text and text[-1].isalpha() else (text, "")
+    scale = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}.get(unit)
+    if scale is None or not number.isdecimal() or int(number) == 0:
+        raise BadInput(
+            f"{text!r} is no size", where="--split-max-size", fix="Write it as 500M or 5G."
+        )
+    return int(number) * scale
+
+
+def _parse_tokens(text: str | None) -> float | None:
+    if text is None:
+        return None
+    scale = {"M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper(), None)
+    try:
+        tokens = float(text[:-1]) * scale if scale else float(text)
+    except ValueError:
+        tokens = 0.0
+    if not 0 < tokens < 1e18:
+        raise BadInput(
+            f"{text!r} is no number of tokens",
+            where="--pretraining-tokens",
+            fix="Write it as 2T or 300B.",
+        )
+    return tokens
+
+
+@app.command()
+@_ends_with_exit_code
+@takes_rope_options
+def plan(
+    model: Model,
+    request: RopeRequest,
+    revision: Revision = None,
+    pretraining_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--pretraining-tokens", help="Such as 2T; gives the fine-tune budget in tokens."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would be embedded: regimes, temperature, memory. Writes nothing."""
+    from yarnconv.checkpoint.checkpoint import read_config
+    from yarnconv.checkpoint.hub import CONFIG_FILES, locate
+    from yarnconv.console.messages import print_json
+    from yarnconv.console.plan_view import plan_document, print_plan
+    from yarnconv.plan import plan_rope
+
+    tokens = _parse_tokens(pretraining_tokens)
+    directory = locate(model, revision=revision, files=CONFIG_FILES)
+    rope, description, _ = plan_rope(read_config(directory), request)
+    if as_json:
+        print_json(plan_document(rope, description, directory))
+    else:
+        print_plan(rope, description, directory, tokens)
+
+
+@app.command()
+@_ends_with_exit_code
+@takes_rope_options
+def gguf(
+    model: Model,
+    request: RopeRequest,
+    outtype: Annotated[
+        str, typer.Option("--outtype", help="auto (the checkpoint's own), f32, f16, bf16 or q8_0.")
+    ] = "auto",
+    pre: Annotated[
+        str | None,
+        typer.Option("--pre", help="llama.cpp's pre-tokenizer, where it is not recognised."),
+    ] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", help="Largest file, such as 5G.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
+    ] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a GGUF for llama.cpp that carries the plan, or refuse."""
+    from yarnconv.cli.convert import convert_to_gguf
+
+    convert_to_gguf(
+        model,
+        request,
+        outtype=outtype,
+        pre=pre,
+        split_max_size=_parse_size(split_max_size),
+        output=output,
+        revision=revision,
+        as_json=as_json,
+    )
+
+
+def main() -> None:
+    """Entry point of the `yarnconv` command."""
+    app()

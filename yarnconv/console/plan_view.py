@@ -1,0 +1,198 @@
+"""The plan and the result, for people and as JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from yarnconv.console.messages import print_warnings
+from yarnconv.model.description import ModelDescription
+from yarnconv.model.family import expected_tensors, families
+from yarnconv.plan import ConversionPlan, RopePlan, rope_facts
+from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
+from yarnconv.rope.tables import plain_inv_freq, regimes
+from yarnconv.targets.gguf.target import GgufJob
+
+# Colour and height both say the regime, so that the bars read without colour too.
+_STYLES = {"extrapolated": "green", "blended": "yellow", "interpolated": "red"}
+_HEIGHTS = "▁▂▃▄▅▆▇█"
+# Quality came back in the paper after 0.1 % of the pre-training tokens: 400 steps of 64 sequences.
+FINETUNE_SHARE = 0.001
+PAPER_STEPS, PAPER_BATCH = 400, 64
+
+
+def _gigabytes(size: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def _tokens(count: float) -> str:
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def _bars(plan: RopePlan) -> Text:
+    """One bar per pair of dimensions: how much of its original frequency it keeps, 1 down to 1/s."""
+    longest = plan.main_group.buckets[-1]
+    kept = longest.inv_freq / plain_inv_freq(plan.main.theta, plan.main.rotary_dim)
+    lowest = 1.0 / longest.factor
+    bars = Text()
+    for share, regime in zip(kept, regimes(plan.main), strict=True):
+        level = (float(share) - lowest) / (1.0 - lowest) if lowest < 1.0 else 1.0
+        height = min(max(round(level * (len(_HEIGHTS) - 1)), 0), len(_HEIGHTS) - 1)
+        bars.append(_HEIGHTS[height], style=_STYLES[regime])
+    return bars
+
+
+def _regime_legend(plan: RopePlan) -> Text:
+    counts = rope_facts(plan, with_tables=False)["regimes"]
+    legend = Text()
+    for name, count in counts.items():
+        legend.append(f"{count} {name}", style=_STYLES[name]).append("   ")
+    return legend.append("(pairs, fast to slow; height: share of the frequency kept)", style="dim")
+
+
+def _temperature(plan: RopePlan) -> str:
+    longest = plan.main_group.buckets[-1]
+    factor = longest.attention_factor
+    text = f"attention factor {factor:.6g} on cos and sin, so attention logits x {factor**2:.6g}"
+    if longest.softmax_multiplier != 1.0:
+        text += f"; softmax scale x {longest.softmax_multiplier:.6g}"
+    return text
+
+
+def _layer_groups(plan: RopePlan) -> str:
+    parts = []
+    for group in plan.groups:
+        name = method_name(group.scaling) if group.scaling else "no RoPE"
+        parts.append(f"{len(group.layers)} layers {name}")
+    return ", ".join(parts)
+
+
+def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
+    paper = PAPER_STEPS * PAPER_BATCH * plan.target_context
+    text = f"0.1 % of the pre-training tokens; the paper's {PAPER_STEPS} steps x {PAPER_BATCH} sequences"
+    text += f" of the target context are {_tokens(paper)} tokens"
+    if pretraining_tokens is not None:
+        text = f"{_tokens(pretraining_tokens * FINETUNE_SHARE)} tokens ({text})"
+    return text
+
+
+def _facts_table(
+    plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None
+) -> Table:
+    scaling, longest = plan.main, plan.main_group.buckets[-1]
+    per_token = description.key_value_bytes_per_token
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("method", f"{method_name(scaling)}, factor {longest.factor:g}")
+    table.add_row("context", f"{plan.original_context} -> {plan.target_context} positions")
+    if plan.profile:
+        table.add_row(
+            "profile", f"{plan.profile.name}: {plan.profile.explanation} (--no-profile ignores it)"
+        )
+    table.add_row(
+        "rope",
+        f"theta {scaling.theta:g}, {scaling.rotary_dim} of {plan.head_dim} dimensions rotate",
+    )
+    table.add_row("layers", _layer_groups(plan))
+    if isinstance(scaling, Yarn):
+        facts = rope_facts(plan, with_tables=False)
+        edges = "" if scaling.truncate else ", not truncated"
+        table.add_row(
+            "ramp",
+            f"beta_fast {scaling.beta_fast:g}, beta_slow {scaling.beta_slow:g}: pairs {facts['low']:.6g} "
+            f"to {facts['high']:.6g}{edges}",
+        )
+    if not isinstance(scaling, Unscaled):
+        table.add_row("temperature", _temperature(plan))
+        if is_dynamic(scaling):
+            steps = ", ".join(f"{bucket.factor:g}" for bucket in plan.main_group.buckets)
+            table.add_row("buckets", f"factor {steps}, fixed per request")
+        table.add_row("frequencies", _bars(plan))
+        table.add_row("", _regime_legend(plan))
+    table.add_row(
+        "KV cache",
+        f"{_gigabytes(per_token)} per token, {_gigabytes(per_token * plan.target_context)} at "
+        f"{plan.target_context} (16 bits)",
+    )
+    if not isinstance(scaling, Unscaled) and not plan.finetuned:
+        table.add_row("fine-tune", _finetune_budget(plan, pretraining_tokens))
+    return table
+
+
+def print_plan(
+    plan: RopePlan,
+    description: ModelDescription,
+    directory: Path,
+    pretraining_tokens: float | None,
+) -> None:
+    """The plan as a table with the regimes as bars."""
+    console = Console(highlight=False)
+    title = f"{directory.resolve().name} ({description.family}, {len(description.layers)} layers)"
+    console.print(Text(title, style="bold"))
+    console.print(_facts_table(plan, description, pretraining_tokens))
+    print_warnings(console, plan.warnings)
+
+
+def plan_document(plan: RopePlan, description: ModelDescription, directory: Path) -> dict[str, Any]:
+    """`plan --json`."""
+    family = families()[description.family]
+    return {
+        "model": str(directory),
+        "family": description.family,
+        **rope_facts(plan),
+        "kv_cache_bytes_per_token": description.key_value_bytes_per_token,
+        "tensors": [
+            {"name": tensor.name, "shape": list(tensor.shape)}
+            for tensor in expected_tensors(family, description)
+        ],
+    }
+
+
+def result_document(
+    plan: ConversionPlan, job: GgufJob, paths: Sequence[Path], seconds: float
+) -> dict[str, Any]:
+    """`gguf --json`."""
+    return {
+        "target": "gguf",
+        "files": [
+            {"path": str(path), "bytes": file.size}
+            for path, file in zip(paths, job.files, strict=True)
+        ],
+        "outtype": job.file_type.name.lower(),
+        "seconds": round(seconds, 3),
+        "notes": list(job.notes),
+        "plan": rope_facts(plan.rope),
+    }
+
+
+def print_result(plan: ConversionPlan, job: GgufJob, paths: Sequence[Path], seconds: float) -> None:
+    """What was written, how large, how fast, and what to know of it."""
+    console = Console(highlight=False, soft_wrap=True)
+    rope, longest = plan.rope, plan.rope.main_group.buckets[-1]
+    method = method_name(rope.main)
+    extension = "plain RoPE" if isinstance(rope.main, Unscaled) else f"{method} x{longest.factor:g}"
+    line = Text("wrote ", style="green").append(str(paths[0]), style="bold")
+    if len(paths) > 1:
+        line.append(f" and {len(paths) - 1} more", style="not bold")
+    console.print(line)
+    console.print(
+        f"  {job.file_type.name}, {_gigabytes(job.nbytes)} in {seconds:.2f} s "
+        f"({_gigabytes(job.nbytes / seconds)}/s)"
+    )
+    console.print(
+        f"  {extension}, context {rope.original_context} -> {rope.target_context}, attention factor "
+        f"{longest.attention_factor:.6g}"
+    )
+    for note in job.notes:
+        console.print(f"  note: {note}")
+    print_warnings(console, rope.warnings)

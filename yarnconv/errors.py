@@ -1,0 +1,48 @@
+"""The errors a user can cause or meet. Each carries the exit code it ends the command with.
+
+Every message answers three questions: what was found, where, and what to do about it. An exception
+that is not a `YarnconvError` is a bug and keeps its stack trace (exit 70).
+"""
+
+
+class YarnconvError(Exception):
+    """Base of the errors that are reported without a stack trace.
+
+    what: what was found, one sentence without a full stop.
+    where: file and key or tensor it was found in, such as `config.json: rope_scaling.factor`.
+    fix: what the user can do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{located}. {self.fix}" if self.fix else located
+
+
+class BadInput(YarnconvError):
+    """The checkpoint, the artefact or an option is not usable (exit 2)."""
+
+
+class Inexpressible(YarnconvError):
+    """The target's runtime cannot compute the plan exactly (exit 3)."""
+
+    exit_code = 3
+
+
+class MissingComponent(YarnconvError):
+    """An optional component is not installed (exit 4); `fix` is the install command."""
+
+    exit_code = 4
+
+
+class NotJudged(YarnconvError):
+    """A judgement cannot be made here (exit 5)."""
+
+    exit_code = 5

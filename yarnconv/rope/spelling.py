@@ -1,0 +1,404 @@
+"""Between a config.json and the scalings: every spelling in use, legacy and transformers 5.
+
+Source of the rules: transformers' `modeling_rope_utils.py` (`convert_rope_params_to_dict`,
+`standardize_rope_params`, the `_validate_*` functions). A non-empty `rope_scaling` replaces
+`rope_parameters`; a theta inside the dict beats the one at the top level; `rope_type` beats `type`;
+a top-level `original_max_position_embeddings` beats the dict's. A key or a type that is not known
+here is an error that names it: what cannot be read cannot be carried.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yarnconv.errors import BadInput
+from yarnconv.rope.scaling import (
+    DynamicNtk,
+    DynamicYarn,
+    Linear,
+    Llama3,
+    LongRope,
+    NtkAware,
+    Scaling,
+    Unscaled,
+    Yarn,
+)
+from yarnconv.rope.tables import yarn_attention_factor
+
+JsonObject = Mapping[str, Any]
+
+# transformers reads none of these for a scaling, so neither does the reference. `attn_factor` looks
+# like a temperature and is not one: whoever wrote it is told.
+IGNORED_KEYS = frozenset({"attn_factor", "finetuned"})
+COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"}) | IGNORED_KEYS
+YARN_KEYS = frozenset(
+    {
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    }
+)
+KEYS_BY_TYPE: dict[str, frozenset[str]] = {
+    "default": frozenset({"original_max_position_embeddings"}),
+    "linear": frozenset({"factor", "original_max_position_embeddings"}),
+    "ntk": frozenset({"factor", "original_max_position_embeddings"}),
+    "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
+    "yarn": YARN_KEYS,
+    "dynamic-yarn": YARN_KEYS,
+    "llama3": frozenset(
+        {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
+    ),
+    "longrope": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "short_factor",
+            "long_factor",
+        }
+    ),
+}
+TYPE_SYNONYMS = {"none": "default", "su": "longrope", "dynamic-ntk": "dynamic"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigRope:
+    """The RoPE a config.json carries.
+
+    groups: per layer type its scaling (the single key None where one scaling serves all layers;
+        a scaling of None means layers without RoPE).
+    finetuned: what the config says of itself, None where it says nothing.
+    notes: what a reader should know of how the config was understood.
+    """
+
+    groups: Mapping[str | None, Scaling | None]
+    finetuned: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _fail(where: str, what: str, fix: str | None = None) -> BadInput:
+    return BadInput(what, where=f"config.json: {where}", fix=fix)
+
+
+def _number(source: JsonObject, key: str, where: str) -> float | None:
+    value = source.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _fail(f"{where}.{key}" if where else key, f"{key} is {value!r}, not a number")
+    return float(value)
+
+
+def _positions(source: JsonObject, key: str, where: str) -> int | None:
+    value = _number(source, key, where)
+    if value is None:
+        return None
+    if not math.isfinite(value) or not value.is_integer():
+        raise _fail(f"{where}.{key}" if where else key, f"{key} is {value!r}, not a whole number")
+    return int(value)
+
+
+def head_dim(config: JsonObject) -> int:
+    """Dimensions of one query/key head: `head_dim`, or hidden_size / num_attention_heads."""
+    given = _positions(config, "head_dim", "")
+    if given is not None:
+        return given
+    hidden, heads = (_positions(config, k, "") for k in ("hidden_size", "num_attention_heads"))
+    if not hidden or not heads or hidden < 0 or heads < 0:
+        raise _fail(
+            "head_dim", "neither head_dim nor hidden_size and num_attention_heads are given"
+        )
+    if hidden % heads:
+        raise _fail(
+            "num_attention_heads", f"hidden_size {hidden} does not divide into {heads} heads"
+        )
+    return hidden // heads
+
+
+def _rotary_dim(config: JsonObject, parameters: JsonObject, where: str) -> int:
+    """Dimensions of a head that rotate: MLA's own rope dimensions, or a share of head_dim."""
+    decoupled = _positions(config, "qk_rope_head_dim", "")
+    if decoupled is not None:
+        return decoupled
+    share = _number(parameters, "partial_rotary_factor", where)
+    if share is None:
+        share = _number(config, "partial_rotary_factor", "")
+    return int(head_dim(config) * (1.0 if share is None else share))
+
+
+def _rope_type(parameters: JsonObject, where: str) -> str:
+    spelled = parameters.get("rope_type", parameters.get("type", "default"))
+    if spelled is None:
+        return "default"
+    if not isinstance(spelled, str):
+        raise _fail(f"{where}.rope_type", f"the type of the scaling is {spelled!r}, not a name")
+    rope_type = TYPE_SYNONYMS.get(spelled, spelled)
+    if rope_type not in KEYS_BY_TYPE:
+        known = ", ".join(sorted(KEYS_BY_TYPE | dict.fromkeys(TYPE_SYNONYMS)))
+        raise _fail(
+            f"{where}.rope_type", f"unknown RoPE scaling type {spelled!r}", f"Known: {known}."
+        )
+    unknown = sorted(set(parameters) - COMMON_KEYS - KEYS_BY_TYPE[rope_type])
+    if unknown:
+        known = ", ".join(sorted(KEYS_BY_TYPE[rope_type]))
+        raise _fail(
+            f"{where}.{unknown[0]}",
+            f"unknown key {unknown[0]!r} for RoPE scaling type {spelled!r}",
+            f"Known: {known}. What is not understood cannot be carried into an artefact; "
+            "remove the key if it has no effect.",
+        )
+    return rope_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """One scaling's dict with what surrounds it, and the numbers every builder needs."""
+
+    parameters: JsonObject
+    where: str
+    theta: float
+    rotary_dim: int
+    original_context: int
+    maximum_context: int
+    is_latent_attention: bool
+
+    def number(self, key: str) -> float | None:
+        return _number(self.parameters, key, self.where)
+
+    def required(self, key: str) -> float:
+        value = self.number(key)
+        if value is None:
+            raise _fail(
+                f"{self.where}.{key}",
+                f"{key} is missing",
+                "Add it, or give the scaling on the command line.",
+            )
+        return value
+
+    def factor_or_ratio(self) -> float:
+        """`factor`, where null (not missing) stands for max / original as in transformers."""
+        if "factor" in self.parameters and self.parameters["factor"] is None:
+            return self.maximum_context / self.original_context
+        return self.required("factor")
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        values = self.parameters.get(key)
+        if not isinstance(values, list) or not all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        ):
+            raise _fail(f"{self.where}.{key}", f"{key} is not a list of numbers")
+        return tuple(float(v) for v in values)
+
+
+def _build_yarn(source: _Source, kind: type[Yarn]) -> Yarn:
+    truncate = source.parameters.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise _fail(f"{source.where}.truncate", f"truncate is {truncate!r}, not true or false")
+    return kind(
+        theta=source.theta,
+        rotary_dim=source.rotary_dim,
+        original_context=source.original_context,
+        factor=source.factor_or_ratio(),
+        # transformers reads `or 32` / `or 1`: null and 0 mean the default
+        beta_fast=source.number("beta_fast") or 32.0,
+        beta_slow=source.number("beta_slow") or 1.0,
+        truncate=True if truncate is None else truncate,
+        attention_factor=source.number("attention_factor"),
+        mscale=source.number("mscale"),
+        mscale_all_dim=source.number("mscale_all_dim"),
+        softmax_mscale=source.is_latent_attention,
+    )
+
+
+def _build_longrope(source: _Source) -> LongRope:
+    factor = source.number("factor")
+    if factor is None:
+        factor = source.maximum_context / source.original_context
+    return LongRope(
+        theta=source.theta,
+        rotary_dim=source.rotary_dim,
+        original_context=source.original_context,
+        factor=factor,
+        short_factor=source.numbers("short_factor"),
+        long_factor=source.numbers("long_factor"),
+        attention_factor=source.number("attention_factor"),
+    )
+
+
+def _build_llama3(source: _Source) -> Llama3:
+    return Llama3(
+        theta=source.theta,
+        rotary_dim=source.rotary_dim,
+        original_context=source.original_context,
+        factor=source.required("factor"),
+        low_freq_factor=source.required("low_freq_factor"),
+        high_freq_factor=source.required("high_freq_factor"),
+    )
+
+
+def _build_extended(source: _Source, kind: type[Linear | NtkAware | DynamicNtk]) -> Scaling:
+    return kind(
+        theta=source.theta,
+        rotary_dim=source.rotary_dim,
+        original_context=source.original_context,
+        factor=source.required("factor"),
+    )
+
+
+_BUILDERS: dict[str, Callable[[_Source], Scaling]] = {
+    "default": lambda source: Unscaled(theta=source.theta, rotary_dim=source.rotary_dim),
+    "linear": lambda source: _build_extended(source, Linear),
+    "ntk": lambda source: _build_extended(source, NtkAware),
+    "dynamic": lambda source: _build_extended(source, DynamicNtk),
+    "yarn": lambda source: _build_yarn(source, Yarn),
+    "dynamic-yarn": lambda source: _build_yarn(source, DynamicYarn),
+    "llama3": _build_llama3,
+    "longrope": _build_longrope,
+}
+
+
+def _original_context(
+    config: JsonObject, parameters: JsonObject, where: str, rope_type: str, maximum: int
+) -> int:
+    if rope_type == "dynamic":
+        return maximum  # the only length transformers' dynamic NTK knows
+    top_level = _positions(config, "original_max_position_embeddings", "")
+    inside = _positions(parameters, "original_max_position_embeddings", where)
+    return top_level or inside or maximum
+
+
+def _read_group(
+    config: JsonObject, parameters: JsonObject, where: str
+) -> tuple[Scaling, list[str]]:
+    """One scaling and the notes on it; `where` names its dict within config.json."""
+    rope_type = _rope_type(parameters, where)
+    notes: list[str] = []
+    theta = _number(parameters, "rope_theta", where)
+    if theta is None:
+        theta = _number(config, "rope_theta", "")
+    maximum = _positions(config, "max_position_embeddings", "")
+    if theta is None or maximum is None:
+        missing = "rope_theta" if theta is None else "max_position_embeddings"
+        raise _fail(missing, f"{missing} is missing")
+    original = _original_context(config, parameters, where, rope_type, maximum)
+    states_original = "original_max_position_embeddings" in {*config, *parameters}
+    if rope_type in {"linear", "ntk", "yarn", "dynamic-yarn"} and not states_original:
+        notes.append(
+            f"config.json does not say which context the model was trained with: "
+            f"max_position_embeddings = {maximum} is taken for the original one. If it is the extended "
+            f"one, give --original-context."
+        )
+    if parameters.get("attn_factor") is not None:
+        notes.append(
+            f"config.json: {where}.attn_factor is not read by transformers and has no effect here "
+            f"either. The temperature's key is attention_factor."
+        )
+    source = _Source(
+        parameters=parameters,
+        where=where,
+        theta=theta,
+        rotary_dim=_rotary_dim(config, parameters, where),
+        original_context=original,
+        maximum_context=maximum,
+        is_latent_attention=config.get("kv_lora_rank") is not None,
+    )
+    try:
+        return _BUILDERS[rope_type](source), notes
+    except BadInput as error:
+        if error.where is None or error.where.startswith("config.json"):
+            raise
+        inside = error.where in parameters
+        location = f"{where}.{error.where}" if inside and where else error.where
+        raise BadInput(error.what, where=f"config.json: {location}", fix=error.fix) from None
+
+
+def read_rope(config: JsonObject) -> ConfigRope:
+    """The scaling, or the scalings by layer type, that a config.json asks for.
+
+    `config` must hold rope_theta and max_position_embeddings (a family's defaults filled in), and
+    what the rotary dimension follows from.
+    """
+    where, parameters = "rope_scaling", config.get("rope_scaling")
+    if not parameters:
+        where, parameters = "rope_parameters", config.get("rope_parameters")
+    if parameters is None:
+        where, parameters = "", {}
+    if not isinstance(parameters, Mapping):
+        raise _fail(where, f"{where} is {parameters!r}, not an object")
+    layer_types = config.get("layer_types") or ()
+    nested = [key for key in parameters if key in layer_types]
+    if not nested:
+        scaling, notes = _read_group(config, parameters, where)
+        finetuned = parameters.get("finetuned")
+        return ConfigRope(
+            groups={None: scaling},
+            finetuned=finetuned if isinstance(finetuned, bool) else None,
+            notes=tuple(notes),
+        )
+    groups: dict[str | None, Scaling | None] = {}
+    notes = []
+    for layer_type in nested:
+        inner = parameters[layer_type]
+        if inner is None:
+            groups[layer_type] = None
+            continue
+        if not isinstance(inner, Mapping):
+            raise _fail(f"{where}.{layer_type}", f"{inner!r} is not an object")
+        if inner.get("truncate") is False:
+            # transformers looks for it beside the layer types, not inside one, and so must we
+            inner = {**inner, "truncate": True}
+            notes.append(
+                f"config.json: {where}.{layer_type}.truncate = false has no effect in transformers, "
+                "which reads the key beside the layer types only; it has none here."
+            )
+        outside = {k: v for k, v in config.items() if k != "original_max_position_embeddings"}
+        groups[layer_type], group_notes = _read_group(outside, inner, f"{where}.{layer_type}")
+        notes += group_notes
+    missing = sorted({str(t) for t in layer_types} - set(nested))
+    if missing:
+        raise _fail(where, f"no RoPE parameters for layers of type {missing[0]!r}")
+    return ConfigRope(groups=groups, notes=tuple(notes))
+
+
+def write_rope(scaling: Scaling) -> dict[str, Any]:
+    """The transformers 5 spelling of one scaling: the object under `rope_parameters`.
+
+    Types that transformers does not know (ntk, dynamic-yarn) are spelled with this tool's names, so
+    that reading the result gives the same scaling back.
+    """
+    spelled: dict[str, Any] = {"rope_type": "default", "rope_theta": scaling.theta}
+    if isinstance(scaling, Unscaled):
+        return spelled
+    spelled["factor"] = scaling.factor
+    spelled["original_max_position_embeddings"] = scaling.original_context
+    if isinstance(scaling, Yarn):
+        spelled["rope_type"] = "dynamic-yarn" if isinstance(scaling, DynamicYarn) else "yarn"
+        spelled["beta_fast"] = scaling.beta_fast
+        spelled["beta_slow"] = scaling.beta_slow
+        spelled["truncate"] = scaling.truncate
+        for key in ("attention_factor", "mscale", "mscale_all_dim"):
+            if getattr(scaling, key) is not None:
+                spelled[key] = getattr(scaling, key)
+        if scaling.temperature_coefficient != 0.1:  # no config key says it: spell the result
+            spelled["attention_factor"] = yarn_attention_factor(scaling)
+    elif isinstance(scaling, Llama3):
+        spelled["rope_type"] = "llama3"
+        spelled["low_freq_factor"] = scaling.low_freq_factor
+        spelled["high_freq_factor"] = scaling.high_freq_factor
+    elif isinstance(scaling, LongRope):
+        spelled["rope_type"] = "longrope"
+        spelled["short_factor"] = list(scaling.short_factor)
+        spelled["long_factor"] = list(scaling.long_factor)
+        if scaling.attention_factor is not None:
+            spelled["attention_factor"] = scaling.attention_factor
+    elif isinstance(scaling, DynamicNtk):
+        spelled["rope_type"] = "dynamic"
+    else:
+        spelled["rope_type"] = "ntk" if isinstance(scaling, NtkAware) else "linear"
+    return spelled

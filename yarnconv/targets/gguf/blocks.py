@@ -1,0 +1,88 @@
+"""Rows of weights from the checkpoint's dtype to ggml's block types, byte for byte as ggml rounds.
+
+Everything works on small blocks of rows, so that the intermediate arrays stay in the cache and the
+memory bounded whatever the tensor's size. bfloat16 comes as its 16 bits (uint16).
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.targets.gguf.file_format import BLOCKS, TensorType
+
+Rows = NDArray[np.generic]
+Bytes = NDArray[np.uint8]
+
+# The largest float32 below one half: adding it and truncating rounds half away from zero as C's
+# roundf does, for every float32 whose fraction is exact (adding 0.5 itself would lift
+# 0.49999997 to 1).
+_JUST_BELOW_HALF = np.float32(0.49999997)
+_Q8_VALUES = BLOCKS[TensorType.Q8_0][0]
+
+SOURCE_TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
+
+
+@cache
+def _bf16_to_f16() -> NDArray[np.uint16]:
+    """float16 bits of every bfloat16: 65536 entries, the whole conversion in one look-up."""
+    every = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        return every.astype(np.float16).view(np.uint16)
+
+
+def to_float32(rows: Rows, source: TensorType) -> NDArray[np.float32]:
+    """float32 of the same shape; exact."""
+    if source is TensorType.F32:
+        return rows.view(np.float32)
+    if source is TensorType.F16:
+        return rows.astype(np.float32)
+    wide = np.empty(rows.shape, dtype=np.uint32)
+    np.left_shift(rows, 16, out=wide, dtype=np.uint32, casting="unsafe")
+    return wide.view(np.float32)
+
+
+def _float32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round to nearest even; a NaN stays one (and becomes quiet), as in ggml_compute_fp32_to_bf16."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    if is_nan.any():
+        rounded[is_nan] = (bits[is_nan] >> 16) | 64
+    return rounded.astype(np.uint16)
+
+
+def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
+    """Per 32 values a float16 scale d = max|x| / 127 and 32 int8 round(x / d) (ggml's
+    quantize_row_q8_0_ref)."""
+    blocks = values.reshape(-1, _Q8_VALUES)
+    scratch = np.abs(blocks)
+    scale = scratch.max(axis=1, keepdims=True)
+    scale /= np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    scaled = blocks * inverse
+    np.copysign(_JUST_BELOW_HALF, scaled, out=scratch)
+    scaled += scratch
+    out = np.empty((len(blocks), BLOCKS[TensorType.Q8_0][1]), dtype=np.uint8)
+    with np.errstate(over="ignore"):
+        out[:, :2] = scale.astype(np.float16).view(np.uint8)
+    np.copyto(out[:, 2:].view(np.int8), scaled, casting="unsafe")
+    return out
+
+
+def convert_rows(rows: Rows, source: TensorType, target: TensorType) -> NDArray[np.generic]:
+    """Rows of one type as the contiguous data of another."""
+    if source is target:
+        return np.ascontiguousarray(rows)
+    if target is TensorType.F16 and source is TensorType.BF16:
+        return np.take(_bf16_to_f16(), rows)
+    values = to_float32(np.ascontiguousarray(rows), source)
+    if target is TensorType.F32:
+        return values
+    if target is TensorType.F16:
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    if target is TensorType.BF16:
+        return _float32_to_bf16(values)
+    return _to_q8_0(values)

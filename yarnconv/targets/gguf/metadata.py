@@ -1,0 +1,58 @@
+"""The model's part of a GGUF's metadata, as llama.cpp's own converter writes it, and provenance."""
+
+import json
+
+from yarnconv import __version__
+from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.file_format import Metadata, TensorType
+from yarnconv.targets.gguf.rope import RopeEncoding
+
+QUANTIZATION_VERSION = 2
+# llama.cpp's `llama_ftype`: what most of a file's weights are
+FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
+
+
+def _size_label(parameters: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{unit}"
+    return f"{parameters / 1e3:.0f}K"
+
+
+def write_general(
+    metadata: Metadata, plan: ConversionPlan, file_type: TensorType, parameters: int
+) -> None:
+    """What kind of file this is."""
+    metadata.string("general.architecture", plan.family.gguf.architecture)
+    metadata.string("general.type", "model")
+    metadata.string("general.name", plan.checkpoint.directory.resolve().name)
+    metadata.string("general.size_label", _size_label(parameters))
+    metadata.uint32("general.file_type", FILE_TYPES[file_type])
+    metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)
+
+
+def write_model(metadata: Metadata, plan: ConversionPlan, rope: RopeEncoding) -> None:
+    """Dimensions and RoPE, under the architecture's prefix."""
+    model, facts = plan.description, plan.family.gguf
+    name, layer = facts.architecture, model.layers[0]
+    metadata.uint32(f"{name}.block_count", len(model.layers))
+    metadata.uint32(f"{name}.context_length", plan.rope.target_context)
+    metadata.uint32(f"{name}.embedding_length", model.hidden_size)
+    metadata.uint32(f"{name}.feed_forward_length", layer.mlp.intermediate_size)
+    metadata.uint32(f"{name}.attention.head_count", layer.attention.heads)
+    metadata.uint32(f"{name}.attention.head_count_kv", layer.attention.key_value_heads)
+    rope.write(metadata, name, plan.rope.finetuned)
+    metadata.float32(f"{name}.attention.layer_norm_rms_epsilon", model.norm_epsilon)
+    if facts.head_length_keys or plan.config.get("head_dim") is not None:
+        metadata.uint32(f"{name}.attention.key_length", layer.attention.head_dim)
+        metadata.uint32(f"{name}.attention.value_length", layer.attention.head_dim)
+    if facts.vocab_size_key:
+        metadata.uint32(f"{name}.vocab_size", model.vocab_size)
+    if facts.rope_dimension_count_key:
+        metadata.uint32(f"{name}.rope.dimension_count", plan.rope.main.rotary_dim)
+
+
+def write_provenance(metadata: Metadata, plan: ConversionPlan) -> None:
+    """What this tool did, for people and for pre-filling options; never evidence for the file."""
+    metadata.string("yarnconv.version", __version__)
+    metadata.string("yarnconv.plan", json.dumps(plan.provenance, separators=(",", ":")))

@@ -1,0 +1,255 @@
+"""The plan's RoPE in llama.cpp's terms, or the reason why there is no exact way to say it.
+
+llama.cpp derives its frequencies from a few keys (`llama-context.cpp`, `ggml_rope_yarn_corr_dims`):
+betas are always 32 and 1, the correction range is always rounded, and under type yarn it multiplies
+cos and sin by attn_factor * (1 + 0.1 ln s). So candidates are tried in order of plainness, each is
+judged by the frequencies the runtime will make of it, and the first that gives the plan's is taken.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from yarnconv.errors import Inexpressible
+from yarnconv.plan import RopePlan
+from yarnconv.rope.scaling import (
+    DynamicNtk,
+    DynamicYarn,
+    Linear,
+    LongRope,
+    NtkAware,
+    Scaling,
+    Unscaled,
+    Yarn,
+    method_name,
+)
+from yarnconv.rope.tables import (
+    Float64Array,
+    RopeTables,
+    bucket_factors,
+    correction_range,
+    magnitude,
+    ntk_base,
+    plain_inv_freq,
+)
+from yarnconv.targets.gguf.file_format import Metadata
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
+
+# freq_base and factor are stored as float32 (6e-8 relative); a rounded correction dimension that
+# differs moves a frequency by 1e-3 and more. Measured: right encodings differ by at most 3e-7.
+FREQUENCY_TOLERANCE = 2e-6
+
+RUNTIME_BETA_FAST = 32.0
+RUNTIME_BETA_SLOW = 1.0
+RUNTIME_COEFFICIENT = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeEncoding:
+    """RoPE keys (without the `{architecture}.rope.` prefix) and the frequency tensor, if any.
+
+    rope_freqs: float32[rotary_dim/2], divisors of the plain frequencies.
+    note: what a reader of the file should know, where its keys do not say what they seem to.
+    """
+
+    freq_base: float
+    scaling_type: str | None = None
+    factor: float | None = None
+    original_context_length: int | None = None
+    attention_factor: float | None = None
+    rope_freqs: "np.ndarray | None" = None
+    note: str | None = None
+
+    def write(self, metadata: Metadata, architecture: str, finetuned: bool) -> None:
+        """Set the keys. A plain model gets none of the scaling keys."""
+        prefix = f"{architecture}.rope"
+        metadata.float32(f"{prefix}.freq_base", self.freq_base)
+        if self.scaling_type is None:
+            return
+        metadata.string(f"{prefix}.scaling.type", self.scaling_type)
+        if self.factor is not None:
+            metadata.float32(f"{prefix}.scaling.factor", self.factor)
+        if self.original_context_length is not None:
+            metadata.uint32(
+                f"{prefix}.scaling.original_context_length", self.original_context_length
+            )
+        if self.attention_factor is not None:
+            metadata.float32(f"{prefix}.scaling.attn_factor", self.attention_factor)
+        metadata.boolean(f"{prefix}.scaling.finetuned", finetuned)
+
+
+def runtime_inv_freq(encoding: RopeEncoding, rotary_dim: int) -> Float64Array:
+    """The frequencies llama.cpp makes of an encoding: float64[rotary_dim/2], radians per position."""
+    theta = float(np.float32(encoding.freq_base))
+    plain = plain_inv_freq(theta, rotary_dim)
+    if encoding.rope_freqs is not None:
+        plain = plain / encoding.rope_freqs.astype(np.float64)
+    factor = 1.0
+    if encoding.scaling_type in {"linear", "yarn"} and encoding.factor is not None:
+        factor = float(np.float32(encoding.factor))
+    if encoding.scaling_type != "yarn" or encoding.original_context_length is None:
+        return plain / factor
+    low, high = correction_range(
+        Yarn(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            original_context=encoding.original_context_length,
+            factor=factor,
+            beta_fast=RUNTIME_BETA_FAST,
+            beta_slow=RUNTIME_BETA_SLOW,
+        )
+    )
+    pairs = np.arange(rotary_dim // 2, dtype=np.float64)
+    interpolated = np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
+    return plain / factor * interpolated + plain * (1.0 - interpolated)
+
+
+def _yarn_keys(scaling: Yarn, tables: RopeTables, original_context: int) -> RopeEncoding:
+    # The runtime multiplies by its own 1 + 0.1 ln s, whatever is asked: divide it out beforehand.
+    automatic = magnitude(scaling.factor, RUNTIME_COEFFICIENT)
+    return RopeEncoding(
+        freq_base=scaling.theta,
+        scaling_type="yarn",
+        factor=scaling.factor,
+        original_context_length=original_context,
+        attention_factor=tables.attention_factor / automatic,
+    )
+
+
+def _equivalent_original_context(scaling: Yarn) -> int | None:
+    """An original context whose rounded correction range under betas 32 and 1 is the scaling's.
+
+    c(r) <= n reads L <= 2 pi r theta^(2n/D), so each end of the range bounds L from both sides.
+    """
+    if not scaling.truncate:
+        return None
+    low, high = correction_range(scaling)
+
+    def context(rotations: float, dimension: float) -> float:
+        return 2.0 * math.pi * rotations * scaling.theta ** (2.0 * dimension / scaling.rotary_dim)
+
+    smallest = max(
+        context(RUNTIME_BETA_FAST, low) if low > 0 else 1.0, context(RUNTIME_BETA_SLOW, high - 1)
+    )
+    largest = context(RUNTIME_BETA_FAST, low + 1)
+    if high < scaling.rotary_dim - 1:
+        largest = min(largest, context(RUNTIME_BETA_SLOW, high))
+    candidate = math.floor((smallest + largest) / 2)
+    return candidate if smallest < candidate < largest and candidate < 2**32 else None
+
+
+def _candidates(
+    scaling: Scaling, tables: RopeTables, architecture: RuntimeArchitecture
+) -> Iterator[RopeEncoding]:
+    if isinstance(scaling, Unscaled):
+        yield RopeEncoding(freq_base=scaling.theta)
+    elif isinstance(scaling, Linear):
+        yield RopeEncoding(freq_base=scaling.theta, scaling_type="linear", factor=scaling.factor)
+    elif isinstance(scaling, NtkAware):
+        yield RopeEncoding(freq_base=ntk_base(scaling))
+    elif isinstance(scaling, Yarn):
+        yield _yarn_keys(scaling, tables, scaling.original_context)
+    if architecture.rope_freqs and not isinstance(scaling, Unscaled):
+        plain = plain_inv_freq(scaling.theta, scaling.rotary_dim)
+        yield RopeEncoding(
+            freq_base=scaling.theta,
+            scaling_type=None if tables.attention_factor == 1.0 else "none",
+            attention_factor=None if tables.attention_factor == 1.0 else tables.attention_factor,
+            rope_freqs=(plain / tables.inv_freq).astype(np.float32),
+            note=(
+                f"{method_name(scaling)} is carried by the tensor rope_freqs: llama.cpp's keys cannot "
+                "say these frequencies."
+            ),
+        )
+    if isinstance(scaling, Yarn) and (original := _equivalent_original_context(scaling)):
+        yield replace(
+            _yarn_keys(scaling, tables, original),
+            note=(
+                f"original_context_length is written as {original}, not {scaling.original_context}: "
+                f"with llama.cpp's fixed betas of 32 and 1 it gives the same frequencies as betas of "
+                f"{scaling.beta_fast:g} and {scaling.beta_slow:g}."
+            ),
+        )
+
+
+def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
+    scaling = plan.main
+    if isinstance(scaling, LongRope):
+        return Inexpressible(
+            "llama.cpp chooses longrope's short or long set by the size of its context, transformers by "
+            "the length of the sequence: the two agree only where the whole context is used",
+            where="method longrope",
+            fix="Give another --method, such as yarn with --factor.",
+        )
+    assert isinstance(scaling, DynamicYarn | DynamicNtk)
+    factors = [f for f in bucket_factors(scaling.factor) if f > 1.0]
+    lines = []
+    for factor in factors:
+        context = math.floor(scaling.original_context * factor)
+        if isinstance(scaling, DynamicNtk):
+            base = ntk_base(scaling, context)
+            lines.append(f"  -c {context} --rope-freq-base {base:.9g}")
+            continue
+        flags = (
+            f"  -c {context} --rope-scaling yarn --rope-scale {factor:g} "
+            f"--yarn-orig-ctx {scaling.original_context}"
+        )
+        if (scaling.beta_fast, scaling.beta_slow) != (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW):
+            flags += (
+                f" --yarn-beta-fast {scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g}"
+            )
+        lines.append(flags)
+    caveats = ""
+    if isinstance(scaling, DynamicYarn):
+        automatic = magnitude(scaling.factor, RUNTIME_COEFFICIENT)
+        longest = plan.main_group.buckets[-1].attention_factor
+        if not math.isclose(longest, automatic, rel_tol=1e-6):
+            caveats += "\nNo flag sets the attention factor: it will be 1 + 0.1 ln s."
+        if not scaling.truncate:
+            caveats += "\nNo flag switches truncation off."
+    return Inexpressible(
+        "a GGUF holds one set of frequencies and llama.cpp does not change it with the length",
+        where=f"method {method_name(scaling)}",
+        fix=(
+            "Write a plain file (--method none) and start llama.cpp with the flags for the longest "
+            "request it will serve; up to the original context, with none:\n"
+            + "\n".join(lines)
+            + caveats
+        ),
+    )
+
+
+def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncoding:
+    """The exact encoding of a plan for an architecture of llama.cpp. Raises Inexpressible."""
+    scaling = plan.main
+    if len(plan.groups) != 1:
+        raise Inexpressible(
+            f"llama.cpp's {architecture.name} architecture reads one RoPE for all layers",
+            where="rope_parameters by layer type",
+        )
+    if isinstance(scaling, DynamicYarn | DynamicNtk | LongRope):
+        raise _refuse_dynamic(plan)
+    tables = plan.main_group.buckets[-1]
+    if tables.softmax_multiplier != 1.0:
+        raise Inexpressible(
+            f"llama.cpp's {architecture.name} architecture has no key for a softmax scale",
+            where="mscale_all_dim",
+        )
+    worst = np.zeros_like(tables.inv_freq)
+    for encoding in _candidates(scaling, tables, architecture):
+        difference = np.abs(runtime_inv_freq(encoding, scaling.rotary_dim) / tables.inv_freq - 1.0)
+        if difference.max() <= FREQUENCY_TOLERANCE:
+            return encoding
+        if not worst.any():
+            worst = difference
+    wrong = int((worst > FREQUENCY_TOLERANCE).sum())
+    raise Inexpressible(
+        f"llama.cpp's {architecture.name} architecture always uses beta_fast 32, beta_slow 1 and a "
+        f"truncated correction range, and loads no rope_freqs tensor: {wrong} of {len(worst)} "
+        f"frequencies would be wrong, by up to {100 * worst.max():.1f} %",
+        where=f"method {method_name(scaling)}",
+        fix="Leave out --beta-fast, --beta-slow and --no-truncate, choose --method linear or ntk, or "
+        "write another target.",
+    )

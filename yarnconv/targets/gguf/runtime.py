@@ -1,0 +1,58 @@
+"""What llama.cpp reads, by its own architecture names (checked against the source of October 2026).
+
+A key that a runtime does not read changes nothing and a tensor it does not expect fails the load,
+so what can be expressed depends on this table and not on what GGUF could hold.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeArchitecture:
+    """One architecture of llama.cpp's `src/models/`.
+
+    rope_freqs: loads the tensor `rope_freqs.weight`, one divisor per pair of dimensions.
+    sliding_window: honours `attention.sliding_window`.
+    output_bias, mlp_bias: loads the biases of the attention output and of the MLP.
+    head_size_free: the query heads may span more or less than the hidden size.
+    activation: the one MLP activation its graph is built with.
+    """
+
+    name: str
+    rope_freqs: bool
+    sliding_window: bool
+    output_bias: bool
+    mlp_bias: bool
+    head_size_free: bool
+    activation: str = "silu"
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        RuntimeArchitecture(
+            name="llama",
+            rope_freqs=True,
+            sliding_window=False,
+            output_bias=True,
+            mlp_bias=True,
+            head_size_free=True,
+        ),
+        RuntimeArchitecture(
+            name="qwen2",
+            rope_freqs=False,
+            sliding_window=False,
+            output_bias=False,
+            mlp_bias=False,
+            head_size_free=False,
+        ),
+        RuntimeArchitecture(
+            name="qwen3",
+            rope_freqs=False,
+            sliding_window=False,
+            output_bias=False,
+            mlp_bias=False,
+            head_size_free=True,
+        ),
+    )
+}

@@ -1,0 +1,263 @@
+"""The GGUF target: what it refuses, and how a plan becomes a file."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from yarnconv.artifact import check_free_space, staged
+from yarnconv.checkpoint.tokenizer import read_tokenizer
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.rope.scaling import method_name
+from yarnconv.targets.gguf.blocks import SOURCE_TYPES
+from yarnconv.targets.gguf.file_format import BLOCKS, MAGIC, Metadata, TensorType
+from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
+from yarnconv.targets.gguf.rope import RopeEncoding, encode_rope
+from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
+from yarnconv.targets.gguf.vocabulary import write_vocabulary
+from yarnconv.targets.gguf.writer import (
+    Advance,
+    OutputFile,
+    OutputTensor,
+    interleaving_row_order,
+    lay_out,
+    split_paths,
+    with_fallback,
+    write_file,
+)
+
+OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
+OUT_TYPES: tuple[OutType, ...] = ("auto", "f32", "f16", "bf16", "q8_0")
+ROPE_FREQS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufOptions:
+    """pre: llama.cpp's pre-tokenizer, None to recognise it. split_max_size: bytes per file."""
+
+    outtype: OutType = "auto"
+    pre: str | None = None
+    split_max_size: int | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufJob:
+    """Everything that is to be written, laid out; nothing has touched the disk yet."""
+
+    files: tuple[OutputFile, ...]
+    file_type: TensorType
+    rope: RopeEncoding
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def _architecture(plan: ConversionPlan) -> RuntimeArchitecture:
+    return ARCHITECTURES[plan.family.gguf.architecture]
+
+
+def _structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
+    runtime, model = _architecture(plan), plan.description
+    found = []
+
+    def refuse(condition: bool, what: str, where: str, fix: str | None = None) -> None:
+        if condition:
+            found.append(Inexpressible(what, where=where, fix=fix))
+
+    windows = [x.attention.window for x in model.layers if x.attention.window is not None]
+    narrow = [w for w in windows if w < plan.rope.target_context]
+    refuse(
+        bool(narrow) and not runtime.sliding_window,
+        f"{len(narrow)} layers look back over {min(narrow, default=0)} positions only, the context has "
+        f"{plan.rope.target_context}, and llama.cpp's {runtime.name} architecture reads no window",
+        "config.json: sliding_window",
+        "Convert without a window only if you mean to: set it to null in config.json.",
+    )
+    attention, mlp = model.layers[0].attention, model.layers[0].mlp
+    refuse(
+        attention.output_bias and not runtime.output_bias,
+        f"llama.cpp's {runtime.name} architecture loads no bias of the attention output",
+        "config.json: attention_bias",
+    )
+    refuse(
+        mlp.bias and not runtime.mlp_bias,
+        f"llama.cpp's {runtime.name} architecture loads no bias of the MLP",
+        "config.json: mlp_bias",
+    )
+    refuse(
+        mlp.activation != runtime.activation,
+        f"llama.cpp's {runtime.name} architecture computes {runtime.activation}, not {mlp.activation}",
+        "config.json: hidden_act",
+    )
+    refuse(
+        attention.heads * attention.head_dim != model.hidden_size and not runtime.head_size_free,
+        f"llama.cpp's {runtime.name} architecture wants the heads to span the hidden size of "
+        f"{model.hidden_size}, not {attention.heads * attention.head_dim}",
+        "config.json: head_dim",
+    )
+    refuse(
+        plan.rope.main.rotary_dim != attention.head_dim,
+        f"llama.cpp's {runtime.name} architecture rotates whole heads of {attention.head_dim}, not "
+        f"{plan.rope.main.rotary_dim} dimensions of them",
+        "config.json: partial_rotary_factor",
+    )
+    return found
+
+
+def refusals(plan: ConversionPlan) -> list[Inexpressible]:
+    """Everything of the plan that llama.cpp cannot compute exactly; empty if it can."""
+    found = _structure_refusals(plan)
+    try:
+        encode_rope(plan.rope, _architecture(plan))
+    except Inexpressible as refusal:
+        found.append(refusal)
+    return found
+
+
+def _tensor_names(plan: ConversionPlan) -> Callable[[str], str]:
+    """The gguf package's names for the checkpoint's tensors."""
+    import gguf
+
+    architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    name_map = gguf.get_tensor_name_map(
+        architectures[plan.family.gguf.architecture], len(plan.description.layers)
+    )
+
+    def name(source: str) -> str:
+        found = name_map.get_name(source, try_suffixes=(".weight", ".bias"))
+        assert found is not None, f"the gguf package has no name for {source}"
+        return found
+
+    return name
+
+
+def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
+    # llama.cpp computes with norms and biases in float32 and wants them stored so.
+    if len(binding.expected.shape) == 1:
+        return TensorType.F32
+    return SOURCE_TYPES[binding.source.dtype] if outtype == "auto" else TensorType[outtype.upper()]
+
+
+def _output_tensors(
+    plan: ConversionPlan, options: GgufOptions
+) -> tuple[list[OutputTensor], list[str]]:
+    name = _tensor_names(plan)
+    attention = plan.description.layers[0].attention
+    orders = {}
+    if plan.family.gguf.permute_query_key:
+        query = interleaving_row_order(attention.heads, attention.head_dim)
+        key = interleaving_row_order(attention.key_value_heads, attention.head_dim)
+        orders = {"query": query, "query_bias": query, "key": key, "key_bias": key}
+    tensors, widened = [], []
+    for binding in plan.bindings:
+        expected = binding.expected
+        tensor = OutputTensor(
+            name=name(expected.name),
+            shape=expected.shape,
+            tensor_type=_tensor_type(binding, options.outtype),
+            source=binding.source,
+            row_order=orders.get(expected.role),
+        )
+        if expected.shape[-1] % BLOCKS[tensor.tensor_type][0]:
+            tensor = with_fallback(tensor, TensorType.F16)
+            widened.append(tensor.name)
+        tensors.append(tensor)
+    notes = []
+    if widened:
+        notes.append(
+            f"{len(widened)} tensors stay f16: their rows do not divide into blocks of 32 "
+            f"({widened[0]}, ...)."
+        )
+    return tensors, notes
+
+
+def _file_type(tensors: list[OutputTensor]) -> TensorType:
+    """The type of most of the weights."""
+    values: Counter[TensorType] = Counter()
+    for tensor in tensors:
+        if len(tensor.shape) > 1:
+            values[tensor.tensor_type] += prod(tensor.shape)
+    return values.most_common(1)[0][0]
+
+
+def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
+    """Lay out everything that will be written. Raises the first refusal; writes nothing."""
+    if found := refusals(plan):
+        raise found[0]
+    rope = encode_rope(plan.rope, _architecture(plan))
+    tensors, notes = _output_tensors(plan, options)
+    file_type = _file_type(tensors)
+    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    if rope.rope_freqs is not None:
+        divisors = OutputTensor(
+            name=ROPE_FREQS,
+            shape=rope.rope_freqs.shape,
+            tensor_type=TensorType.F32,
+            source=rope.rope_freqs.astype(np.float32),
+        )
+        tensors.insert(0, divisors)
+    if rope.note is not None:
+        notes.append(rope.note)
+    metadata = Metadata()
+    write_general(metadata, plan, file_type, parameters)
+    write_model(metadata, plan, rope)
+    write_vocabulary(
+        metadata,
+        read_tokenizer(plan.checkpoint.directory),
+        plan.config,
+        pre=options.pre,
+        space_prefix_key=plan.family.gguf.add_space_prefix_key,
+    )
+    write_provenance(metadata, plan)
+    return GgufJob(
+        files=tuple(lay_out(metadata, tensors, options.split_max_size)),
+        file_type=file_type,
+        rope=rope,
+        notes=tuple(notes),
+    )
+
+
+def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
+    """A file name that says what it is: the model, the extension, the type of its weights."""
+    method, scaling = method_name(plan.rope.main), plan.rope.main_group.buckets[-1]
+    extension = "" if scaling.factor == 1.0 else f"-{method}-x{scaling.factor:g}"
+    return f"{plan.checkpoint.directory.resolve().name}{extension}-{file_type.name}.gguf"
+
+
+def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
+    sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
+    for path in paths:
+        if path.resolve() in sources:
+            raise BadInput("the destination is a file of the checkpoint itself", where=str(path))
+        if path.is_dir():
+            raise BadInput("the destination is a directory", where=str(path))
+        if path.exists():
+            with path.open("rb") as file:
+                if file.read(len(MAGIC)) not in {MAGIC, b""}:
+                    raise BadInput(
+                        "the destination exists and is no GGUF",
+                        where=str(path),
+                        fix="Delete it first if it is not needed.",
+                    )
+
+
+def emit(
+    plan: ConversionPlan, job: GgufJob, destination: Path, options: GgufOptions, advance: Advance
+) -> list[Path]:
+    """Write the job's files; all of them appear, or none. Returns their paths."""
+    paths = split_paths(destination, len(job.files))
+    _check_destination(plan, paths)
+    check_free_space(destination, job.nbytes)
+    with staged(paths) as temporary:
+        for path, file in zip(temporary, job.files, strict=True):
+            write_file(path, file, advance, options.workers)
+    return paths
