@@ -18,7 +18,14 @@ def tiny_config(family: str, **overrides):
 
 
 def make_checkpoint(
-    directory: Path, family: str, *, seed=0, dtype=torch.float32, tokenizer=True, shard=None, **overrides
+    directory: Path,
+    family: str,
+    *,
+    seed=0,
+    dtype=torch.float32,
+    tokenizer=True,
+    shard=None,
+    **overrides,
 ) -> Path:
     """A seeded checkpoint whose attention is sharp: with transformers' usual initialisation (0.02)
     every head looks everywhere alike and a wrong rotation hardly shows."""
@@ -53,7 +60,9 @@ def test_tokens(vocab_size: int, length: int, seed=1234):
     return np.random.default_rng(seed).integers(0, vocab_size, length).tolist()
 
 
-def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)):
+def reference_logits(
+    directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)
+):
     """float32 logits [positions, vocabulary] of transformers' own model, freshly built.
 
     rope_parameters: replaces the config's, in transformers 5's spelling.
@@ -61,7 +70,10 @@ def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None
     """
     config = transformers.AutoConfig.from_pretrained(directory)
     if rope_parameters is not None:
-        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **rope_parameters}
+        config.rope_parameters = {
+            "rope_theta": config.rope_parameters["rope_theta"],
+            **rope_parameters,
+        }
         if getattr(config, "head_dim", None) is None:
             config.head_dim = config.hidden_size // config.num_attention_heads
     model = transformers.AutoModelForCausalLM.from_pretrained(

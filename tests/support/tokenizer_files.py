@@ -71,7 +71,9 @@ def template_processing(bos, bos_id):
     }
 
 
-def bpe_tokenizer_json(vocab, merges, added, *, pre="llama-bpe", normalizer=None, patterns=None, bos=None):
+def bpe_tokenizer_json(
+    vocab, merges, added, *, pre="llama-bpe", normalizer=None, patterns=None, bos=None
+):
     """A complete tokenizer.json. added: (id, content, special)."""
     rules, ignore_merges = pre_tokenizer(pre, patterns)
     return {
@@ -121,9 +123,7 @@ def write_byte_level(directory: Path, vocab_size: int, *, pre="llama-bpe"):
     added = [(first_special + i, content, True) for i, content in enumerate(SPECIAL)]
     added.append((first_special + len(SPECIAL), "<tool>", False))
     assert first_special + len(added) <= vocab_size
-    document = bpe_tokenizer_json(
-        vocab, merges, added, pre=pre, bos=(SPECIAL[0], first_special)
-    )
+    document = bpe_tokenizer_json(vocab, merges, added, pre=pre, bos=(SPECIAL[0], first_special))
     (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -168,3 +168,44 @@ def write_sentencepiece(directory: Path, vocab_size: int):
         },
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def rebuild_tokenizer(vocabulary: Path, directory: Path, *, pre, bos_template=True, patterns=None):
+    """tokenizer.json and tokenizer_config.json of a real model, from the vocabulary-only GGUF that
+    llama.cpp keeps for its tests."""
+    import gguf
+
+    fields = {
+        name.removeprefix("tokenizer.ggml."): field.contents()
+        for name, field in gguf.GGUFReader(vocabulary).fields.items()
+        if name.startswith("tokenizer.ggml.")
+    }
+    tokens, types = fields["tokens"], fields["token_type"]
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] == normal}
+    added = [
+        (i, token, types[i] == control)
+        for i, token in enumerate(tokens)
+        if types[i] in (control, gguf.TokenType.USER_DEFINED)
+    ]
+    bos = tokens[fields["bos_token_id"]] if "bos_token_id" in fields else None
+    document = bpe_tokenizer_json(
+        vocab,
+        fields["merges"],
+        added,
+        pre=pre,
+        patterns=patterns,
+        bos=(bos, fields["bos_token_id"]) if bos and bos_template else None,
+    )
+    (directory / "tokenizer.json").write_text(
+        json.dumps(document, ensure_ascii=False), encoding="utf-8"
+    )
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokens[fields["eos_token_id"]],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    if bos:
+        config["bos_token"] = bos
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return len(tokens)

@@ -20,7 +20,9 @@ Bytes = NDArray[np.uint8]
 _JUST_BELOW_HALF = np.float32(0.49999997)
 _Q8_VALUES = BLOCKS[TensorType.Q8_0][0]
 
+# What a checkpoint's dtypes are here, and as which NumPy type their values are handled.
 SOURCE_TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
+SOURCE_DTYPES = {TensorType.F32: "<f4", TensorType.F16: "<f2", TensorType.BF16: "<u2"}
 
 
 @cache

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -67,18 +68,23 @@ def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
     return count // values * size
 
 
-def _string(text: str | bytes) -> bytes:
-    # Vocabularies hold lone surrogates and broken UTF-8 as often as not; llama.cpp wants the bytes.
-    data = text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+def _string(text: str) -> bytes:
+    # Vocabularies hold lone surrogates as often as not; llama.cpp takes bytes.
+    data = text.encode("utf-8", errors="surrogatepass")
     return _LENGTH.pack(len(data)) + data
 
 
-def _array(element: ValueType, values: Sequence[str | bytes | float | int]) -> bytes:
-    head = _TYPE.pack(element) + _LENGTH.pack(len(values))
-    if element is ValueType.STRING:
-        return head + b"".join([_string(value) for value in values])  # type: ignore[arg-type]
-    code = _SCALARS[element].format.lstrip("<")
-    return head + struct.pack(f"<{len(values)}{code}", *values)
+def _strings(values: Sequence[str]) -> bytes:
+    # one pass per step, each inside the interpreter's C code: a vocabulary has half a million strings
+    try:
+        data = list(map(str.encode, values))
+    except UnicodeEncodeError:
+        data = [value.encode("utf-8", errors="surrogatepass") for value in values]
+    return b"".join(chain.from_iterable(zip(map(_LENGTH.pack, map(len, data)), data, strict=True)))
+
+
+def _array(element: ValueType, length: int, data: bytes) -> bytes:
+    return _TYPE.pack(element) + _LENGTH.pack(length) + data
 
 
 @dataclass(slots=True)
@@ -114,17 +120,25 @@ class Metadata:
         """true or false."""
         self._set(key, ValueType.BOOL, _SCALARS[ValueType.BOOL].pack(value))
 
-    def strings(self, key: str, values: Sequence[str | bytes]) -> None:
+    def strings(self, key: str, values: Sequence[str]) -> None:
         """An array of strings."""
-        self._set(key, ValueType.ARRAY, _array(ValueType.STRING, values))
+        self._set(key, ValueType.ARRAY, _array(ValueType.STRING, len(values), _strings(values)))
 
     def float32s(self, key: str, values: Sequence[float]) -> None:
         """An array of 32-bit floats."""
-        self._set(key, ValueType.ARRAY, _array(ValueType.FLOAT32, values))
+        self._set(
+            key,
+            ValueType.ARRAY,
+            _array(ValueType.FLOAT32, len(values), struct.pack(f"<{len(values)}f", *values)),
+        )
 
     def int32s(self, key: str, values: Sequence[int]) -> None:
         """An array of signed 32-bit integers."""
-        self._set(key, ValueType.ARRAY, _array(ValueType.INT32, values))
+        self._set(
+            key,
+            ValueType.ARRAY,
+            _array(ValueType.INT32, len(values), struct.pack(f"<{len(values)}i", *values)),
+        )
 
     def pack(self) -> bytes:
         """All pairs, as they stand in the file."""

@@ -24,7 +24,6 @@ from yarnconv.targets.gguf.writer import (
     Advance,
     OutputFile,
     OutputTensor,
-    interleaving_row_order,
     lay_out,
     split_paths,
     with_fallback,
@@ -34,6 +33,7 @@ from yarnconv.targets.gguf.writer import (
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 OUT_TYPES: tuple[OutType, ...] = ("auto", "f32", "f16", "bf16", "q8_0")
 ROPE_FREQS = "rope_freqs.weight"
+QUERY_KEY_ROLES = frozenset({"query", "query_bias", "key", "key_bias"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +151,8 @@ def _output_tensors(
     plan: ConversionPlan, options: GgufOptions
 ) -> tuple[list[OutputTensor], list[str]]:
     name = _tensor_names(plan)
-    attention = plan.description.layers[0].attention
-    orders = {}
-    if plan.family.gguf.permute_query_key:
-        query = interleaving_row_order(attention.heads, attention.head_dim)
-        key = interleaving_row_order(attention.key_value_heads, attention.head_dim)
-        orders = {"query": query, "query_bias": query, "key": key, "key_bias": key}
+    head_dim = plan.description.layers[0].attention.head_dim
+    interleaved = QUERY_KEY_ROLES if plan.family.gguf.permute_query_key else frozenset()
     tensors, widened = [], []
     for binding in plan.bindings:
         expected = binding.expected
@@ -165,7 +161,7 @@ def _output_tensors(
             shape=expected.shape,
             tensor_type=_tensor_type(binding, options.outtype),
             source=binding.source,
-            row_order=orders.get(expected.role),
+            interleave_heads=head_dim if expected.role in interleaved else None,
         )
         if expected.shape[-1] % BLOCKS[tensor.tensor_type][0]:
             tensor = with_fallback(tensor, TensorType.F16)

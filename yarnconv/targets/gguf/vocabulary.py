@@ -41,13 +41,16 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_NORMAL = TokenType.NORMAL.value
+
+
 @dataclass(slots=True, kw_only=True)
 class Vocabulary:
     """One entry per id. `model` is llama.cpp's tokenizer model, `pre` its pre-tokenizer."""
 
     model: str
     pre: str
-    tokens: list[str | bytes]
+    tokens: list[str]
     types: list[int]
     scores: list[float] | None = None
     merges: list[str] = field(default_factory=list)
@@ -100,17 +103,11 @@ def _byte_level(
     vocabulary = _empty(
         "gpt2", pre or recognise_pretokenizer(files.tokenizer), vocab_size, scored=False
     )
-    for text, token_id in bpe_vocabulary(model).items():
-        vocabulary.tokens[_check_id(token_id, vocab_size, "tokenizer.json: model.vocab")] = text
-        vocabulary.types[token_id] = TokenType.NORMAL.value
+    for text, token_id in bpe_vocabulary(model, vocab_size).items():
+        vocabulary.tokens[token_id] = text
+        vocabulary.types[token_id] = _NORMAL
     _add_tokens(vocabulary, files, "tokenizer.json: added_tokens")
-    # A merge is stored as two words; a space within one is spelled as byte-level BPE spells it.
-    vocabulary.merges = [
-        f"{left} {right}"
-        if " " not in left + right
-        else f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}"
-        for left, right in bpe_merges(model)
-    ]
+    vocabulary.merges = bpe_merges(model)
     return vocabulary
 
 
@@ -120,16 +117,14 @@ def _byte_fallback(files: TokenizerFiles, model: Mapping[str, Any], vocab_size: 
     vocabulary = _empty("llama", "default", vocab_size, scored=True)
     assert vocabulary.scores is not None
     merges = bpe_merges(model)
-    ids = bpe_vocabulary(model)
-    for text, token_id in ids.items():
-        index = _check_id(token_id, vocab_size, "tokenizer.json: model.vocab")
+    ids = bpe_vocabulary(model, vocab_size)
+    for text, index in ids.items():
         vocabulary.tokens[index] = text
         is_byte = _BYTE_TOKEN.fullmatch(text) is not None
         vocabulary.types[index] = TokenType.BYTE if is_byte else TokenType.NORMAL
         vocabulary.scores[index] = 0.0 if is_byte else -float(len(merges))
     for rank in range(len(merges) - 1, -1, -1):
-        left, right = merges[rank]
-        if (made := ids.get(left + right)) is not None:
+        if (made := ids.get(merges[rank].replace(" ", ""))) is not None:
             vocabulary.scores[made] = -float(rank)
     _add_tokens(vocabulary, files, "tokenizer.json: added_tokens")
     unknown = model.get("unk_token")

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
-from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows
+from yarnconv.errors import BadInput
+from yarnconv.targets.gguf.blocks import SOURCE_DTYPES, SOURCE_TYPES, convert_rows
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -24,7 +25,11 @@ from yarnconv.targets.gguf.file_format import (
 
 Advance = Callable[[int], None]
 
-COPY_CHUNK = 32 * 2**20  # bytes handed to the kernel at once: a step of the progress bar
+# Read and written at once. Whole megabytes through one buffer per worker took 0.49 s for 2.47 GB where
+# copy_file_range took 0.79 s, `cp` 0.79 s and writes from the memory map 2.6 s (medians of eight,
+# tests/bench/copy_bench.py): the kernel then fills large pages at once, and there are no page faults.
+COPY_CHUNK = 2**20
+PIECE_BYTES = 32 * 2**20
 BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays in a core's cache
 
 
@@ -32,14 +37,15 @@ BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays 
 class OutputTensor:
     """A tensor to be written. `source` is a checkpoint's tensor or values made here.
 
-    row_order: for each written row the source row, None for the same order.
+    interleave_heads: the size of the heads within which rows i and i + size/2 become neighbours:
+        llama.cpp's llama architecture rotates neighbours, transformers rotates halves.
     """
 
     name: str
     shape: tuple[int, ...]
     tensor_type: TensorType
     source: TensorRef | NDArray[np.float32]
-    row_order: NDArray[np.intp] | None = None
+    interleave_heads: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,13 +53,18 @@ class OutputTensor:
         return tensor_bytes(self.shape, self.tensor_type)
 
     @property
-    def is_copy(self) -> bool:
-        """Whether the checkpoint's bytes are the artefact's."""
+    def source_type(self) -> TensorType:
+        """The type of the values in `source`."""
         return (
-            isinstance(self.source, TensorRef)
-            and self.row_order is None
-            and SOURCE_TYPES[self.source.dtype] is self.tensor_type
+            SOURCE_TYPES[self.source.dtype]
+            if isinstance(self.source, TensorRef)
+            else TensorType.F32
         )
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the source's bytes are the artefact's."""
+        return self.interleave_heads is None and self.source_type is self.tensor_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +74,6 @@ class OutputFile:
     header: bytes
     tensors: tuple[tuple[OutputTensor, int], ...]
     size: int
-
-
-def interleaving_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
-    """Rows so that dimension i of a head and its partner i + D/2 become neighbours.
-
-    llama.cpp rotates neighbours for its llama architecture, transformers rotates halves.
-    """
-    rows = np.arange(heads * head_dim, dtype=np.intp)
-    return rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
 
 
 def _shards(tensors: Sequence[OutputTensor], maximum: int | None) -> list[list[OutputTensor]]:
@@ -136,89 +138,105 @@ def split_paths(destination: Path, count: int) -> list[Path]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """A run of rows of one tensor and where its bytes go."""
+    """A run of rows of one tensor: bytes of the source to read and where what they become goes."""
 
     tensor: OutputTensor
-    descriptor: int
+    source_start: int
+    source_bytes: int
     offset: int
-    first_row: int
-    rows: int
+    width: int
 
 
-def _rows_of(tensor: OutputTensor) -> tuple[int, int]:
-    """(rows, values per row); a vector is a column, so that it can be reordered like a matrix."""
-    if len(tensor.shape) == 1:
-        return tensor.shape[0], 1
-    return prod(tensor.shape[:-1]), tensor.shape[-1]
-
-
-def _pieces(tensor: OutputTensor, descriptor: int, offset: int) -> Iterator[_Piece]:
-    rows, width = _rows_of(tensor)
-    row_bytes = tensor.nbytes // rows
-    step = max(1, COPY_CHUNK // row_bytes if tensor.is_copy else BLOCK_VALUES // width)
+def _pieces(tensor: OutputTensor, offset: int) -> Iterator[_Piece]:
+    # a vector is a column of rows of one value, so that its heads can be interleaved like a matrix's
+    rows, width = tensor.shape[0], prod(tensor.shape[1:])
+    if tensor.is_copy and len(tensor.shape) == 1:
+        rows, width = 1, tensor.shape[0]
+    source_row = tensor_bytes((width,), tensor.source_type)
+    target_row = tensor.nbytes // rows
+    step = max(1, PIECE_BYTES // source_row if tensor.is_copy else BLOCK_VALUES // width)
+    if tensor.interleave_heads is not None:
+        step = max(step // tensor.interleave_heads, 1) * tensor.interleave_heads
     for first in range(0, rows, step):
         yield _Piece(
             tensor=tensor,
-            descriptor=descriptor,
-            offset=offset + first * row_bytes,
-            first_row=first,
-            rows=min(step, rows - first),
+            source_start=first * source_row,
+            source_bytes=min(step, rows - first) * source_row,
+            offset=offset + first * target_row,
+            width=width,
         )
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+def _write_all(descriptor: int, data: memoryview, offset: int) -> int:
+    total = len(data)
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
+    return total
 
 
-def _copy(source: TensorRef, start: int, length: int, descriptor: int, offset: int) -> None:
-    """Bytes from file to file inside the kernel, or from the map where the kernel cannot."""
+def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview) -> None:
+    """Bytes of the source from `start` on, as many as `into` holds."""
+    if not isinstance(source, TensorRef):
+        into[:] = memoryview(source).cast("B")[start : start + len(into)]
+        return
+    position = source.offset + start
+    while into:
+        count = os.preadv(source.file.descriptor, [into], position)
+        if count == 0:
+            raise BadInput("the file became shorter while it was read", where=source.file.path.name)
+        into, position = into[count:], position + count
+
+
+class _Buffer:
+    """One worker's memory, grown to its largest piece and used again for every one."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def view(self, size: int) -> memoryview:
+        if len(self._data) < size:
+            self._data = bytearray(size)
+        return memoryview(self._data)[:size]
+
+
+def _copy_piece(piece: _Piece, descriptor: int, buffer: _Buffer, advance: Advance) -> None:
     done = 0
-    while done < length:
-        try:
-            copied = os.copy_file_range(
-                source.file.descriptor, descriptor, length - done, start + done, offset + done
-            )
-        except OSError:
-            # Different kinds of file system, or an old kernel: a genuine failure repeats below.
-            break
-        if copied == 0:
-            break
-        done += copied
-    if done < length:
-        _write_all(descriptor, source.file.view(start + done, length - done), offset + done)
+    while done < piece.source_bytes:
+        # up to the next whole chunk of the destination, so that writes fill pages from their start
+        chunk = COPY_CHUNK - (piece.offset + done) % COPY_CHUNK
+        data = buffer.view(min(chunk, piece.source_bytes - done))
+        _read(piece.tensor.source, piece.source_start + done, data)
+        done += _write_all(descriptor, data, piece.offset + done)
+        advance(len(data))
 
 
-def _write_piece(piece: _Piece) -> int:
+def _convert_piece(piece: _Piece, descriptor: int, buffer: _Buffer, advance: Advance) -> None:
     tensor = piece.tensor
-    rows, width = _rows_of(tensor)
-    size = piece.rows * (tensor.nbytes // rows)
-    if tensor.is_copy and isinstance(tensor.source, TensorRef):
-        start = tensor.source.offset + piece.first_row * (tensor.nbytes // rows)
-        _copy(tensor.source, start, size, piece.descriptor, piece.offset)
-        return size
-    if isinstance(tensor.source, TensorRef):
-        values, source_type = tensor.source.load(), SOURCE_TYPES[tensor.source.dtype]
-    else:
-        values, source_type = tensor.source, TensorType.F32
-    matrix = values.reshape(rows, width)
-    wanted = slice(piece.first_row, piece.first_row + piece.rows)
-    selected = matrix[wanted] if tensor.row_order is None else matrix[tensor.row_order[wanted]]
-    data = convert_rows(selected, source_type, tensor.tensor_type)
-    _write_all(piece.descriptor, memoryview(data).cast("B"), piece.offset)
-    return size
+    data = buffer.view(piece.source_bytes)
+    _read(tensor.source, piece.source_start, data)
+    rows = np.frombuffer(data, dtype=SOURCE_DTYPES[tensor.source_type]).reshape(-1, piece.width)
+    if (size := tensor.interleave_heads) is not None:
+        rows = rows.reshape(-1, 2, size // 2, piece.width).swapaxes(1, 2).reshape(-1, piece.width)
+    converted = convert_rows(rows, tensor.source_type, tensor.tensor_type)
+    advance(_write_all(descriptor, memoryview(converted).cast("B"), piece.offset))
 
 
 def _worker(
-    pieces: Iterator[_Piece], lock: threading.Lock, stop: threading.Event, advance: Advance
+    pieces: Iterator[_Piece],
+    lock: threading.Lock,
+    stop: threading.Event,
+    descriptor: int,
+    advance: Advance,
 ) -> None:
+    buffer = _Buffer()
     while not stop.is_set():
         with lock:
             piece = next(pieces, None)
         if piece is None:
             return
-        advance(_write_piece(piece))
+        write = _copy_piece if piece.tensor.is_copy else _convert_piece
+        write(piece, descriptor, buffer, advance)
 
 
 def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> None:
@@ -227,10 +245,13 @@ def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> 
     try:
         os.truncate(descriptor, file.size)
         _write_all(descriptor, memoryview(file.header), 0)
-        pieces = (p for tensor, offset in file.tensors for p in _pieces(tensor, descriptor, offset))
+        pieces = (piece for tensor, offset in file.tensors for piece in _pieces(tensor, offset))
         lock, stop = threading.Lock(), threading.Event()
         with ThreadPoolExecutor(max_workers=workers) as pool:
-            jobs = [pool.submit(_worker, pieces, lock, stop, advance) for _ in range(workers)]
+            jobs = [
+                pool.submit(_worker, pieces, lock, stop, descriptor, advance)
+                for _ in range(workers)
+            ]
             try:
                 wait(jobs, return_when=FIRST_EXCEPTION)
             finally:

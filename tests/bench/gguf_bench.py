@@ -1,0 +1,112 @@
+"""Conversion to GGUF beside `cp` and llama.cpp's own converter, in one run, as ratios of medians.
+
+    python -m tests.bench.gguf_bench [--runs 5] [--directory DIR]
+
+Whole processes, started in turn (cp, ours, theirs, cp, ...), so that a machine whose speed drifts
+slows all of them alike. Peak memory is the process's anonymous memory (RssAnon), polled.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.big_model import make_big_model
+from tests.support.llama_cpp_source import fetch_source
+
+OUT_TYPES = ("bf16", "f16", "q8_0")
+
+
+def anonymous_memory(pid):
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return 0
+
+
+def measure(command):
+    """(seconds, peak bytes of anonymous memory) of one process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    done = threading.Event()
+
+    def poll():
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, anonymous_memory(process.pid))
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    status = process.wait()
+    seconds = time.perf_counter() - started
+    done.set()
+    thread.join()
+    if status != 0:
+        raise SystemExit(f"{command} ended with {status}")
+    return seconds, peak
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()) / "yarnconv-bench")
+    parser.add_argument("--without-converter", action="store_true")
+    arguments = parser.parse_args()
+    model = make_big_model(arguments.directory / "llama-1b")
+    out = arguments.directory / "out"
+    shards = [str(path) for path in sorted(model.glob("*.safetensors"))]
+    converter = fetch_source() / "convert_hf_to_gguf.py"
+    yarnconv = [sys.executable, "-m", "yarnconv", "gguf", str(model)]
+    commands = {"cp": ["cp", *shards, str(out)]}
+    for outtype in OUT_TYPES:
+        target = str(out / "model.gguf")
+        commands[f"yarnconv {outtype}"] = [*yarnconv, "--outtype", outtype, "-o", target]
+        if not arguments.without_converter:
+            commands[f"llama.cpp {outtype}"] = [
+                *(sys.executable, str(converter), str(model)),
+                *("--outtype", outtype, "--outfile", target),
+            ]
+    seconds = {name: [] for name in commands}
+    peaks = dict.fromkeys(commands, 0)
+    for run in range(arguments.runs + 1):  # the first fills the page cache and is not counted
+        for name, command in commands.items():
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            os.sync()  # nobody pays for writing back another's output
+            taken, peak = measure(command)
+            if run:
+                seconds[name].append(taken)
+                peaks[name] = max(peaks[name], peak)
+    shutil.rmtree(out)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    table = Table(title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} runs, {os.cpu_count()} cores")
+    for heading in ("command", "median s", "min-max", "x cp", "llama.cpp / yarnconv", "peak anonymous MB"):
+        table.add_column(heading, justify="left" if heading == "command" else "right")
+    for name, value in median.items():
+        theirs = median.get(name.replace("yarnconv", "llama.cpp")) if "yarnconv" in name else None
+        table.add_row(
+            name,
+            f"{value:.2f}",
+            f"{min(seconds[name]):.2f}-{max(seconds[name]):.2f}",
+            f"{value / median['cp']:.2f}",
+            f"{theirs / value:.1f}" if theirs else "",
+            f"{peaks[name] / 1e6:.0f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
