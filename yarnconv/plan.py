@@ -25,8 +25,9 @@ from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import Scaling, Yarn, method_name
-from yarnconv.rope.spelling import head_dim, read_rope, write_rope
+from yarnconv.rope.spelling import head_dim, read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
+from yarnconv.rope.writing import write_rope
 
 CONVERTIBLE_DTYPES = ("F32", "F16", "BF16")
 
@@ -129,7 +130,8 @@ def plan_rope(
 
 def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
     """Whether the family names this tensor as one that old checkpoints carry for nothing. With tied
-    embeddings the output head is one too: transformers overwrites it with the embedding."""
+    embeddings the output head is one too: transformers overwrites it with the embedding.
+    """
     patterns = [*family.leftovers, *([family.tensors["output_head"]] if tied else [])]
     for pattern in patterns:
         before, _, after = pattern.partition("{layer}")

@@ -31,7 +31,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An open checkpoint. `tensors` is in the order of files and of offsets within them, so that
-    whoever walks it reads the disk forwards."""
+    whoever walks it reads the disk forwards.
+    """
 
     directory: Path
     config: Mapping[str, Any]

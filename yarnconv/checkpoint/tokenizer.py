@@ -172,7 +172,8 @@ def special_tokens(
     files: TokenizerFiles, model_config: Mapping[str, Any], vocab_size: int
 ) -> SpecialTokens:
     """Roles and ids: named in tokenizer_config.json, else given by id in config.json; and which of
-    them a text gets: by the post-processor, else by tokenizer_config.json's `add_*_token`."""
+    them a text gets: by the post-processor, else by tokenizer_config.json's `add_*_token`.
+    """
     texts: dict[str, str | None] = {role: _content(files.config, role) for role in SPECIAL_ROLES}
     texts["bos"] = texts["bos"] or texts["cls"]
     texts["eos"] = texts["eos"] or texts["sep"]

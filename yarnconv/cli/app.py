@@ -105,7 +105,7 @@ def _parse_size(text: str | None) -> int | None:
 def _parse_tokens(text: str | None) -> float | None:
     if text is None:
         return None
-    scale = {"M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper(), None)
+    scale = {"M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper())
     try:
         tokens = float(text[:-1]) * scale if scale else float(text)
     except ValueError:

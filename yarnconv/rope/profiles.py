@@ -28,7 +28,8 @@ class Profile:
 
 def _yarn_mistral(config: Mapping[str, Any], rope: ConfigRope) -> Profile | None:
     """NousResearch/Yarn-Mistral-7b-64k and -128k: betas and temperature stand in remote code only
-    (its `modeling_mistral_yarn.py`), which transformers' own Mistral class does not run."""
+    (its `modeling_mistral_yarn.py`), which transformers' own Mistral class does not run.
+    """
     own = rope.groups.get(None)
     if not (
         config.get("model_type") == "mistral"

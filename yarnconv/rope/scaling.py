@@ -174,7 +174,8 @@ class DynamicYarn(Yarn):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3(_Extended):
     """Llama 3.1's own rule: wavelengths above L/low_freq_factor are stretched by the factor, those
-    below L/high_freq_factor left alone, the ones between interpolated."""
+    below L/high_freq_factor left alone, the ones between interpolated.
+    """
 
     low_freq_factor: float
     high_freq_factor: float

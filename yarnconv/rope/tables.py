@@ -48,7 +48,7 @@ class RopeTables:
     softmax_multiplier: float = 1.0
 
     def cos_sin(self, positions: int) -> tuple[Float32Array, Float32Array]:
-        """cos and sin float32[positions, rotary_dim/2], the temperature folded in."""
+        """Cos and sin float32[positions, rotary_dim/2], the temperature folded in."""
         angles = np.arange(positions, dtype=np.float64)[:, None] * self.inv_freq
         scale = self.attention_factor
         return (
@@ -131,7 +131,7 @@ def _yarn_tables(scaling: Yarn) -> RopeTables:
 
 
 def _llama3_inv_freq(scaling: Llama3) -> Float64Array:
-    """transformers' `_compute_llama3_parameters`, in float64."""
+    """Transformers' `_compute_llama3_parameters`, in float64."""
     plain = plain_inv_freq(scaling.theta, scaling.rotary_dim)
     rotations = scaling.original_context * plain / (2.0 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
@@ -169,7 +169,8 @@ def bucket_factors(factor: float) -> tuple[float, ...]:
 
 def _in_bucket(scaling: DynamicYarn, factor: float) -> DynamicYarn:
     """The scaling at a smaller factor. An attention factor given by hand belongs to the full factor
-    and shrinks with the logarithm, as the formula's does, so that the bucket 1 stays plain RoPE."""
+    and shrinks with the logarithm, as the formula's does, so that the bucket 1 stays plain RoPE.
+    """
     attention_factor = scaling.attention_factor
     if attention_factor is not None:
         share = math.log(factor) / math.log(scaling.factor) if scaling.factor > 1.0 else 0.0
@@ -235,7 +236,7 @@ def count_regimes(scaling: Scaling) -> dict[Regime, int]:
 
 
 def extended_context(scaling: Extended) -> int:
-    """original context x factor, in whole positions.
+    """Original context x factor, in whole positions.
 
     A factor such as 3.9 leaves a fraction of a position, which is dropped; one that is a quotient
     (target / original) must not lose a position to rounding, hence the nudge.

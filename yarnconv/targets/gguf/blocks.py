@@ -56,7 +56,8 @@ def _float32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
     """Per 32 values a float16 scale d = max|x| / 127 and 32 int8 round(x / d) (ggml's
-    quantize_row_q8_0_ref)."""
+    quantize_row_q8_0_ref).
+    """
     blocks = values.reshape(-1, _Q8_VALUES)
     scratch = np.abs(blocks)
     scale = scratch.max(axis=1, keepdims=True)

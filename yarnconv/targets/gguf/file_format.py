@@ -117,7 +117,7 @@ class Metadata:
         self._set(key, ValueType.FLOAT32, _SCALARS[ValueType.FLOAT32].pack(value))
 
     def boolean(self, key: str, value: bool) -> None:
-        """true or false."""
+        """True or false."""
         self._set(key, ValueType.BOOL, _SCALARS[ValueType.BOOL].pack(value))
 
     def strings(self, key: str, values: Sequence[str]) -> None:
@@ -148,7 +148,8 @@ class Metadata:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
     """A tensor's entry. shape has the row length last (the file stores it reversed); offset counts
-    from the start of the tensor data."""
+    from the start of the tensor data.
+    """
 
     name: str
     shape: tuple[int, ...]

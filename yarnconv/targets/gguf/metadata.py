@@ -12,21 +12,16 @@ QUANTIZATION_VERSION = 2
 FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
 
 
-def _size_label(parameters: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6)):
-        if parameters >= size:
-            return f"{parameters / size:.1f}{unit}"
-    return f"{parameters / 1e3:.0f}K"
-
-
 def write_general(
     metadata: Metadata, plan: ConversionPlan, file_type: TensorType, parameters: int
 ) -> None:
     """What kind of file this is."""
+    import gguf
+
     metadata.string("general.architecture", plan.family.gguf.architecture)
     metadata.string("general.type", "model")
     metadata.string("general.name", plan.checkpoint.directory.resolve().name)
-    metadata.string("general.size_label", _size_label(parameters))
+    metadata.string("general.size_label", gguf.size_label(parameters, parameters, 0, 0))
     metadata.uint32("general.file_type", FILE_TYPES[file_type])
     metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)
 

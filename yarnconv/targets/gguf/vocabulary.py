@@ -113,7 +113,8 @@ def _byte_level(
 
 def _byte_fallback(files: TokenizerFiles, model: Mapping[str, Any], vocab_size: int) -> Vocabulary:
     """A SentencePiece BPE that only tokenizer.json holds. llama.cpp merges by score, highest first,
-    so a token's score is the negated rank of the merge that makes it."""
+    so a token's score is the negated rank of the merge that makes it.
+    """
     vocabulary = _empty("llama", "default", vocab_size, scored=True)
     assert vocabulary.scores is not None
     merges = bpe_merges(model)

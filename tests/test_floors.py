@@ -1,0 +1,70 @@
+"""Imports point down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "yarnconv"
+FLOORS = {
+    "errors": 0,
+    "rope": 0,
+    "model": 1,
+    "checkpoint": 2,
+    "plan": 3,
+    "artifact": 3,
+    "targets": 4,
+    "verify": 5,
+    "console": 6,
+    "cli": 6,
+    "__main__": 6,
+    "__init__": 0,
+}
+# Rooms on one floor that may know each other, in one direction.
+SAME_FLOOR = {("cli", "console"), ("__main__", "cli"), ("rope", "errors"), ("plan", "__init__")}
+HEAVY = {"torch", "transformers"}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            yield node.module
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = room(path)
+    for module in imported_modules(ast.parse(path.read_text())):
+        parts = module.split(".")
+        if parts[0] in HEAVY:
+            assert own == "verify", f"{path} imports {module}"
+        if parts[0] != "yarnconv":
+            continue
+        other = parts[1] if len(parts) > 1 else "__init__"
+        if other in {own, "__init__"}:
+            continue
+        lower = FLOORS[other] < FLOORS[own] or (own, other) in SAME_FLOOR
+        assert lower, f"{path} (floor {FLOORS[own]}) imports {module} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_has_walls(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_upward_import_is_noticed(tmp_path):
+    tree = ast.parse("from yarnconv.cli import app")
+    modules = list(imported_modules(tree))
+    assert modules == ["yarnconv.cli"]
+    assert FLOORS["cli"] > FLOORS["rope"]
