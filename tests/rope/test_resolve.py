@@ -10,7 +10,12 @@ from yarnconv.rope.scaling import DynamicYarn, Unscaled, Yarn, method_name
 from yarnconv.rope.spelling import read_rope
 from yarnconv.rope.tables import buckets
 
-PLAIN = {"model_type": "llama", "rope_theta": 10000.0, "head_dim": 128, "max_position_embeddings": 4096}
+PLAIN = {
+    "model_type": "llama",
+    "rope_theta": 10000.0,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+}
 YARN_LLAMA_2 = {
     **PLAIN,
     "rope_scaling": {
@@ -32,7 +37,12 @@ YARN_MISTRAL = {
         "finetuned": True,
     },
 }
-QWEN3 = {"model_type": "qwen3", "rope_theta": 1e6, "head_dim": 128, "max_position_embeddings": 40960}
+QWEN3 = {
+    "model_type": "qwen3",
+    "rope_theta": 1e6,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+}
 LLAMA_31 = {
     "model_type": "llama",
     "rope_theta": 500000.0,
@@ -106,7 +116,10 @@ def test_beta_alone_changes_one_field():
 
 
 def test_explicit_attention_factor_belongs_to_its_factor():
-    config = {**YARN_LLAMA_2, "rope_scaling": {**YARN_LLAMA_2["rope_scaling"], "attention_factor": 1.3}}
+    config = {
+        **YARN_LLAMA_2,
+        "rope_scaling": {**YARN_LLAMA_2["rope_scaling"], "attention_factor": 1.3},
+    }
     assert plan(config).main.attention_factor == 1.3
     resolved = plan(config, factor=32.0)
     assert resolved.main.attention_factor is None
@@ -137,7 +150,9 @@ def test_yarn_mistral_profile():
     resolved = plan(YARN_MISTRAL)
     assert resolved.profile.name == "yarn-mistral"
     assert (resolved.main.beta_fast, resolved.main.beta_slow) == (128.0, 2.0)
-    assert buckets(resolved.main)[0].attention_factor == pytest.approx(1.1940812105567846, rel=1e-12)
+    assert buckets(resolved.main)[0].attention_factor == pytest.approx(
+        1.1940812105567846, rel=1e-12
+    )
     assert resolved.finetuned
     stock = plan(YARN_MISTRAL, use_profile=False)
     assert stock.profile is None
@@ -172,7 +187,11 @@ def test_qwen3_profile():
         (PLAIN, {"factor": 4.0, "attention_factor": -1.0}, "--attention-factor"),
         (PLAIN, {"method": "linear", "factor": 4.0, "beta_fast": 64.0}, "--beta-fast"),
         (PLAIN, {"method": "none", "factor": 4.0}, "--factor"),
-        (PLAIN, {"method": "ntk-by-parts", "factor": 4.0, "attention_factor": 1.2}, "--attention-factor"),
+        (
+            PLAIN,
+            {"method": "ntk-by-parts", "factor": 4.0, "attention_factor": 1.2},
+            "--attention-factor",
+        ),
         (PLAIN, {"factor": 4.0, "original_context": -8}, "--original-context"),
         (PLAIN, {"factor": 4.0, "original_context": 0}, "--original-context"),
     ],

@@ -54,7 +54,10 @@ def test_no_scaling(key, nothing):
         {"rope_scaling": {"rope_type": "yarn", "type": "linear", **YARN}},
         {"rope_scaling": {"type": "yarn", **YARN, "finetuned": True}},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, **YARN}},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, **YARN}, "rope_theta": 7.0},
+        {
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, **YARN},
+            "rope_theta": 7.0,
+        },
         {"rope_scaling": {"type": "yarn", **YARN}, "rope_parameters": {"rope_type": "default"}},
         {"rope_scaling": {}, "rope_parameters": {"rope_type": "yarn", **YARN}},
         {
@@ -63,7 +66,11 @@ def test_no_scaling(key, nothing):
         },
         {"rope_scaling": {"type": "yarn", "factor": 16.0}},
         {
-            "rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 4096},
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": None,
+                "original_max_position_embeddings": 4096,
+            },
             "max_position_embeddings": 65536,
         },
         {"rope_scaling": {"type": "yarn", **YARN, "beta_fast": None, "beta_slow": 0}},
@@ -96,7 +103,9 @@ def test_ntk_by_parts_is_yarn_without_temperature():
 
 
 def test_dynamic_ntk_knows_only_the_longest_length():
-    scaling = read(rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 9})
+    scaling = read(
+        rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 9}
+    )
     assert scaling.original_context == 4096
 
 
@@ -157,7 +166,11 @@ def test_unstated_original_context_is_pointed_out():
         ({"rope_scaling": {"type": "yarrn", **YARN}}, "rope_scaling.rope_type", "yarrn"),
         ({"rope_scaling": {"type": 3, **YARN}}, "rope_scaling.rope_type", "3"),
         ({"rope_scaling": "yarn"}, "rope_scaling", "not an object"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "betafast": 1}}, "rope_scaling.betafast", "betafast"),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "betafast": 1}},
+            "rope_scaling.betafast",
+            "betafast",
+        ),
         (
             {"rope_parameters": {"rope_type": "yarn", **YARN, "llama_4_scaling_beta": 0.1}},
             "rope_parameters.llama_4_scaling_beta",
@@ -166,11 +179,31 @@ def test_unstated_original_context_is_pointed_out():
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor", "missing"),
         ({"rope_scaling": {"type": "yarn", **YARN, "factor": "4"}}, "rope_scaling.factor", "'4'"),
         ({"rope_scaling": {"type": "yarn", **YARN, "factor": 0.5}}, "rope_scaling.factor", "0.5"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "factor": float("nan")}}, "rope_scaling.factor", "nan"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "factor": 1e99}}, "rope_scaling.factor", "1e+99"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "beta_fast": 1.0}}, "rope_scaling.beta_fast", "beta_slow"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "beta_slow": -1}}, "rope_scaling.beta_slow", "-1"),
-        ({"rope_scaling": {"type": "yarn", **YARN, "truncate": "no"}}, "rope_scaling.truncate", "'no'"),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "factor": float("nan")}},
+            "rope_scaling.factor",
+            "nan",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "factor": 1e99}},
+            "rope_scaling.factor",
+            "1e+99",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "beta_fast": 1.0}},
+            "rope_scaling.beta_fast",
+            "beta_slow",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "beta_slow": -1}},
+            "rope_scaling.beta_slow",
+            "-1",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", **YARN, "truncate": "no"}},
+            "rope_scaling.truncate",
+            "'no'",
+        ),
         (
             {"rope_scaling": {"type": "yarn", **YARN, "attention_factor": 0}},
             "rope_scaling.attention_factor",

@@ -56,7 +56,7 @@ def edit_config(directory: Path, *, remove=(), **values):
     path.write_text(json.dumps(config))
 
 
-def test_tokens(vocab_size: int, length: int, seed=1234):
+def sample_tokens(vocab_size: int, length: int, seed=1234):
     return np.random.default_rng(seed).integers(0, vocab_size, length).tolist()
 
 

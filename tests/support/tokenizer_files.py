@@ -209,3 +209,69 @@ def rebuild_tokenizer(vocabulary: Path, directory: Path, *, pre, bos_template=Tr
         config["bos_token"] = bos
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return len(tokens)
+
+
+def sentencepiece_as_json(model_file: Path, directory: Path):
+    """The tokenizer.json of a SentencePiece BPE model, as Llama 2's conversions have it."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(model_file))
+    size = processor.get_piece_size()
+    vocab = {processor.id_to_piece(i): i for i in range(size)}
+    scores = {piece: processor.get_score(i) for piece, i in vocab.items()}
+    merges = [
+        (scores[piece], f"{piece[:cut]} {piece[cut:]}")
+        for piece in vocab
+        if not processor.is_byte(vocab[piece]) and not processor.is_control(vocab[piece])
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    merges.sort(key=lambda merge: -merge[0])
+    document = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": processor.id_to_piece(i), "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for i in range(3)
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [merge for _, merge in merges],
+        },
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    return size
+
+
+def vocabulary_only_gguf(directory: Path, vocab_size: int) -> Path:
+    """A GGUF that holds a checkpoint's tokenizer as we write it, and no tensor."""
+    from yarnconv.checkpoint.tokenizer import read_tokenizer
+    from yarnconv.targets.gguf.file_format import Metadata, pack_header
+    from yarnconv.targets.gguf.vocabulary import write_vocabulary
+
+    metadata = Metadata()
+    metadata.string("general.architecture", "llama")
+    config = {"vocab_size": vocab_size}
+    files = read_tokenizer(directory)
+    write_vocabulary(metadata, files, config, pre=None, space_prefix_key=True)
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length"):
+        metadata.uint32(f"llama.{key}", 32)
+    metadata.uint32("llama.attention.head_count", 1)
+    metadata.float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    path = directory / "vocabulary.gguf"
+    path.write_bytes(pack_header(metadata, []))
+    return path

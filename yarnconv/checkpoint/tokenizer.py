@@ -240,8 +240,10 @@ def bpe_vocabulary(model: Mapping[str, Any], vocab_size: int) -> Mapping[str, in
             "vocab is not an object of tokens and ids", where="tokenizer.json: model.vocab"
         )
     for token, token_id in vocabulary.items():
-        if type(token_id) is not int or token_id < 0:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise BadInput(
-                f"the id of {token!r} is {token_id!r}", where="tokenizer.json: model.vocab"
+                f"the id of {token!r} is {token_id!r}, outside a vocabulary of {vocab_size}",
+                where="tokenizer.json: model.vocab",
+                fix="The tokenizer belongs to another model, or config.json: vocab_size is wrong.",
             )
     return vocabulary

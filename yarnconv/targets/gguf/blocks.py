@@ -62,15 +62,16 @@ def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
     scratch = np.abs(blocks)
     scale = scratch.max(axis=1, keepdims=True)
     scale /= np.float32(127)
-    with np.errstate(divide="ignore"):
+    # A block of nothing but zeros or denormals divides by 0 or overflows, here as in ggml.
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-    scaled = blocks * inverse
-    np.copysign(_JUST_BELOW_HALF, scaled, out=scratch)
-    scaled += scratch
+        scaled = blocks * inverse
+        np.copysign(_JUST_BELOW_HALF, scaled, out=scratch)
+        scaled += scratch
     out = np.empty((len(blocks), BLOCKS[TensorType.Q8_0][1]), dtype=np.uint8)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         out[:, :2] = scale.astype(np.float16).view(np.uint8)
-    np.copyto(out[:, 2:].view(np.int8), scaled, casting="unsafe")
+        np.copyto(out[:, 2:].view(np.int8), scaled, casting="unsafe")
     return out
 
 

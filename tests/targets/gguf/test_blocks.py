@@ -1,0 +1,81 @@
+"""Every conversion against the gguf package's, bit for bit, on ordinary and on awkward values."""
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from yarnconv.targets.gguf.blocks import convert_rows, to_float32
+from yarnconv.targets.gguf.file_format import TensorType
+
+TYPES = {t: gguf.GGMLQuantizationType[t.name] for t in TensorType}
+
+
+def expected(values, target):
+    with np.errstate(all="ignore"):
+        return gguf.quants.quantize(values, TYPES[target]).view(np.uint8)
+
+
+def awkward():
+    ordinary = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
+    halves = (np.arange(-128, 128, dtype=np.float32) + np.float32(0.5)).reshape(4, 64)
+    halves[:, 0] = 127.0
+    tiny = ordinary * np.float32(1e-40)
+    huge = ordinary * np.float32(1e30)
+    zero = np.zeros((2, 64), dtype=np.float32)
+    mixed = ordinary.copy()
+    mixed[:, ::7] *= 1e6
+    return {
+        "ordinary": ordinary,
+        "halves": halves,
+        "tiny": tiny,
+        "huge": huge,
+        "zero": zero,
+        "mixed": mixed,
+    }
+
+
+@pytest.mark.parametrize("target", list(TensorType))
+@pytest.mark.parametrize("kind", sorted(awkward()))
+def test_from_float32(kind, target):
+    values = awkward()[kind]
+    found = convert_rows(values, TensorType.F32, target)
+    assert found.view(np.uint8).tobytes() == expected(values, target).tobytes()
+
+
+@pytest.mark.parametrize("target", list(TensorType))
+def test_from_every_bfloat16(target):
+    """All 65,280 finite ones, in blocks of neighbours."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    bits = bits[(bits & 0x7F80) != 0x7F80].reshape(-1, 64)
+    values = (bits.astype(np.uint32) << 16).view(np.float32)
+    found = convert_rows(bits, TensorType.BF16, target)
+    assert found.view(np.uint8).tobytes() == expected(values, target).tobytes()
+
+
+@pytest.mark.parametrize("target", list(TensorType))
+def test_from_every_float16(target):
+    bits = np.arange(2**16, dtype=np.uint16)
+    values = bits[(bits & 0x7C00) != 0x7C00].view(np.float16).reshape(-1, 64)
+    found = convert_rows(values, TensorType.F16, target)
+    assert found.view(np.uint8).tobytes() == expected(values.astype(np.float32), target).tobytes()
+
+
+@given(
+    arrays(
+        np.float32, (2, 32), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+    ),
+    st.sampled_from([TensorType.BF16, TensorType.Q8_0, TensorType.F16]),
+)
+def test_any_finite_values(values, target):
+    found = convert_rows(values, TensorType.F32, target)
+    assert found.view(np.uint8).tobytes() == expected(values, target).tobytes()
+
+
+def test_nan_stays_nan_in_bfloat16():
+    values = np.full((1, 32), np.nan, dtype=np.float32)
+    found = convert_rows(values, TensorType.F32, TensorType.BF16)
+    assert np.isnan(to_float32(found, TensorType.BF16)).all()
+    assert found.view(np.uint8).tobytes() == expected(values, TensorType.BF16).tobytes()

@@ -1,0 +1,115 @@
+"""A plain conversion against llama.cpp's own converter, byte for byte, with real vocabularies."""
+
+import subprocess
+import sys
+
+import gguf
+import pytest
+import torch
+
+from tests.support.models import edit_config, make_checkpoint
+from tests.support.tokenizer_files import rebuild_tokenizer, write_sentencepiece
+
+VOCABULARIES = {"llama": "llama-bpe", "mistral": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
+SIZES = {"llama-bpe": 128256, "qwen2": 151936}
+
+
+def facts(path):
+    """(metadata: key -> (types, value), tensors: name -> (type, shape, bytes)) of a GGUF."""
+    reader = gguf.GGUFReader(path)
+    metadata = {
+        field.name: (tuple(field.types), field.contents())
+        for field in reader.fields.values()
+        if not field.name.startswith("GGUF.")
+    }
+    tensors = {
+        tensor.name: (tensor.tensor_type, tuple(tensor.shape), tensor.data.tobytes())
+        for tensor in reader.tensors
+    }
+    return metadata, tensors
+
+
+def convert_both(directory, outtype, source, yarnconv, tmp_path):
+    theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
+    subprocess.run(
+        [
+            *(sys.executable, str(source / "convert_hf_to_gguf.py"), str(directory)),
+            *("--outtype", outtype, "--outfile", str(theirs)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    code, _, stderr = yarnconv("gguf", directory, "--outtype", outtype, "-o", ours)
+    assert code == 0, stderr
+    return facts(theirs), facts(ours)
+
+
+def assert_equal(theirs, ours):
+    def compared(metadata):
+        return {
+            key: value
+            for key, value in metadata.items()
+            if not key.startswith(("general.", "yarnconv."))
+        }
+
+    assert compared(ours[0]) == compared(theirs[0])
+    for key in ("general.architecture", "general.type", "general.file_type", "general.size_label"):
+        assert ours[0][key] == theirs[0][key]
+    assert list(ours[1]) == list(theirs[1])
+    for name, tensor in theirs[1].items():
+        assert ours[1][name] == tensor, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["from-bf16", "from-f32"])
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
+def test_every_type(outtype, dtype, llama_cpp_source, yarnconv, tmp_path):
+    directory = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, shard="1MB")
+    edit_config(directory, vocab_size=512)
+    (directory / "tokenizer.json").unlink()
+    write_sentencepiece(directory, 400)
+    assert_equal(*convert_both(directory, outtype, llama_cpp_source, yarnconv, tmp_path))
+
+
+@pytest.mark.parametrize("family", sorted(VOCABULARIES))
+def test_every_family_with_a_real_vocabulary(family, llama_cpp_source, yarnconv, tmp_path):
+    pre = VOCABULARIES[family]
+    directory = make_checkpoint(
+        tmp_path / "model",
+        family,
+        dtype=torch.bfloat16,
+        tokenizer=False,
+        vocab_size=SIZES[pre],
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        head_dim=16,
+    )
+    rebuild_tokenizer(
+        llama_cpp_source / "models" / f"ggml-vocab-{pre}.gguf",
+        directory,
+        pre=pre,
+        bos_template=pre == "llama-bpe",
+    )
+    assert_equal(*convert_both(directory, "q8_0", llama_cpp_source, yarnconv, tmp_path))
+
+
+def test_their_yarn_keys_lose_a_temperature_that_ours_keep(llama_cpp_source, yarnconv, tmp_path):
+    """The peer's fault this tool exists for: `attention_factor` goes to a key nobody reads."""
+    directory = make_checkpoint(tmp_path / "model", "llama")
+    (directory / "tokenizer.json").unlink()
+    write_sentencepiece(directory, 400)
+    edit_config(
+        directory,
+        rope_parameters={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": 256,
+            "rope_theta": 10000.0,
+        },
+    )
+    theirs, ours = convert_both(directory, "f32", llama_cpp_source, yarnconv, tmp_path)
+    assert "llama.rope.scaling.attn_factor" not in theirs[0]
+    assert ours[0]["llama.rope.scaling.attn_factor"][1] == pytest.approx(1 / 1.1386294361119891)
+    assert theirs[0]["llama.context_length"][1] == 256
+    assert ours[0]["llama.context_length"][1] == 1024
