@@ -94,14 +94,10 @@ class ConversionPlan:
 
 
 def _group(layers: tuple[int, ...], scaling: Scaling | None) -> RopeGroup:
-    return RopeGroup(
-        layers=layers, scaling=scaling, buckets=() if scaling is None else buckets(scaling)
-    )
+    return RopeGroup(layers=layers, scaling=scaling, buckets=() if scaling is None else buckets(scaling))
 
 
-def plan_rope(
-    config: Mapping[str, Any], request: RopeRequest
-) -> tuple[RopePlan, ModelDescription, Family]:
+def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
     """The RoPE half of the plan, from a config.json alone."""
     family = find_family(config)
     filled = with_defaults(family, config)
@@ -114,8 +110,7 @@ def plan_rope(
         by_type[None if None in by_type else layer.attention.layer_type].append(index)
     plan = RopePlan(
         groups=tuple(
-            _group(tuple(layers), resolved.groups[layer_type])
-            for layer_type, layers in by_type.items()
+            _group(tuple(layers), resolved.groups[layer_type]) for layer_type, layers in by_type.items()
         ),
         main=resolved.main,
         head_dim=head_dim(filled),
@@ -179,9 +174,7 @@ def bind_tensors(
         bindings[expected.name] = TensorBinding(expected=expected, source=source)
     for name in checkpoint.tensors:
         layers = len(description.layers)
-        if name not in bindings and not _is_leftover(
-            name, family, layers, description.tied_embeddings
-        ):
+        if name not in bindings and not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(
                 f"the tensor {name} is left over: nothing in a {family.model_type} model takes it",
                 where=checkpoint.tensors[name].file.path.name,

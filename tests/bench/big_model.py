@@ -70,8 +70,6 @@ def make_big_model(directory: Path) -> Path:
         weight_map |= {tensor: name for tensor, _ in part}
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    rebuild_tokenizer(
-        fetch_source() / "models" / "ggml-vocab-llama-bpe.gguf", directory, pre="llama-bpe"
-    )
+    rebuild_tokenizer(fetch_source() / "models" / "ggml-vocab-llama-bpe.gguf", directory, pre="llama-bpe")
     (directory / "config.json").write_text(json.dumps(CONFIG))
     return directory

@@ -62,9 +62,7 @@ def measure(command):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()) / "yarnconv-bench"
-    )
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()) / "yarnconv-bench")
     parser.add_argument("--without-converter", action="store_true")
     arguments = parser.parse_args()
     model = make_big_model(arguments.directory / "llama-1b")
@@ -94,9 +92,7 @@ def main():
                 peaks[name] = max(peaks[name], peak)
     shutil.rmtree(out)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    table = Table(
-        title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} runs, {os.cpu_count()} cores"
-    )
+    table = Table(title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} runs, {os.cpu_count()} cores")
     for heading in (
         "command",
         "median s",

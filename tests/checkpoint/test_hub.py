@@ -48,9 +48,7 @@ def hub(checkpoints):
                         }
                         for n, d in files.items()
                     ]
-                    return self.answer(
-                        json.dumps(entries).encode(), {"Content-Type": "application/json"}
-                    )
+                    return self.answer(json.dumps(entries).encode(), {"Content-Type": "application/json"})
                 siblings = [{"rfilename": name} for name in files]
                 body = {"id": "org/tiny", "sha": REVISION, "siblings": siblings}
                 return self.answer(json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -14,9 +14,7 @@ HEAVY = ("numpy", "torch", "transformers", "gguf", "huggingface_hub")
 
 def modules_after(code):
     script = f"import sys\n{code}\nprint(*[m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return result.stdout.splitlines()[-1].split()
 
 
@@ -93,9 +91,7 @@ def test_plan_json(yarnconv, tmp_path, checkpoints):
 
 
 def test_plan_shows_regimes_temperature_memory_and_budget(yarnconv, checkpoints):
-    code, stdout, _ = yarnconv(
-        "plan", checkpoints("llama"), "--factor", "4", "--pretraining-tokens", "2T"
-    )
+    code, stdout, _ = yarnconv("plan", checkpoints("llama"), "--factor", "4", "--pretraining-tokens", "2T")
     assert code == 0
     for words in (
         "yarn, factor 4",
@@ -148,9 +144,7 @@ def test_bad_usage(arguments, yarnconv):
     ],
 )
 def test_bad_values(option, value, words, yarnconv, checkpoints, tmp_path):
-    code, stdout, stderr = yarnconv(
-        "gguf", checkpoints("llama"), f"{option}={value}", "-o", tmp_path
-    )
+    code, stdout, stderr = yarnconv("gguf", checkpoints("llama"), f"{option}={value}", "-o", tmp_path)
     assert (code, stdout) == (2, "")
     assert words in " ".join(stderr.split())
     assert list(tmp_path.iterdir()) == []

@@ -124,14 +124,10 @@ BEYOND_THE_KEYS = {
 
 @pytest.mark.parametrize("case", BEYOND_THE_KEYS)
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_rope_freqs_where_the_architecture_loads_it(
-    family, case, checkpoints, llama_cpp, yarnconv, tmp_path
-):
+def test_rope_freqs_where_the_architecture_loads_it(family, case, checkpoints, llama_cpp, yarnconv, tmp_path):
     options, spelled = BEYOND_THE_KEYS[case]
     path = tmp_path / "model.gguf"
-    code, stdout, stderr = yarnconv(
-        "gguf", checkpoints(family), "--factor", "4", *options, "-o", path
-    )
+    code, stdout, stderr = yarnconv("gguf", checkpoints(family), "--factor", "4", *options, "-o", path)
     assert code == 0, stderr
     assert "rope_freqs" in stdout
     found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
@@ -144,9 +140,7 @@ def test_rope_freqs_where_the_architecture_loads_it(
 def test_refused_where_it_does_not(family, case, checkpoints, yarnconv, tmp_path):
     options, _ = BEYOND_THE_KEYS[case]
     path = tmp_path / "model.gguf"
-    code, stdout, stderr = yarnconv(
-        "gguf", checkpoints(family), "--factor", "4", *options, "-o", path
-    )
+    code, stdout, stderr = yarnconv("gguf", checkpoints(family), "--factor", "4", *options, "-o", path)
     assert code == 3
     assert f"{family} architecture always uses beta_fast 32" in stderr
     assert stdout == ""
@@ -154,9 +148,7 @@ def test_refused_where_it_does_not(family, case, checkpoints, yarnconv, tmp_path
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_betas_that_another_original_context_gives(
-    family, checkpoints, llama_cpp, yarnconv, tmp_path
-):
+def test_betas_that_another_original_context_gives(family, checkpoints, llama_cpp, yarnconv, tmp_path):
     """64/2 at 256 rounds to the same range as 32/1 at 128; the file says so in its keys."""
     path = tmp_path / "model.gguf"
     betas = ("--beta-fast", "64", "--beta-slow", "2")

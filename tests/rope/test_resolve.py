@@ -150,9 +150,7 @@ def test_yarn_mistral_profile():
     resolved = plan(YARN_MISTRAL)
     assert resolved.profile.name == "yarn-mistral"
     assert (resolved.main.beta_fast, resolved.main.beta_slow) == (128.0, 2.0)
-    assert buckets(resolved.main)[0].attention_factor == pytest.approx(
-        1.1940812105567846, rel=1e-12
-    )
+    assert buckets(resolved.main)[0].attention_factor == pytest.approx(1.1940812105567846, rel=1e-12)
     assert resolved.finetuned
     stock = plan(YARN_MISTRAL, use_profile=False)
     assert stock.profile is None

@@ -103,9 +103,7 @@ def test_ntk_by_parts_is_yarn_without_temperature():
 
 
 def test_dynamic_ntk_knows_only_the_longest_length():
-    scaling = read(
-        rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 9}
-    )
+    scaling = read(rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 9})
     assert scaling.original_context == 4096
 
 

@@ -92,9 +92,7 @@ def test_frequencies_and_temperature(family, method, theta):
         assert isinstance(scaling, Unscaled)
         model = {"llama": transformers.LlamaModel, "qwen3": transformers.Qwen3Model}.get(family)
         if model is None:
-            np.testing.assert_allclose(
-                tables[0].inv_freq, plain_inv_freq(theta, scaling.rotary_dim)
-            )
+            np.testing.assert_allclose(tables[0].inv_freq, plain_inv_freq(theta, scaling.rotary_dim))
             return
         config.num_hidden_layers, config.vocab_size, config.intermediate_size = 1, 8, 8
         rotary = model(config).rotary_emb
@@ -106,9 +104,7 @@ def test_frequencies_and_temperature(family, method, theta):
         lengths = [int(b.factor * config.max_position_embeddings) for b in tables]
     assert len(lengths) == len(tables)
     for bucket, length in zip(tables, lengths, strict=True):
-        wanted, attention_factor = ROPE_INIT_FUNCTIONS[rope_type](
-            config, torch.device("cpu"), seq_len=length
-        )
+        wanted, attention_factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), seq_len=length)
         np.testing.assert_allclose(bucket.inv_freq, wanted.numpy(), rtol=TOLERANCE)
         assert bucket.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
@@ -138,9 +134,7 @@ def test_deepseek_softmax_scale(factor):
     attention = DeepseekV3Attention(config, layer_idx=0)
     scaling = read_rope(json.loads(config.to_json_string(use_diff=False))).groups[None]
     plain = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
-    assert buckets(scaling)[0].softmax_multiplier == pytest.approx(
-        attention.scaling / plain, rel=1e-6
-    )
+    assert buckets(scaling)[0].softmax_multiplier == pytest.approx(attention.scaling / plain, rel=1e-6)
 
 
 def test_olmo3_nested_by_layer_type():
@@ -167,9 +161,7 @@ def test_olmo3_nested_by_layer_type():
         "full_attention": "yarn",
         "sliding_attention": "none",
     }
-    wanted, factor = ROPE_INIT_FUNCTIONS["yarn"](
-        config, torch.device("cpu"), layer_type="full_attention"
-    )
+    wanted, factor = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"), layer_type="full_attention")
     tables = buckets(groups["full_attention"])[0]
     np.testing.assert_allclose(tables.inv_freq, wanted.numpy(), rtol=TOLERANCE)
     assert tables.attention_factor == pytest.approx(factor, rel=1e-12)

@@ -79,9 +79,7 @@ def dequantised_copy(source: Path, destination: Path) -> Path:
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         shape = tuple(int(n) for n in reversed(tensor.shape))
-        writer.add_tensor(
-            tensor.name, np.ascontiguousarray(values.reshape(shape), dtype=np.float32)
-        )
+        writer.add_tensor(tensor.name, np.ascontiguousarray(values.reshape(shape), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

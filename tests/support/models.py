@@ -60,9 +60,7 @@ def sample_tokens(vocab_size: int, length: int, seed=1234):
     return np.random.default_rng(seed).integers(0, vocab_size, length).tolist()
 
 
-def reference_logits(
-    directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)
-):
+def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)):
     """float32 logits [positions, vocabulary] of transformers' own model, freshly built.
 
     rope_parameters: replaces the config's, in transformers 5's spelling.

@@ -71,9 +71,7 @@ def template_processing(bos, bos_id):
     }
 
 
-def bpe_tokenizer_json(
-    vocab, merges, added, *, pre="llama-bpe", normalizer=None, patterns=None, bos=None
-):
+def bpe_tokenizer_json(vocab, merges, added, *, pre="llama-bpe", normalizer=None, patterns=None, bos=None):
     """A complete tokenizer.json. added: (id, content, special)."""
     rules, ignore_merges = pre_tokenizer(pre, patterns)
     return {
@@ -197,9 +195,7 @@ def rebuild_tokenizer(vocabulary: Path, directory: Path, *, pre, bos_template=Tr
         patterns=patterns,
         bos=(bos, fields["bos_token_id"]) if bos and bos_template else None,
     )
-    (directory / "tokenizer.json").write_text(
-        json.dumps(document, ensure_ascii=False), encoding="utf-8"
-    )
+    (directory / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": tokens[fields["eos_token_id"]],

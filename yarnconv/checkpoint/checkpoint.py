@@ -119,9 +119,7 @@ def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
                         where=shard,
                     )
                 if by_tensor and by_tensor.get(ref.name) != shard:
-                    raise BadInput(
-                        f"{ref.name} is not what weight_map says of this file", where=shard
-                    )
+                    raise BadInput(f"{ref.name} is not what weight_map says of this file", where=shard)
                 tensors[ref.name] = ref
         for name, shard in by_tensor.items():
             if name not in tensors:

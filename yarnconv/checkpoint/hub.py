@@ -39,13 +39,9 @@ def locate(model: str, *, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(files))
-        )
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"neither a local directory nor to be had from the Hub ({first_line})",
             where=model,

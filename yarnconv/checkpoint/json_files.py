@@ -35,14 +35,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file, refused above `limit` bytes."""
     try:
         if not path.is_file():
-            raise BadInput(
-                "not a regular file" if path.exists() else "the file is missing", where=path.name
-            )
+            raise BadInput("not a regular file" if path.exists() else "the file is missing", where=path.name)
         size = path.stat().st_size
         if size > limit:
-            raise BadInput(
-                f"{size} bytes is more than such a file can hold ({limit})", where=path.name
-            )
+            raise BadInput(f"{size} bytes is more than such a file can hold ({limit})", where=path.name)
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})", where=path.name) from None

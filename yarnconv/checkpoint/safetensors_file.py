@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from yarnconv.checkpoint.json_files import parse_json_object
 from yarnconv.errors import BadInput
@@ -88,7 +88,7 @@ def _bad(path: Path, what: str, tensor: str | None = None) -> BadInput:
     return BadInput(what, where=where, fix="Download or save the file again.")
 
 
-def _whole_numbers(value: Any, count: int | None = None) -> bool:
+def _whole_numbers(value: Any, count: int | None = None) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and (count is None or len(value) == count)
@@ -96,9 +96,7 @@ def _whole_numbers(value: Any, count: int | None = None) -> bool:
     )
 
 
-def _tensor(
-    path: Path, name: str, entry: Any, data_length: int
-) -> tuple[str, tuple[int, ...], int, int]:
+def _tensor(path: Path, name: str, entry: Any, data_length: int) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
         raise _bad(path, "its header entry is not an object", name)
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -110,9 +108,7 @@ def _tensor(
         raise _bad(path, "its data_offsets are not two whole numbers of 0 or more", name)
     begin, end = offsets
     if begin > end or end > data_length:
-        raise _bad(
-            path, f"its bytes {begin}..{end} lie outside the {data_length} bytes of data", name
-        )
+        raise _bad(path, f"its bytes {begin}..{end} lie outside the {data_length} bytes of data", name)
     if prod(shape) * ELEMENT_BITS[dtype] != (end - begin) * 8:
         raise _bad(path, f"{end - begin} bytes do not hold {dtype} values of shape {shape}", name)
     return dtype, tuple(shape), begin, end
@@ -141,9 +137,7 @@ def _read_header(file: MappedFile) -> dict[str, TensorRef]:
         raise _bad(path, f"the header's length of {length} bytes is more than the file holds")
     if length > MAXIMUM_HEADER:
         raise _bad(path, f"the header's length of {length} bytes is above {MAXIMUM_HEADER}")
-    header = parse_json_object(
-        bytes(file.view(8, length)), f"{path.name}: header", unique_keys=True
-    )
+    header = parse_json_object(bytes(file.view(8, length)), f"{path.name}: header", unique_keys=True)
     header.pop("__metadata__", None)
     data_start, data_length = 8 + length, file.size - 8 - length
     found = {name: _tensor(path, name, entry, data_length) for name, entry in header.items()}

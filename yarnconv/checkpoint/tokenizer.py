@@ -58,11 +58,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
             where=str(directory),
             fix="Copy the tokenizer's files into the checkpoint's directory.",
         )
-    tokenizer = (
-        read_json_object(tokenizer_json, MAXIMUM_TOKENIZER_BYTES)
-        if tokenizer_json.exists()
-        else None
-    )
+    tokenizer = read_json_object(tokenizer_json, MAXIMUM_TOKENIZER_BYTES) if tokenizer_json.exists() else None
     config_file = directory / "tokenizer_config.json"
     config = read_json_object(config_file, 64 * MEBIBYTE) if config_file.exists() else {}
     added_file = directory / "added_tokens.json"
@@ -99,9 +95,11 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
 
 def added_tokens(files: TokenizerFiles) -> list[AddedToken]:
     """The added tokens of tokenizer.json, or of tokenizer_config.json where there is none."""
-    where, entries = "tokenizer.json: added_tokens", []
+    where = "tokenizer.json: added_tokens"
     if files.tokenizer is not None:
         entries = files.tokenizer.get("added_tokens") or []
+        if not isinstance(entries, list):
+            raise BadInput("not a list", where=where)
         pairs = [(e.get("id") if isinstance(e, Mapping) else None, e) for e in entries]
     else:
         where = "tokenizer_config.json: added_tokens_decoder"
@@ -112,12 +110,7 @@ def added_tokens(files: TokenizerFiles) -> list[AddedToken]:
     tokens = []
     for token, entry in pairs:
         content = entry.get("content") if isinstance(entry, Mapping) else None
-        if (
-            isinstance(token, bool)
-            or not isinstance(token, int)
-            or token < 0
-            or not isinstance(content, str)
-        ):
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0 or not isinstance(content, str):
             raise BadInput(f"an entry has id {token!r} and content {content!r}", where=where)
         tokens.append(AddedToken(id=token, content=content, special=bool(entry.get("special"))))
     return tokens
@@ -144,9 +137,7 @@ def _post_processors(tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, A
     return [s for s in steps if isinstance(s, Mapping)] if isinstance(steps, list) else []
 
 
-def _template_adds(
-    processor: Mapping[str, Any], texts: dict[str, str | None], adds: dict[str, bool]
-) -> None:
+def _template_adds(processor: Mapping[str, Any], texts: dict[str, str | None], adds: dict[str, bool]) -> None:
     """What a TemplateProcessing puts around one text, and between two."""
     single, pair = (processor.get(key) or [] for key in ("single", "pair"))
     first = _special_id(single[0]) if len(single) > 1 else None
@@ -168,9 +159,7 @@ def _template_adds(
         adds["sep"] = any(_special_id(step) in separators for step in between) and last is None
 
 
-def special_tokens(
-    files: TokenizerFiles, model_config: Mapping[str, Any], vocab_size: int
-) -> SpecialTokens:
+def special_tokens(files: TokenizerFiles, model_config: Mapping[str, Any], vocab_size: int) -> SpecialTokens:
     """Roles and ids: named in tokenizer_config.json, else given by id in config.json; and which of
     them a text gets: by the post-processor, else by tokenizer_config.json's `add_*_token`.
     """
@@ -236,9 +225,7 @@ def bpe_vocabulary(model: Mapping[str, Any], vocab_size: int) -> Mapping[str, in
     """Token to id of a BPE tokenizer.json; every id lies within the model's vocabulary."""
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, Mapping) or not vocabulary:
-        raise BadInput(
-            "vocab is not an object of tokens and ids", where="tokenizer.json: model.vocab"
-        )
+        raise BadInput("vocab is not an object of tokens and ids", where="tokenizer.json: model.vocab")
     for token, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise BadInput(

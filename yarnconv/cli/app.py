@@ -27,12 +27,8 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory, or a Hub id.")]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")
-]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
 
 def _report(error: YarnconvError) -> None:
@@ -96,9 +92,7 @@ def _parse_size(text: str | None) -> int | None:
     number, unit = (text[:-1], text[-1].upper()) if text and text[-1].isalpha() else (text, "")
     scale = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}.get(unit)
     if scale is None or not number.isdecimal() or int(number) == 0:
-        raise BadInput(
-            f"{text!r} is no size", where="--split-max-size", fix="Write it as 500M or 5G."
-        )
+        raise BadInput(f"{text!r} is no size", where="--split-max-size", fix="Write it as 500M or 5G.")
     return int(number) * scale
 
 
@@ -128,9 +122,7 @@ def plan(
     revision: Revision = None,
     pretraining_tokens: Annotated[
         str | None,
-        typer.Option(
-            "--pretraining-tokens", help="Such as 2T; gives the fine-tune budget in tokens."
-        ),
+        typer.Option("--pretraining-tokens", help="Such as 2T; gives the fine-tune budget in tokens."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

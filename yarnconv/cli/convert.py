@@ -3,17 +3,15 @@
 import os
 import time
 from pathlib import Path
-from typing import get_args
 
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.console.messages import print_json
 from yarnconv.console.plan_view import print_result, result_document
 from yarnconv.console.progress import byte_progress
-from yarnconv.errors import BadInput
 from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.gguf.target import GgufOptions, OutType, default_name, emit, prepare
+from yarnconv.targets.gguf.target import GgufOptions, default_name, emit, parse_outtype, prepare
 
 
 def convert_to_gguf(
@@ -28,14 +26,8 @@ def convert_to_gguf(
     as_json: bool,
 ) -> None:
     """`yarnconv gguf`."""
-    if outtype not in get_args(OutType):
-        raise BadInput(
-            f"{outtype!r} is no type this writes",
-            where="--outtype",
-            fix=f"Choose one of {', '.join(get_args(OutType))}.",
-        )
     options = GgufOptions(
-        outtype=outtype,
+        outtype=parse_outtype(outtype),
         pre=pre,
         split_max_size=split_max_size,
         workers=len(os.sched_getaffinity(0)),
@@ -48,9 +40,7 @@ def convert_to_gguf(
         destination = output or Path()
         if destination.is_dir():
             destination = destination / default_name(plan, job.file_type)
-        with byte_progress(
-            f"Writing {destination.name}", job.nbytes, enabled=not as_json
-        ) as advance:
+        with byte_progress(f"Writing {destination.name}", job.nbytes, enabled=not as_json) as advance:
             paths = emit(plan, job, destination, options, advance)
     seconds = time.perf_counter() - started
     if as_json:

@@ -14,9 +14,7 @@ PANEL = "Rope options"
 Method = StrEnum("Method", {name.replace("-", "_"): name for name in METHODS})  # type: ignore[misc]
 
 
-def _option(
-    name: str, kind: Any, text: str, *spellings: str, default: Any = None
-) -> inspect.Parameter:
+def _option(name: str, kind: Any, text: str, *spellings: str, default: Any = None) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -34,21 +32,15 @@ ROPE_OPTIONS = (
         default=Method("auto"),
     ),
     _option("factor", float | None, "Context extension ratio, target / original.", "--factor"),
-    _option(
-        "target_context", int | None, "Positions to reach, instead of --factor.", "--target-context"
-    ),
-    _option(
-        "original_context", int | None, "Positions seen in pre-training.", "--original-context"
-    ),
+    _option("target_context", int | None, "Positions to reach, instead of --factor.", "--target-context"),
+    _option("original_context", int | None, "Positions seen in pre-training.", "--original-context"),
     _option(
         "beta_fast",
         float | None,
         "YaRN: rotations above which nothing changes [32].",
         "--beta-fast",
     ),
-    _option(
-        "beta_slow", float | None, "YaRN: rotations below which all is divided [1].", "--beta-slow"
-    ),
+    _option("beta_slow", float | None, "YaRN: rotations below which all is divided [1].", "--beta-slow"),
     _option(
         "attention_factor",
         float | None,
@@ -85,5 +77,5 @@ def takes_rope_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + list(ROPE_OPTIONS)
     collecting.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     collecting.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    del collecting.__wrapped__  # type: ignore[attr-defined]  # or its signature would be read instead
+    del collecting.__wrapped__  # or its signature would be read instead
     return collecting

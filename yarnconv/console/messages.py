@@ -27,9 +27,7 @@ def print_error(error: YarnconvError) -> None:
 def print_warnings(console: Console, warnings: Iterable[str]) -> None:
     """One line each."""
     for warning in warnings:
-        console.print(
-            Text("warning: ", style="bold yellow").append(warning, style="not bold default")
-        )
+        console.print(Text("warning: ", style="bold yellow").append(warning, style="not bold default"))
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -85,9 +85,7 @@ def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
     return text
 
 
-def _facts_table(
-    plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None
-) -> Table:
+def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None) -> Table:
     scaling, longest = plan.main, plan.main_group.buckets[-1]
     per_token = description.key_value_bytes_per_token
     table = Table.grid(padding=(0, 2))
@@ -96,9 +94,7 @@ def _facts_table(
     table.add_row("method", f"{method_name(scaling)}, factor {longest.factor:g}")
     table.add_row("context", f"{plan.original_context} -> {plan.target_context} positions")
     if plan.profile:
-        table.add_row(
-            "profile", f"{plan.profile.name}: {plan.profile.explanation} (--no-profile ignores it)"
-        )
+        table.add_row("profile", f"{plan.profile.name}: {plan.profile.explanation} (--no-profile ignores it)")
     table.add_row(
         "rope",
         f"theta {scaling.theta:g}, {scaling.rotary_dim} of {plan.head_dim} dimensions rotate",
@@ -165,8 +161,7 @@ def result_document(
     return {
         "target": "gguf",
         "files": [
-            {"path": str(path), "bytes": file.size}
-            for path, file in zip(paths, job.files, strict=True)
+            {"path": str(path), "bytes": file.size} for path, file in zip(paths, job.files, strict=True)
         ],
         "outtype": job.file_type.name.lower(),
         "seconds": round(seconds, 3),

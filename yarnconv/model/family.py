@@ -121,9 +121,7 @@ def families() -> Mapping[str, Family]:
 def find_family(config: JsonObject) -> Family:
     """The family of a config.json, by model_type and, where that is missing, by architecture."""
     model_type, architectures = config.get("model_type"), config.get("architectures")
-    names = (
-        [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
-    )
+    names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     for family in families().values():
         known = set(family.architectures)
         if family.model_type == model_type if model_type is not None else known & set(names):
@@ -177,14 +175,15 @@ def _switch(config: JsonObject, fact: bool | str) -> bool:
     return value
 
 
-def _windows(
-    config: JsonObject, window: Window | None, layers: int
-) -> list[tuple[str, int | None]]:
+def _windows(config: JsonObject, window: Window | None, layers: int) -> list[tuple[str, int | None]]:
     """Per layer its type and window, from `layer_types` or from the family's own keys."""
     size: int | None = None
-    if window is not None and config.get(window.size) is not None:
-        if window.enabled is None or _switch(config, window.enabled):
-            size = _dimension(config, window.size, maximum=2**31 - 1)
+    if (
+        window is not None
+        and config.get(window.size) is not None
+        and (window.enabled is None or _switch(config, window.enabled))
+    ):
+        size = _dimension(config, window.size, maximum=2**31 - 1)
     first = 0
     if window is not None and window.from_layer is not None and size is not None:
         first_layer = config.get(window.from_layer)
@@ -196,8 +195,7 @@ def _windows(
     types = config.get("layer_types")
     if types is None:
         types = [
-            "full_attention" if size is None or i < first else "sliding_attention"
-            for i in range(layers)
+            "full_attention" if size is None or i < first else "sliding_attention" for i in range(layers)
         ]
     known = {"full_attention", "sliding_attention"}
     if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= known:
@@ -219,9 +217,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
             f"hidden_size {hidden} does not divide into {heads} heads",
             where="config.json: num_attention_heads",
         )
-    head_dim = (
-        hidden // heads if config.get("head_dim") is None else _dimension(config, "head_dim", 2**16)
-    )
+    head_dim = hidden // heads if config.get("head_dim") is None else _dimension(config, "head_dim", 2**16)
     if heads % key_value_heads:
         raise BadInput(
             f"{heads} query heads do not divide among {key_value_heads} key/value heads",
@@ -232,9 +228,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
         raise BadInput(f"hidden_act is {activation!r}, not a name", where="config.json: hidden_act")
     epsilon = config.get("rms_norm_eps")
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise BadInput(
-            f"rms_norm_eps is {epsilon!r}, not between 0 and 1", where="config.json: rms_norm_eps"
-        )
+        raise BadInput(f"rms_norm_eps is {epsilon!r}, not between 0 and 1", where="config.json: rms_norm_eps")
     structure = family.structure
     mlp = MlpDescription(
         intermediate_size=_dimension(config, "intermediate_size"),

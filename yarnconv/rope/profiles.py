@@ -60,9 +60,7 @@ def _qwen3(config: Mapping[str, Any], rope: ConfigRope) -> Profile | None:
         return None
     return Profile(
         name="qwen3",
-        explanation=(
-            "trained at 32768 positions; max_position_embeddings = 40960 adds room for output"
-        ),
+        explanation=("trained at 32768 positions; max_position_embeddings = 40960 adds room for output"),
         original_context=32768,
     )
 

@@ -6,6 +6,7 @@ The checkpoint's own scaling is kept unless the user overrides it, and an overri
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.profiles import Profile
@@ -73,9 +74,7 @@ def _refuse_strays(request: RopeRequest, method: str) -> None:
 def _factor(request: RopeRequest, own: Scaling, original: int, method: str) -> float:
     for name, value in (("factor", request.factor), ("target_context", request.target_context)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise BadInput(
-                f"{_option(name)} is {value}, not a positive number", where=_option(name)
-            )
+            raise BadInput(f"{_option(name)} is {value}, not a positive number", where=_option(name))
     if request.target_context is not None and request.target_context < original:
         raise BadInput(
             f"the target context {request.target_context} lies below the original context {original}",
@@ -120,7 +119,7 @@ def _yarn(request: RopeRequest, own: Scaling, method: str, original: int, factor
         }
     )
     attention_factor = 1.0 if method == "ntk-by-parts" else request.attention_factor
-    overrides = {
+    overrides: dict[str, Any] = {
         name: value
         for name, value in (
             ("beta_fast", request.beta_fast),
@@ -162,8 +161,12 @@ def _apply(request: RopeRequest, own: Scaling, fallback_original: int) -> Scalin
     try:
         if method in _YARN_METHODS:
             return _yarn(request, own, method, original, factor)
-        kind = {"linear": Linear, "ntk": NtkAware, "dynamic-ntk": DynamicNtk}[method]
-        return kind(
+        kinds: dict[str, type[Linear | NtkAware | DynamicNtk]] = {
+            "linear": Linear,
+            "ntk": NtkAware,
+            "dynamic-ntk": DynamicNtk,
+        }
+        return kinds[method](
             theta=own.theta, rotary_dim=own.rotary_dim, original_context=original, factor=factor
         )
     except BadInput as error:
@@ -192,9 +195,7 @@ def _difference(own: Scaling, new: Scaling) -> str:
 def _warnings(own: Scaling, new: Scaling, finetuned: bool) -> list[str]:
     warnings = []
     if not isinstance(own, Unscaled) and new != own:
-        warnings.append(
-            f"The checkpoint's own scaling is replaced, on your word: {_difference(own, new)}."
-        )
+        warnings.append(f"The checkpoint's own scaling is replaced, on your word: {_difference(own, new)}.")
         if isinstance(own, Llama3 | LongRope):
             warnings.append(
                 f"Its weights were trained with {method_name(own)} frequencies, which "
@@ -206,15 +207,11 @@ def _warnings(own: Scaling, new: Scaling, finetuned: bool) -> list[str]:
             "original context is clearly worse, most of all on needle-in-a-haystack tasks."
         )
         if not is_dynamic(new):
-            warnings.append(
-                "Static scaling: it applies to short prompts too and costs them some quality."
-            )
+            warnings.append("Static scaling: it applies to short prompts too and costs them some quality.")
     return warnings
 
 
-def resolve(
-    rope: ConfigRope, request: RopeRequest, profile: Profile | None, maximum: int
-) -> ResolvedRope:
+def resolve(rope: ConfigRope, request: RopeRequest, profile: Profile | None, maximum: int) -> ResolvedRope:
     """Join what the checkpoint carries with what the user asks for.
 
     maximum: the config's max_position_embeddings, the context of a model that is not extended.

@@ -20,11 +20,7 @@ def _require(condition: bool, field: str, found: object, wanted: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(float(value))
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
 def _check_positive(field: str, value: float) -> None:
@@ -43,9 +39,7 @@ def _check_factor(field: str, factor: float) -> None:
 
 def _check_context(field: str, positions: int) -> None:
     _require(
-        isinstance(positions, int)
-        and not isinstance(positions, bool)
-        and 0 < positions <= MAXIMUM_CONTEXT,
+        isinstance(positions, int) and not isinstance(positions, bool) and 0 < positions <= MAXIMUM_CONTEXT,
         field,
         positions,
         f"a whole number of positions between 1 and {MAXIMUM_CONTEXT}",
@@ -151,9 +145,7 @@ class Yarn(_Extended):
             _check_positive("attention_factor", self.attention_factor)
         for field, value in (("mscale", self.mscale), ("mscale_all_dim", self.mscale_all_dim)):
             if value is not None:
-                _require(
-                    _is_number(value) and value >= 0, field, value, "a finite number of 0 or more"
-                )
+                _require(_is_number(value) and value >= 0, field, value, "a finite number of 0 or more")
         _require(
             _is_number(self.temperature_coefficient) and self.temperature_coefficient >= 0,
             "temperature_coefficient",
@@ -210,8 +202,7 @@ class LongRope(_Extended):
             ("long_factor", self.long_factor),
         ):
             _require(
-                len(factors) == self.rotary_dim // 2
-                and all(_is_number(f) and f > 0 for f in factors),
+                len(factors) == self.rotary_dim // 2 and all(_is_number(f) and f > 0 for f in factors),
                 field,
                 f"{len(factors)} entries",
                 f"{self.rotary_dim // 2} positive numbers, one per pair of dimensions",

@@ -110,13 +110,9 @@ def head_dim(config: JsonObject) -> int:
         return given
     hidden, heads = (_positions(config, k, "") for k in ("hidden_size", "num_attention_heads"))
     if not hidden or not heads or hidden < 0 or heads < 0:
-        raise _fail(
-            "head_dim", "neither head_dim nor hidden_size and num_attention_heads are given"
-        )
+        raise _fail("head_dim", "neither head_dim nor hidden_size and num_attention_heads are given")
     if hidden % heads:
-        raise _fail(
-            "num_attention_heads", f"hidden_size {hidden} does not divide into {heads} heads"
-        )
+        raise _fail("num_attention_heads", f"hidden_size {hidden} does not divide into {heads} heads")
     return hidden // heads
 
 
@@ -140,9 +136,7 @@ def _rope_type(parameters: JsonObject, where: str) -> str:
     rope_type = TYPE_SYNONYMS.get(spelled, spelled)
     if rope_type not in KEYS_BY_TYPE:
         known = ", ".join(sorted(KEYS_BY_TYPE | dict.fromkeys(TYPE_SYNONYMS)))
-        raise _fail(
-            f"{where}.rope_type", f"unknown RoPE scaling type {spelled!r}", f"Known: {known}."
-        )
+        raise _fail(f"{where}.rope_type", f"unknown RoPE scaling type {spelled!r}", f"Known: {known}.")
     unknown = sorted(set(parameters) - COMMON_KEYS - KEYS_BY_TYPE[rope_type])
     if unknown:
         known = ", ".join(sorted(KEYS_BY_TYPE[rope_type]))
@@ -272,9 +266,7 @@ def _original_context(
     return top_level or inside or maximum
 
 
-def _read_group(
-    config: JsonObject, parameters: JsonObject, where: str
-) -> tuple[Scaling, list[str]]:
+def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple[Scaling, list[str]]:
     """One scaling and the notes on it; `where` names its dict within config.json."""
     rope_type = _rope_type(parameters, where)
     notes: list[str] = []

@@ -111,9 +111,7 @@ def yarn_attention_factor(scaling: Yarn) -> float:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
         above = magnitude(scaling.factor, scaling.temperature_coefficient, scaling.mscale)
-        return above / magnitude(
-            scaling.factor, scaling.temperature_coefficient, scaling.mscale_all_dim
-        )
+        return above / magnitude(scaling.factor, scaling.temperature_coefficient, scaling.mscale_all_dim)
     return magnitude(scaling.factor, scaling.temperature_coefficient)
 
 

@@ -64,9 +64,7 @@ def test_from_every_float16(target):
 
 
 @given(
-    arrays(
-        np.float32, (2, 32), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
-    ),
+    arrays(np.float32, (2, 32), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
     st.sampled_from([TensorType.BF16, TensorType.Q8_0, TensorType.F16]),
 )
 def test_any_finite_values(values, target):

@@ -47,9 +47,7 @@ def convert_both(directory, outtype, source, yarnconv, tmp_path):
 def assert_equal(theirs, ours):
     def compared(metadata):
         return {
-            key: value
-            for key, value in metadata.items()
-            if not key.startswith(("general.", "yarnconv."))
+            key: value for key, value in metadata.items() if not key.startswith(("general.", "yarnconv."))
         }
 
     assert compared(ours[0]) == compared(theirs[0])

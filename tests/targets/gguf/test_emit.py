@@ -21,16 +21,12 @@ def contents(directory):
 
 
 def test_default_name_and_metadata(checkpoints, yarnconv, tmp_path):
-    code, stdout, _ = yarnconv(
-        "gguf", checkpoints("llama"), "--factor", "4", "-o", tmp_path, "--json"
-    )
+    code, stdout, _ = yarnconv("gguf", checkpoints("llama"), "--factor", "4", "-o", tmp_path, "--json")
     assert code == 0
     document = json.loads(stdout)
     name = f"{checkpoints('llama').name}-yarn-x4-F32.gguf"
     assert contents(tmp_path) == [name]
-    assert document["files"] == [
-        {"path": str(tmp_path / name), "bytes": (tmp_path / name).stat().st_size}
-    ]
+    assert document["files"] == [{"path": str(tmp_path / name), "bytes": (tmp_path / name).stat().st_size}]
     fields = gguf.GGUFReader(tmp_path / name).fields
     values = {key: field.contents() for key, field in fields.items()}
     assert values["llama.context_length"] == 1024
@@ -143,9 +139,7 @@ def test_splits_carry_llama_cpps_keys_and_one_set_of_tensors(checkpoints, yarnco
     whole.mkdir(), parts.mkdir()
     yarnconv("gguf", checkpoints("qwen3"), "-o", whole / "m.gguf")
     options = ("--split-max-size", "800K")
-    code, stdout, _ = yarnconv(
-        "gguf", checkpoints("qwen3"), *options, "-o", parts / "m.gguf", "--json"
-    )
+    code, stdout, _ = yarnconv("gguf", checkpoints("qwen3"), *options, "-o", parts / "m.gguf", "--json")
     assert code == 0
     names = contents(parts)
     assert [file["path"] for file in json.loads(stdout)["files"]] == [str(parts / n) for n in names]

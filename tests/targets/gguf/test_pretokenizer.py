@@ -36,9 +36,7 @@ def document(name, **changes):
 def test_each_is_recognised(name):
     assert recognise_pretokenizer(document(name)) == name
     assert recognise_pretokenizer(document(name, normalizer={"type": "NFC"})) == name
-    assert recognise_pretokenizer(
-        document(name, normalizer={"type": "Sequence", "normalizers": []})
-    )
+    assert recognise_pretokenizer(document(name, normalizer={"type": "Sequence", "normalizers": []}))
 
 
 def test_a_pattern_that_removes_what_it_does_not_match_is_the_same():

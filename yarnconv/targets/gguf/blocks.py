@@ -80,7 +80,7 @@ def convert_rows(rows: Rows, source: TensorType, target: TensorType) -> NDArray[
     if source is target:
         return np.ascontiguousarray(rows)
     if target is TensorType.F16 and source is TensorType.BF16:
-        return np.take(_bf16_to_f16(), rows)
+        return np.take(_bf16_to_f16(), rows.view(np.uint16))
     values = to_float32(np.ascontiguousarray(rows), source)
     if target is TensorType.F32:
         return values

@@ -12,9 +12,7 @@ QUANTIZATION_VERSION = 2
 FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
 
 
-def write_general(
-    metadata: Metadata, plan: ConversionPlan, file_type: TensorType, parameters: int
-) -> None:
+def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorType, parameters: int) -> None:
     """What kind of file this is."""
     import gguf
 

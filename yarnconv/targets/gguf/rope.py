@@ -26,6 +26,7 @@ from yarnconv.rope.scaling import (
     method_name,
 )
 from yarnconv.rope.tables import (
+    Float32Array,
     Float64Array,
     RopeTables,
     bucket_factors,
@@ -59,7 +60,7 @@ class RopeEncoding:
     factor: float | None = None
     original_context_length: int | None = None
     attention_factor: float | None = None
-    rope_freqs: "np.ndarray | None" = None
+    rope_freqs: Float32Array | None = None
     note: str | None = None
 
     def write(self, metadata: Metadata, architecture: str, finetuned: bool) -> None:
@@ -72,9 +73,7 @@ class RopeEncoding:
         if self.factor is not None:
             metadata.float32(f"{prefix}.scaling.factor", self.factor)
         if self.original_context_length is not None:
-            metadata.uint32(
-                f"{prefix}.scaling.original_context_length", self.original_context_length
-            )
+            metadata.uint32(f"{prefix}.scaling.original_context_length", self.original_context_length)
         if self.attention_factor is not None:
             metadata.float32(f"{prefix}.scaling.attn_factor", self.attention_factor)
         metadata.boolean(f"{prefix}.scaling.finetuned", finetuned)
@@ -128,11 +127,10 @@ def _equivalent_original_context(scaling: Yarn) -> int | None:
     low, high = correction_range(scaling)
 
     def context(rotations: float, dimension: float) -> float:
-        return 2.0 * math.pi * rotations * scaling.theta ** (2.0 * dimension / scaling.rotary_dim)
+        exponent = 2.0 * dimension / scaling.rotary_dim
+        return 2.0 * math.pi * rotations * math.pow(scaling.theta, exponent)
 
-    smallest = max(
-        context(RUNTIME_BETA_FAST, low) if low > 0 else 1.0, context(RUNTIME_BETA_SLOW, high - 1)
-    )
+    smallest = max(context(RUNTIME_BETA_FAST, low) if low > 0 else 1.0, context(RUNTIME_BETA_SLOW, high - 1))
     largest = context(RUNTIME_BETA_FAST, low + 1)
     if high < scaling.rotary_dim - 1:
         largest = min(largest, context(RUNTIME_BETA_SLOW, high))
@@ -197,9 +195,7 @@ def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
             f"--yarn-orig-ctx {scaling.original_context}"
         )
         if (scaling.beta_fast, scaling.beta_slow) != (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW):
-            flags += (
-                f" --yarn-beta-fast {scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g}"
-            )
+            flags += f" --yarn-beta-fast {scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g}"
         lines.append(flags)
     caveats = ""
     if isinstance(scaling, DynamicYarn):
@@ -214,9 +210,7 @@ def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
         where=f"method {method_name(scaling)}",
         fix=(
             "Write a plain file (--method none) and start llama.cpp with the flags for the longest "
-            "request it will serve; up to the original context, with none:\n"
-            + "\n".join(lines)
-            + caveats
+            "request it will serve; up to the original context, with none:\n" + "\n".join(lines) + caveats
         ),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -31,9 +31,19 @@ from yarnconv.targets.gguf.writer import (
 )
 
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
-OUT_TYPES: tuple[OutType, ...] = ("auto", "f32", "f16", "bf16", "q8_0")
 ROPE_FREQS = "rope_freqs.weight"
 QUERY_KEY_ROLES = frozenset({"query", "query_bias", "key", "key_bias"})
+
+
+def parse_outtype(text: str) -> OutType:
+    """The `--outtype` of that name."""
+    known: tuple[OutType, ...] = get_args(OutType)
+    for outtype in known:
+        if text == outtype:
+            return outtype
+    raise BadInput(
+        f"{text!r} is no type this writes", where="--outtype", fix=f"Choose one of {', '.join(known)}."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +157,7 @@ def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
     return SOURCE_TYPES[binding.source.dtype] if outtype == "auto" else TensorType[outtype.upper()]
 
 
-def _output_tensors(
-    plan: ConversionPlan, options: GgufOptions
-) -> tuple[list[OutputTensor], list[str]]:
+def _output_tensors(plan: ConversionPlan, options: GgufOptions) -> tuple[list[OutputTensor], list[str]]:
     name = _tensor_names(plan)
     head_dim = plan.description.layers[0].attention.head_dim
     interleaved = QUERY_KEY_ROLES if plan.family.gguf.permute_query_key else frozenset()

@@ -100,9 +100,7 @@ def _byte_level(
     files: TokenizerFiles, model: Mapping[str, Any], vocab_size: int, pre: str | None
 ) -> Vocabulary:
     assert files.tokenizer is not None
-    vocabulary = _empty(
-        "gpt2", pre or recognise_pretokenizer(files.tokenizer), vocab_size, scored=False
-    )
+    vocabulary = _empty("gpt2", pre or recognise_pretokenizer(files.tokenizer), vocab_size, scored=False)
     for text, token_id in bpe_vocabulary(model, vocab_size).items():
         vocabulary.tokens[token_id] = text
         vocabulary.types[token_id] = _NORMAL

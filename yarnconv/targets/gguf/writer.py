@@ -55,11 +55,7 @@ class OutputTensor:
     @property
     def source_type(self) -> TensorType:
         """The type of the values in `source`."""
-        return (
-            SOURCE_TYPES[self.source.dtype]
-            if isinstance(self.source, TensorRef)
-            else TensorType.F32
-        )
+        return SOURCE_TYPES[self.source.dtype] if isinstance(self.source, TensorRef) else TensorType.F32
 
     @property
     def is_copy(self) -> bool:
@@ -117,9 +113,7 @@ def lay_out(
         files.append(
             OutputFile(
                 header=header,
-                tensors=tuple(
-                    (t, len(header) + i.offset) for t, i in zip(shard, infos, strict=True)
-                ),
+                tensors=tuple((t, len(header) + i.offset) for t, i in zip(shard, infos, strict=True)),
                 size=len(header) + offset,
             )
         )
@@ -178,7 +172,7 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> int:
 def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview) -> None:
     """Bytes of the source from `start` on, as many as `into` holds."""
     if not isinstance(source, TensorRef):
-        into[:] = memoryview(source).cast("B")[start : start + len(into)]
+        into[:] = source.tobytes()[start : start + len(into)]
         return
     position = source.offset + start
     while into:
@@ -219,7 +213,7 @@ def _convert_piece(piece: _Piece, descriptor: int, buffer: _Buffer, advance: Adv
     if (size := tensor.interleave_heads) is not None:
         rows = rows.reshape(-1, 2, size // 2, piece.width).swapaxes(1, 2).reshape(-1, piece.width)
     converted = convert_rows(rows, tensor.source_type, tensor.tensor_type)
-    advance(_write_all(descriptor, memoryview(converted).cast("B"), piece.offset))
+    advance(_write_all(descriptor, converted.view(np.uint8).data.cast("B"), piece.offset))
 
 
 def _worker(
@@ -248,10 +242,7 @@ def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> 
         pieces = (piece for tensor, offset in file.tensors for piece in _pieces(tensor, offset))
         lock, stop = threading.Lock(), threading.Event()
         with ThreadPoolExecutor(max_workers=workers) as pool:
-            jobs = [
-                pool.submit(_worker, pieces, lock, stop, descriptor, advance)
-                for _ in range(workers)
-            ]
+            jobs = [pool.submit(_worker, pieces, lock, stop, descriptor, advance) for _ in range(workers)]
             try:
                 wait(jobs, return_when=FIRST_EXCEPTION)
             finally:

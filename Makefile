@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all the set-up there is, on a machine with Python 3.11 or later, a C++
+# compiler and cmake.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+DEMO := build/demo
+
+.PHONY: demo test test-slow lint pytest bench clean
+
+demo: $(VENV)/.installed
+	mkdir -p $(DEMO)
+	$(BIN)/yarnconv plan fixtures/tiny-llama --factor 16
+	$(BIN)/yarnconv gguf fixtures/tiny-llama --factor 16 -o $(DEMO)
+
+test: lint pytest
+
+lint: $(VENV)/.installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pytest: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pytest -n auto
+
+bench: $(VENV)/.installed-for-tests
+	$(BIN)/python -m tests.bench.gguf_bench
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+# torch first and alone, or pip may choose a build with gigabytes of CUDA; llama-cpp-python from a wheel
+# that is compiled once (4 minutes) and kept in the user's cache directory.
+$(VENV)/.installed-for-tests: $(VENV)/.installed tests/support/llama_cpp_source.py
+	$(PIP) torch==2.13.0
+	$(PIP) "$$($(BIN)/python tests/support/llama_cpp_source.py)"
+	$(PIP) --editable ".[check,llama,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis yarnconv.egg-info
