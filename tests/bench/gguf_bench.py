@@ -2,12 +2,13 @@
 
     python -m tests.bench.gguf_bench [--runs 5] [--directory DIR]
 
-Whole processes, started in turn (cp, ours, theirs, cp, ...), so that a machine whose speed drifts
-slows all of them alike. Peak memory is the process's anonymous memory (RssAnon), polled.
+Whole processes, each round in another order, and ratios taken within a round, so that a machine whose
+speed drifts slows all of them alike: how fast pages can be had depends on who freed them. Peak memory is the process's anonymous memory (RssAnon), polled.
 """
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -59,6 +60,11 @@ def measure(command):
     return seconds, peak
 
 
+def median_ratio(numerators, denominators):
+    """The median over rounds of one command's time over another's."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
@@ -82,7 +88,7 @@ def main():
     seconds = {name: [] for name in commands}
     peaks = dict.fromkeys(commands, 0)
     for run in range(arguments.runs + 1):  # the first fills the page cache and is not counted
-        for name, command in commands.items():
+        for name, command in random.sample(sorted(commands.items()), len(commands)):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             os.sync()  # nobody pays for writing back another's output
@@ -91,25 +97,17 @@ def main():
                 seconds[name].append(taken)
                 peaks[name] = max(peaks[name], peak)
     shutil.rmtree(out)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    table = Table(title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} runs, {os.cpu_count()} cores")
-    for heading in (
-        "command",
-        "median s",
-        "min-max",
-        "x cp",
-        "llama.cpp / yarnconv",
-        "peak anonymous MB",
-    ):
+    table = Table(title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} rounds, {os.cpu_count()} cores")
+    for heading in ("command", "median s", "min-max", "x cp", "llama.cpp / yarnconv", "peak anonymous MB"):
         table.add_column(heading, justify="left" if heading == "command" else "right")
-    for name, value in median.items():
-        theirs = median.get(name.replace("yarnconv", "llama.cpp")) if "yarnconv" in name else None
+    for name, values in seconds.items():
+        theirs = seconds.get(name.replace("yarnconv", "llama.cpp")) if "yarnconv" in name else None
         table.add_row(
             name,
-            f"{value:.2f}",
-            f"{min(seconds[name]):.2f}-{max(seconds[name]):.2f}",
-            f"{value / median['cp']:.2f}",
-            f"{theirs / value:.1f}" if theirs else "",
+            f"{statistics.median(values):.2f}",
+            f"{min(values):.2f}-{max(values):.2f}",
+            f"{median_ratio(values, seconds['cp']):.2f}",
+            f"{median_ratio(theirs, values):.1f}" if theirs else "",
             f"{peaks[name] / 1e6:.0f}",
         )
     Console(width=110).print(table)
