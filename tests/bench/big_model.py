@@ -51,15 +51,16 @@ def _write_shard(path: Path, tensors, generator):
                 remaining -= count
 
 
-def make_big_model(directory: Path) -> Path:
-    """Make the checkpoint unless it is there."""
+def make_big_model(directory: Path, layers: int) -> Path:
+    """Make the checkpoint, of 16 layers or of another number, unless it is there."""
     if (directory / "config.json").exists():
         return directory
     from yarnconv.model.family import describe, expected_tensors, families, with_defaults
 
     directory.mkdir(parents=True, exist_ok=True)
     family = families()["llama"]
-    description = describe(family, with_defaults(family, CONFIG))
+    config = {**CONFIG, "num_hidden_layers": layers}
+    description = describe(family, with_defaults(family, config))
     tensors = [(t.name, t.shape) for t in expected_tensors(family, description)]
     generator = np.random.default_rng(0)
     half = len(tensors) // 2
@@ -71,5 +72,5 @@ def make_big_model(directory: Path) -> Path:
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     rebuild_tokenizer(fetch_source() / "models" / "ggml-vocab-llama-bpe.gguf", directory, pre="llama-bpe")
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "config.json").write_text(json.dumps(config))
     return directory

@@ -1,9 +1,10 @@
 """Conversion to GGUF beside `cp` and llama.cpp's own converter, in one run, as ratios of medians.
 
-    python -m tests.bench.gguf_bench [--runs 5] [--directory DIR]
+    python -m tests.bench.gguf_bench [--runs 5] [--layers 16] [--directory DIR]
 
 Whole processes, each round in another order, and ratios taken within a round, so that a machine whose
-speed drifts slows all of them alike: how fast pages can be had depends on who freed them. Peak memory is the process's anonymous memory (RssAnon), polled.
+speed drifts slows all of them alike: how fast pages can be had depends on who freed them. Peak memory is
+the process's anonymous memory (RssAnon), polled.
 """
 
 import argparse
@@ -69,15 +70,18 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()) / "yarnconv-bench")
+    parser.add_argument("--layers", type=int, default=16, help="16 make 2.47 GB, 64 make 8.3 GB")
+    parser.add_argument("--only", choices=OUT_TYPES)
     parser.add_argument("--without-converter", action="store_true")
     arguments = parser.parse_args()
-    model = make_big_model(arguments.directory / "llama-1b")
+    model = make_big_model(arguments.directory / f"llama-{arguments.layers}", arguments.layers)
     out = arguments.directory / "out"
     shards = [str(path) for path in sorted(model.glob("*.safetensors"))]
+    size = sum(Path(shard).stat().st_size for shard in shards)
     converter = fetch_source() / "convert_hf_to_gguf.py"
     yarnconv = [sys.executable, "-m", "yarnconv", "gguf", str(model)]
     commands = {"cp": ["cp", *shards, str(out)]}
-    for outtype in OUT_TYPES:
+    for outtype in [arguments.only] if arguments.only else OUT_TYPES:
         target = str(out / "model.gguf")
         commands[f"yarnconv {outtype}"] = [*yarnconv, "--outtype", outtype, "-o", target]
         if not arguments.without_converter:
@@ -97,7 +101,9 @@ def main():
                 seconds[name].append(taken)
                 peaks[name] = max(peaks[name], peak)
     shutil.rmtree(out)
-    table = Table(title=f"1.24 B Llama, 2.47 GB bf16, {arguments.runs} rounds, {os.cpu_count()} cores")
+    table = Table(
+        title=f"Llama of {size / 1e9:.2f} GB in bf16, {arguments.runs} rounds, {os.cpu_count()} cores"
+    )
     for heading in ("command", "median s", "min-max", "x cp", "llama.cpp / yarnconv", "peak anonymous MB"):
         table.add_column(heading, justify="left" if heading == "command" else "right")
     for name, values in seconds.items():

@@ -26,7 +26,8 @@ from yarnconv.targets.gguf.file_format import (
 Advance = Callable[[int], None]
 
 PIECE_BYTES = 2**23  # copied by one worker before it asks for more
-CHUNK_BYTES = 2**16  # read and written at once; see _Output
+READ_BYTES = 2**22  # read at once when copying, while another worker writes
+WRITE_BYTES = 2**16  # written at once; see _Output
 BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays in a core's cache
 
 
@@ -175,12 +176,12 @@ class _Output:
     def write(self, data: memoryview, offset: int) -> None:
         """All of `data` at `offset`."""
         total = len(data)
-        while data:
-            # up to the next whole chunk of the file, so that pages are filled from their start
-            chunk = data[: CHUNK_BYTES - offset % CHUNK_BYTES]
-            with self._lock:
+        with self._lock:
+            while data:
+                # up to the next whole chunk of the file, so that pages are filled from their start
+                chunk = data[: WRITE_BYTES - offset % WRITE_BYTES]
                 written = os.pwrite(self._descriptor, chunk, offset)
-            data, offset = data[written:], offset + written
+                data, offset = data[written:], offset + written
         self._advance(total)
 
 
@@ -210,13 +211,10 @@ class _Buffer:
 
 
 def _copy_piece(piece: _Piece, output: _Output, buffer: _Buffer) -> None:
-    done = 0
-    while done < piece.source_bytes:
-        chunk = CHUNK_BYTES - (piece.offset + done) % CHUNK_BYTES
-        data = buffer.view(min(chunk, piece.source_bytes - done))
+    for done in range(0, piece.source_bytes, READ_BYTES):
+        data = buffer.view(min(READ_BYTES, piece.source_bytes - done))
         _read(piece.tensor.source, piece.source_start + done, data)
         output.write(data, piece.offset + done)
-        done += len(data)
 
 
 def _convert_piece(piece: _Piece, output: _Output, buffer: _Buffer) -> None:
