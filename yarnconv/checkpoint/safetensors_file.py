@@ -45,10 +45,6 @@ class MappedFile:
         """Bytes of the map, without a copy."""
         return memoryview(self._map)[offset : offset + length]
 
-    def forget(self) -> None:
-        """Let the kernel drop the pages read so far from this process's resident set."""
-        self._map.madvise(mmap.MADV_DONTNEED)
-
     def close(self) -> None:
         """Close the descriptor; the map goes when its last view does."""
         os.close(self.descriptor)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,7 +26,6 @@ from yarnconv.targets.gguf.writer import (
     OutputTensor,
     lay_out,
     split_paths,
-    with_fallback,
     write_file,
 )
 
@@ -172,7 +171,7 @@ def _output_tensors(plan: ConversionPlan, options: GgufOptions) -> tuple[list[Ou
             interleave_heads=head_dim if expected.role in interleaved else None,
         )
         if expected.shape[-1] % BLOCKS[tensor.tensor_type][0]:
-            tensor = with_fallback(tensor, TensorType.F16)
+            tensor = replace(tensor, tensor_type=TensorType.F16)
             widened.append(tensor.name)
         tensors.append(tensor)
     notes = []

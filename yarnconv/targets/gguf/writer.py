@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -258,8 +258,3 @@ def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> 
         os.truncate(descriptor, file.size)  # the last tensor's padding
     finally:
         os.close(descriptor)
-
-
-def with_fallback(tensor: OutputTensor, fallback: TensorType) -> OutputTensor:
-    """The tensor in another type, for rows that do not divide into blocks."""
-    return replace(tensor, tensor_type=fallback)
