@@ -56,13 +56,13 @@ def _regime_legend(plan: RopePlan) -> Text:
     legend = Text()
     for name, count in counts.items():
         legend.append(f"{count} {name}", style=_STYLES[name]).append("   ")
-    return legend.append("(pairs, fast to slow; height: share of the frequency kept)", style="dim")
+    return legend.append("(pairs)", style="dim")
 
 
 def _temperature(plan: RopePlan) -> str:
     longest = plan.main_group.buckets[-1]
     factor = longest.attention_factor
-    text = f"attention factor {factor:.6g} on cos and sin, so attention logits x {factor**2:.6g}"
+    text = f"{factor:.6g} on cos and sin (attention logits x {factor**2:.6g})"
     if longest.softmax_multiplier != 1.0:
         text += f"; softmax scale x {longest.softmax_multiplier:.6g}"
     return text
@@ -78,10 +78,10 @@ def _layer_groups(plan: RopePlan) -> str:
 
 def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
     paper = PAPER_STEPS * PAPER_BATCH * plan.target_context
-    text = f"0.1 % of the pre-training tokens; the paper's {PAPER_STEPS} steps x {PAPER_BATCH} sequences"
-    text += f" of the target context are {_tokens(paper)} tokens"
+    text = f"0.1 % of the pre-training tokens (the paper: {PAPER_STEPS} x {PAPER_BATCH} sequences, here "
+    text += f"{_tokens(paper)} tokens)"
     if pretraining_tokens is not None:
-        text = f"{_tokens(pretraining_tokens * FINETUNE_SHARE)} tokens ({text})"
+        text = f"{_tokens(pretraining_tokens * FINETUNE_SHARE)} tokens: {text}"
     return text
 
 
