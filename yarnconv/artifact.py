@@ -49,7 +49,8 @@ def _termination_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    caught = (signal.SIGTERM, signal.SIGHUP)
+    # one that the caller had us ignore (nohup) stays ignored
+    caught = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield

@@ -98,7 +98,8 @@ def test_a_disk_that_fills_up_leaves_nothing(checkpoints, yarnconv, tmp_path, mo
 
 
 SLOW_WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from yarnconv.targets.gguf import writer
 genuine = writer.os.pwrite
 def slow(descriptor, data, offset):
@@ -132,6 +133,26 @@ def test_an_interrupt_leaves_nothing(checkpoints, tmp_path, number):
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert contents(tmp_path) == []
+
+
+def test_a_conversion_under_nohup_outlives_its_terminal(checkpoints, tmp_path):
+    ignoring = SLOW_WRITER.replace(
+        "import signal, sys, time", "import signal, sys, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    ).replace("time.sleep(0.1)", "time.sleep(0.01)")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", ignoring, "gguf", str(checkpoints("llama"))),
+            *("-o", str(tmp_path / "model.gguf")),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr.readline() == "writing\n"
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert contents(tmp_path) == ["model.gguf"]
 
 
 def test_splits_carry_llama_cpps_keys_and_one_set_of_tensors(checkpoints, yarnconv, tmp_path):
