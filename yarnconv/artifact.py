@@ -59,6 +59,21 @@ def _termination_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:
+    """Rename all, the first file last, with interrupts held back: half of one model and half of another
+    would load. An older split model loses its first file first, so that at no moment is it a mixture.
+    """
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        if len(paths) > 1:
+            destinations[0].unlink(missing_ok=True)
+        for path, destination in reversed(list(zip(paths, destinations, strict=True))):
+            path.replace(destination)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 @contextmanager
 def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     """Paths to write in place of `destinations`; renamed to them, the first one last, on success.
@@ -71,8 +86,7 @@ def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         with _termination_as_interrupt():
             yield paths
-            for path, destination in reversed(list(zip(paths, destinations, strict=True))):
-                path.replace(destination)
+            _publish(paths, destinations)
     except OSError as error:
         raise BadInput(
             f"writing failed ({error.strerror or error})",

@@ -5,7 +5,7 @@ and a binding for every tensor.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yarnconv import __version__
@@ -107,7 +107,13 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     resolved = resolve(rope, request, profile, description.max_position_embeddings)
     by_type: dict[str | None, list[int]] = {layer_type: [] for layer_type in resolved.groups}
     for index, layer in enumerate(description.layers):
-        by_type[None if None in by_type else layer.attention.layer_type].append(index)
+        layer_type = None if None in by_type else layer.attention.layer_type
+        if layer_type not in by_type:
+            raise BadInput(
+                f"layer {index} is of type {layer_type!r}, for which there are no RoPE parameters",
+                where="config.json: rope_parameters",
+            )
+        by_type[layer_type].append(index)
     plan = RopePlan(
         groups=tuple(
             _group(tuple(layers), resolved.groups[layer_type]) for layer_type, layers in by_type.items()
@@ -123,9 +129,27 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     return plan, description, family
 
 
+def _ties_embeddings(checkpoint: Checkpoint, family: Family, description: ModelDescription) -> bool:
+    """Whether the output head is the embedding. A checkpoint that holds both, and holds them different,
+    is not tied whatever its config says: transformers loads it so.
+    """
+    head = checkpoint.tensors.get(family.tensors["output_head"])
+    embedding = checkpoint.tensors.get(family.tensors["token_embedding"])
+    if not description.tied_embeddings or head is None or embedding is None:
+        return description.tied_embeddings
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    step = 2**24
+    return all(
+        head.file.view(head.offset + start, min(step, head.nbytes - start))
+        == embedding.file.view(embedding.offset + start, min(step, head.nbytes - start))
+        for start in range(0, head.nbytes, step)
+    )
+
+
 def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
     """Whether the family names this tensor as one that old checkpoints carry for nothing. With tied
-    embeddings the output head is one too: transformers overwrites it with the embedding.
+    embeddings a copy of them as output head is one too.
     """
     patterns = [*family.leftovers, *([family.tensors["output_head"]] if tied else [])]
     for pattern in patterns:
@@ -138,6 +162,7 @@ def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
             and name.startswith(before)
             and name.endswith(after)
             and middle.isdecimal()
+            and len(middle) <= len(str(layers))
             and int(middle) < layers
         ):
             return True
@@ -192,6 +217,8 @@ def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionP
             fix="Convert from the unquantised checkpoint.",
         )
     rope, description, family = plan_rope(checkpoint.config, request)
+    tied = _ties_embeddings(checkpoint, family, description)
+    description = replace(description, tied_embeddings=tied)
     return ConversionPlan(
         rope=rope,
         family=family,

@@ -183,9 +183,17 @@ def quantised(directory):
     config(directory, quantization_config={"quant_method": "gptq", "bits": 4})
 
 
-@case("layer_types does not name")
-def strange_layer_types(directory):
-    config(directory, layer_types=["full_attention"])
+@case("too large a number")
+def a_number_of_400_digits(directory):
+    config(directory, rope_scaling={"type": "yarn", "factor": 10**400})
+
+
+@case("unknown key 'bogus' beside")
+def a_stray_beside_layer_types(directory):
+    yarn = {"rope_type": "yarn", "factor": 2.0}
+    config(
+        directory, layer_types=["full_attention"] * 3, rope_parameters={"full_attention": yarn, "bogus": 7}
+    )
 
 
 # -- weights --------------------------------------------------------------------------------------
@@ -466,6 +474,32 @@ def vocabulary_missing(directory):
 @case("is none that is known")
 def unknown_pre_tokenizer(directory):
     tokenizer(directory, lambda d: d.update(pre_tokenizer={"type": "Whitespace"}))
+
+
+@case("has more than one id")
+def one_token_twice(directory):
+    tokenizer(directory, lambda d: d["added_tokens"].append({"id": 300, "content": "he"}))
+
+
+@case("rules are not SentencePiece's")
+def byte_fallback_without_sentencepiece(directory):
+    tokenizer(directory, lambda d: d["model"].update(byte_fallback=True))
+
+
+@case("a template is not a list")
+def post_processor_of_text(directory):
+    tokenizer(directory, lambda d: d.update(post_processor={"type": "TemplateProcessing", "single": "A"}))
+
+
+@case("is none that is known")
+def split_behaviour_of_a_list(directory):
+    tokenizer(directory, lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior=["x"]))
+
+
+@case("neither a text nor a list of named ones")
+def chat_template_of_numbers(directory):
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": [{"name": []}]}))
 
 
 @case("the id of")

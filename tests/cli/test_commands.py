@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +180,32 @@ def test_module_entry_point():
         [sys.executable, "-m", "yarnconv", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("yarnconv ")
+
+
+def test_a_local_directory_has_no_revisions(yarnconv, checkpoints):
+    code, _, stderr = yarnconv("plan", checkpoints("llama"), "--revision", "main")
+    assert code == 2
+    assert "no revisions" in stderr
+
+
+def test_a_model_of_the_hubs_cache_has_its_own_name(tmp_path):
+    from yarnconv.checkpoint.hub import model_name
+
+    assert model_name(tmp_path / "models--org--tiny-llama" / "snapshots" / ("0" * 40)) == "tiny-llama"
+    assert model_name(tmp_path / "model") == "model"
+
+
+def test_names_from_strangers_do_not_reach_the_terminal_as_commands(capsys):
+    from yarnconv.console.messages import print_error
+    from yarnconv.errors import BadInput
+
+    print_error(BadInput("the tensor \x1b]0;owned\x07 is left over", where="a\x1b[2Jb"))
+    assert "\x1b]" not in (shown := capsys.readouterr().err)
+    assert "\x1b[2J" not in shown
+
+
+def test_full_output_is_no_bug(checkpoints):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "yarnconv", "plan", str(checkpoints("llama")), "--json"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2, result.stderr

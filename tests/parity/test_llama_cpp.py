@@ -263,3 +263,23 @@ def test_a_split_model_loads(checkpoints, llama_cpp, yarnconv, tmp_path):
     found = llama_cpp.logits(tmp_path / parts[0], tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(checkpoints("llama"), tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
+
+
+def test_a_tied_config_with_a_head_of_its_own(llama_cpp, yarnconv, tmp_path):
+    """transformers believes the tensors, not tie_word_embeddings; a mere copy of the embedding is dropped."""
+    own = make_checkpoint(tmp_path / "own", "llama")
+    edit_config(own, tie_word_embeddings=True)
+    path = tmp_path / "own.gguf"
+    assert yarnconv("gguf", own, "-o", path)[0] == 0
+    assert "output.weight" in {t.name for t in gguf.GGUFReader(path).tensors}
+    edit_config(own, tie_word_embeddings=False)
+    wanted = reference_logits(own, tokens(), select=BEYOND)
+    assert relative_error(llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT), wanted) <= F32_TOLERANCE
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(own / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, own / "model.safetensors")
+    edit_config(own, tie_word_embeddings=True)
+    assert yarnconv("gguf", own, "-o", path)[0] == 0
+    assert "output.weight" not in {t.name for t in gguf.GGUFReader(path).tensors}

@@ -214,3 +214,13 @@ def test_yarn_fields_survive_the_request():
         },
     }
     assert not plan(config, factor=16.0).main.truncate
+
+
+def test_llama3s_factor_is_no_ratio_of_contexts():
+    with pytest.raises(BadInput, match="how far"):
+        plan(LLAMA_31, method="yarn")
+
+
+def test_a_context_beyond_what_runtimes_count_is_refused():
+    with pytest.raises(BadInput, match="runtimes count"):
+        plan(PLAIN, factor=4.0, original_context=2**31 - 1)

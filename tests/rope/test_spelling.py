@@ -232,3 +232,38 @@ def test_what_is_not_understood_is_named(config, where, what):
         read(**config)
     assert where in str(raised.value.where)
     assert what in str(raised.value)
+
+
+def test_truncate_beside_the_layer_types_is_read_as_in_transformers():
+    inner = {"rope_type": "yarn", **YARN}
+    rope = read_rope(
+        {
+            **BASE,
+            "layer_types": ["full_attention"],
+            "rope_parameters": {"full_attention": inner, "truncate": False},
+        }
+    )
+    assert not rope.groups["full_attention"].truncate
+
+
+@pytest.mark.parametrize(
+    "key", ["factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "rope_theta"]
+)
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, 1e-320, -0.0, float("inf"), float("-inf")])
+def test_no_number_is_a_bug(key, value):
+    """Whatever a config holds is read or refused with its place; nothing overflows later on."""
+    from yarnconv.rope.tables import buckets
+
+    config = {"rope_scaling": {"type": "yarn", **YARN, "rope_theta": 10000.0, key: value}}
+    outcome = read_or_refuse(config)
+    if isinstance(outcome, BadInput):
+        assert key in str(outcome.where)
+    else:
+        assert buckets(outcome)[0].inv_freq.min() > 0
+
+
+def read_or_refuse(config):
+    try:
+        return read(**config)
+    except BadInput as error:
+        return error

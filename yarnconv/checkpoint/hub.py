@@ -22,10 +22,22 @@ WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.i
 ALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
 
 
+def model_name(directory: Path) -> str:
+    """A name for people: the directory's, or the model's where it lies in the Hub's cache
+    (models--org--name/snapshots/<commit>).
+    """
+    resolved = directory.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.parent.parent.name.split("--")[-1]
+    return resolved.name
+
+
 def locate(model: str, *, revision: str | None, files: tuple[str, ...]) -> Path:
     """The directory that holds the model's `files` (patterns), downloaded if MODEL is a Hub id."""
     directory = Path(model)
     if directory.is_dir():
+        if revision is not None:
+            raise BadInput(f"{model} is a local directory, which has no revisions", where="--revision")
         return directory
     if directory.exists():
         raise BadInput("MODEL is a file, not a checkpoint directory", where=model)

@@ -46,7 +46,7 @@ class TokenizerFiles:
     config: Mapping[str, Any]
     sentencepiece: Path | None
     added: Mapping[str, int] = field(default_factory=dict)
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_tokenizer(directory: Path) -> TokenizerFiles:
@@ -72,12 +72,12 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
         config=config,
         sentencepiece=model_file if model_file.exists() else None,
         added=added,
-        chat_template=_chat_template(directory, config),
+        chat_templates=_chat_templates(directory, config),
     )
 
 
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The default chat template, from wherever transformers 4 or 5 put it."""
+def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name, from wherever transformers 4 or 5 put them; one without is "default"."""
     template = config.get("chat_template")
     if template is None and (directory / "chat_template.jinja").exists():
         data = read_bytes(directory / "chat_template.jinja", 16 * MEBIBYTE)
@@ -87,10 +87,19 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
             raise BadInput("not valid UTF-8", where="chat_template.jinja") from None
     elif template is None and (directory / "chat_template.json").exists():
         template = read_json_object(directory / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # named templates, of which one is the default
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if template is None:
+        return {}
+    if isinstance(template, str):
+        return {"default": template}
+    named: dict[str, str] = {}
+    for entry in template if isinstance(template, list) else [template]:
+        name, text = (entry.get(k) if isinstance(entry, Mapping) else None for k in ("name", "template"))
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise BadInput(
+                "the chat template is neither a text nor a list of named ones", where="chat_template"
+            )
+        named[name] = text
+    return named
 
 
 def added_tokens(files: TokenizerFiles) -> list[AddedToken]:
@@ -106,7 +115,7 @@ def added_tokens(files: TokenizerFiles) -> list[AddedToken]:
         decoder = files.config.get("added_tokens_decoder") or {}
         if not isinstance(decoder, Mapping):
             raise BadInput("not an object", where=where)
-        pairs = [(int(k) if k.isdecimal() else None, entry) for k, entry in decoder.items()]
+        pairs = [(int(k) if k.isdecimal() and len(k) < 10 else None, e) for k, e in decoder.items()]
     tokens = []
     for token, entry in pairs:
         content = entry.get("content") if isinstance(entry, Mapping) else None
@@ -140,6 +149,8 @@ def _post_processors(tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, A
 def _template_adds(processor: Mapping[str, Any], texts: dict[str, str | None], adds: dict[str, bool]) -> None:
     """What a TemplateProcessing puts around one text, and between two."""
     single, pair = (processor.get(key) or [] for key in ("single", "pair"))
+    if not isinstance(single, list) or not isinstance(pair, list):
+        raise BadInput("a template is not a list", where="tokenizer.json: post_processor")
     first = _special_id(single[0]) if len(single) > 1 else None
     last = _special_id(single[-1]) if len(single) > 1 else None
     if first is not None:

@@ -1,5 +1,6 @@
 """The commands: plan, gguf."""
 
+import io
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -55,6 +56,9 @@ def _ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
         except (typer.Exit, typer.Abort):
             raise
+        except OSError as error:
+            _report(BadInput(error.strerror or str(error), where=str(error.filename or "") or None))
+            raise typer.Exit(BadInput.exit_code) from None
         except Exception as error:
             import traceback
 
@@ -91,7 +95,7 @@ def _parse_size(text: str | None) -> int | None:
         return None
     number, unit = (text[:-1], text[-1].upper()) if text and text[-1].isalpha() else (text, "")
     scale = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}.get(unit)
-    if scale is None or not number.isdecimal() or int(number) == 0:
+    if scale is None or not number.isdecimal() or len(number) > 15 or int(number) == 0:
         raise BadInput(f"{text!r} is no size", where="--split-max-size", fix="Write it as 500M or 5G.")
     return int(number) * scale
 
@@ -137,7 +141,7 @@ def plan(
     directory = locate(model, revision=revision, files=CONFIG_FILES)
     rope, description, _ = plan_rope(read_config(directory), request)
     if as_json:
-        print_json(plan_document(rope, description, directory))
+        print_json(plan_document(rope, description, directory, tokens))
     else:
         print_plan(rope, description, directory, tokens)
 
@@ -156,7 +160,7 @@ def gguf(
         typer.Option("--pre", help="llama.cpp's pre-tokenizer, where it is not recognised."),
     ] = None,
     split_max_size: Annotated[
-        str | None, typer.Option("--split-max-size", help="Largest file, such as 5G.")
+        str | None, typer.Option("--split-max-size", help="Most tensor bytes in one file, such as 5G.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
@@ -181,4 +185,7 @@ def gguf(
 
 def main() -> None:
     """Entry point of the `yarnconv` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # bars on a terminal that has none are no reason to fail
+            stream.reconfigure(errors="replace")
     app()

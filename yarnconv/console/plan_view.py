@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from yarnconv.checkpoint.hub import model_name
 from yarnconv.console.messages import print_warnings
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import expected_tensors, families
@@ -133,19 +134,22 @@ def print_plan(
 ) -> None:
     """The plan as a table with the regimes as bars."""
     console = Console(highlight=False)
-    title = f"{directory.resolve().name} ({description.family}, {len(description.layers)} layers)"
+    title = f"{model_name(directory)} ({description.family}, {len(description.layers)} layers)"
     console.print(Text(title, style="bold"))
     console.print(_facts_table(plan, description, pretraining_tokens))
     print_warnings(console, plan.warnings)
 
 
-def plan_document(plan: RopePlan, description: ModelDescription, directory: Path) -> dict[str, Any]:
+def plan_document(
+    plan: RopePlan, description: ModelDescription, directory: Path, pretraining_tokens: float | None
+) -> dict[str, Any]:
     """`plan --json`."""
     family = families()[description.family]
     return {
         "model": str(directory),
         "family": description.family,
         **rope_facts(plan),
+        "finetune_tokens": pretraining_tokens * FINETUNE_SHARE if pretraining_tokens else None,
         "kv_cache_bytes_per_token": description.key_value_bytes_per_token,
         "tensors": [
             {"name": tensor.name, "shape": list(tensor.shape)}

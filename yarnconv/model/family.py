@@ -31,11 +31,13 @@ class Window:
     """Where a family's config says which layers have a sliding window.
 
     size, enabled, from_layer: config keys; enabled and from_layer are optional.
+    by_layer_types: whether its transformers class lets `layer_types` decide.
     """
 
     size: str
     enabled: str | None = None
     from_layer: str | None = None
+    by_layer_types: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ def _windows(config: JsonObject, window: Window | None, layers: int) -> list[tup
                 f"{window.from_layer} is {first_layer!r}", where=f"config.json: {window.from_layer}"
             )
         first = first_layer
-    types = config.get("layer_types")
+    types = config.get("layer_types") if window is not None and window.by_layer_types else None
     if types is None:
         types = [
             "full_attention" if size is None or i < first else "sliding_attention" for i in range(layers)
@@ -227,8 +229,10 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     if not isinstance(activation, str):
         raise BadInput(f"hidden_act is {activation!r}, not a name", where="config.json: hidden_act")
     epsilon = config.get("rms_norm_eps")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise BadInput(f"rms_norm_eps is {epsilon!r}, not between 0 and 1", where="config.json: rms_norm_eps")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 1e-12 <= epsilon < 1:
+        raise BadInput(
+            f"rms_norm_eps is {epsilon!r}, not between 1e-12 and 1", where="config.json: rms_norm_eps"
+        )
     structure = family.structure
     mlp = MlpDescription(
         intermediate_size=_dimension(config, "intermediate_size"),

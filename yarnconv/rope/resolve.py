@@ -3,7 +3,6 @@
 The checkpoint's own scaling is kept unless the user overrides it, and an override says what changed.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,6 +11,7 @@ from yarnconv.errors import BadInput
 from yarnconv.rope.profiles import Profile
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import (
+    MAXIMUM_CONTEXT,
     DynamicNtk,
     DynamicYarn,
     Linear,
@@ -73,7 +73,7 @@ def _refuse_strays(request: RopeRequest, method: str) -> None:
 
 def _factor(request: RopeRequest, own: Scaling, original: int, method: str) -> float:
     for name, value in (("factor", request.factor), ("target_context", request.target_context)):
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < 1e300:
             raise BadInput(f"{_option(name)} is {value}, not a positive number", where=_option(name))
     if request.target_context is not None and request.target_context < original:
         raise BadInput(
@@ -93,7 +93,7 @@ def _factor(request: RopeRequest, own: Scaling, original: int, method: str) -> f
         return request.factor
     if request.target_context is not None:
         return request.target_context / original
-    if not isinstance(own, Unscaled):
+    if not isinstance(own, Unscaled | Llama3 | LongRope):  # whose factor is not a ratio of contexts
         return own.factor
     raise BadInput(
         f"method {method} needs to know how far to extend",
@@ -235,6 +235,12 @@ def resolve(rope: ConfigRope, request: RopeRequest, profile: Profile | None, max
         original, target = main.original_context, maximum  # their factor is not a ratio of contexts
     else:
         original, target = main.original_context, extended_context(main)
+    if target > MAXIMUM_CONTEXT:
+        raise BadInput(
+            f"a context of {original} x {main.factor if not isinstance(main, Unscaled) else 1:g} is "
+            f"{target} positions; runtimes count to {MAXIMUM_CONTEXT}",
+            where="target context",
+        )
     notes = () if request.original_context is not None else rope.notes
     return ResolvedRope(
         groups=groups,

@@ -4,7 +4,6 @@ Lengths are in positions, betas in rotations within the original context, theta 
 The formulae live in `tables`; the spellings in a config.json in `spelling`.
 """
 
-import math
 from dataclasses import dataclass
 
 from yarnconv.errors import BadInput
@@ -20,11 +19,19 @@ def _require(condition: bool, field: str, found: object, wanted: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -1e300 < value < 1e300  # not a NaN, not infinite, and not an integer beyond any float
 
 
-def _check_positive(field: str, value: float) -> None:
-    _require(_is_number(value) and value > 0, field, value, "a finite number above 0")
+def _check_positive(field: str, value: float, smallest: float = 1e-6, largest: float = 1e15) -> None:
+    # the bounds are far outside anything trained and well inside float32, in which runtimes compute
+    _require(
+        _is_number(value) and smallest <= value <= largest,
+        field,
+        value,
+        f"a number above 0 (from {smallest:g} to {largest:g})",
+    )
 
 
 def _check_factor(field: str, factor: float) -> None:
@@ -39,10 +46,10 @@ def _check_factor(field: str, factor: float) -> None:
 
 def _check_context(field: str, positions: int) -> None:
     _require(
-        isinstance(positions, int) and not isinstance(positions, bool) and 0 < positions <= MAXIMUM_CONTEXT,
+        isinstance(positions, int) and not isinstance(positions, bool) and 1 < positions <= MAXIMUM_CONTEXT,
         field,
         positions,
-        f"a whole number of positions between 1 and {MAXIMUM_CONTEXT}",
+        f"a whole number of positions between 2 and {MAXIMUM_CONTEXT}",
     )
 
 
@@ -54,7 +61,7 @@ class _Rope:
     rotary_dim: int
 
     def __post_init__(self) -> None:
-        _check_positive("rope_theta", self.theta)
+        _check_positive("rope_theta", self.theta, smallest=1.0)
         _require(
             isinstance(self.rotary_dim, int)
             and 0 < self.rotary_dim <= MAXIMUM_ROTARY_DIM
@@ -131,8 +138,8 @@ class Yarn(_Extended):
 
     def __post_init__(self) -> None:
         _Extended.__post_init__(self)
-        _check_positive("beta_fast", self.beta_fast)
-        _check_positive("beta_slow", self.beta_slow)
+        _check_positive("beta_fast", self.beta_fast, largest=1e6)
+        _check_positive("beta_slow", self.beta_slow, largest=1e6)
         _require(
             self.beta_fast > self.beta_slow,
             "beta_fast",
@@ -142,10 +149,10 @@ class Yarn(_Extended):
         _require(self.theta > 1.0, "rope_theta", self.theta, "above 1 for YaRN")
         _require(isinstance(self.truncate, bool), "truncate", self.truncate, "true or false")
         if self.attention_factor is not None:
-            _check_positive("attention_factor", self.attention_factor)
+            _check_positive("attention_factor", self.attention_factor, smallest=1e-3, largest=1e3)
         for field, value in (("mscale", self.mscale), ("mscale_all_dim", self.mscale_all_dim)):
             if value is not None:
-                _require(_is_number(value) and value >= 0, field, value, "a finite number of 0 or more")
+                _require(_is_number(value) and 0 <= value <= 1e3, field, value, "a number from 0 to 1000")
         _require(
             _is_number(self.temperature_coefficient) and self.temperature_coefficient >= 0,
             "temperature_coefficient",
@@ -202,13 +209,13 @@ class LongRope(_Extended):
             ("long_factor", self.long_factor),
         ):
             _require(
-                len(factors) == self.rotary_dim // 2 and all(_is_number(f) and f > 0 for f in factors),
+                len(factors) == self.rotary_dim // 2 and all(1e-6 <= f <= 1e6 for f in factors),
                 field,
                 f"{len(factors)} entries",
                 f"{self.rotary_dim // 2} positive numbers, one per pair of dimensions",
             )
         if self.attention_factor is not None:
-            _check_positive("attention_factor", self.attention_factor)
+            _check_positive("attention_factor", self.attention_factor, smallest=1e-3, largest=1e3)
 
 
 Scaling = Unscaled | Linear | NtkAware | DynamicNtk | Yarn | DynamicYarn | Llama3 | LongRope

@@ -91,7 +91,10 @@ def _number(source: JsonObject, key: str, where: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _fail(f"{where}.{key}" if where else key, f"{key} is {value!r}, not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _fail(f"{where}.{key}" if where else key, f"{key} is too large a number") from None
 
 
 def _positions(source: JsonObject, key: str, where: str) -> int | None:
@@ -186,7 +189,10 @@ class _Source:
             isinstance(v, int | float) and not isinstance(v, bool) for v in values
         ):
             raise _fail(f"{self.where}.{key}", f"{key} is not a list of numbers")
-        return tuple(float(v) for v in values)
+        try:
+            return tuple(float(v) for v in values)
+        except OverflowError:
+            raise _fail(f"{self.where}.{key}", f"{key} holds too large a number") from None
 
 
 def _build_yarn(source: _Source, kind: type[Yarn]) -> Yarn:
@@ -332,6 +338,11 @@ def read_rope(config: JsonObject) -> ConfigRope:
             finetuned=finetuned if isinstance(finetuned, bool) else None,
             notes=tuple(notes),
         )
+    strays = sorted(set(parameters) - set(nested) - {"truncate"})
+    if strays:
+        raise _fail(f"{where}.{strays[0]}", f"unknown key {strays[0]!r} beside the layer types")
+    # beside the layer types is where transformers reads `truncate`, and the only place
+    truncate = {"truncate": parameters["truncate"]} if "truncate" in parameters else {}
     groups: dict[str | None, Scaling | None] = {}
     notes = []
     for layer_type in nested:
@@ -342,12 +353,12 @@ def read_rope(config: JsonObject) -> ConfigRope:
         if not isinstance(inner, Mapping):
             raise _fail(f"{where}.{layer_type}", f"{inner!r} is not an object")
         if inner.get("truncate") is False:
-            # transformers looks for it beside the layer types, not inside one, and so must we
-            inner = {**inner, "truncate": True}
             notes.append(
                 f"config.json: {where}.{layer_type}.truncate = false has no effect in transformers, "
                 "which reads the key beside the layer types only; it has none here."
             )
+        if inner.get("rope_type", inner.get("type")) == "yarn":
+            inner = {k: v for k, v in inner.items() if k != "truncate"} | truncate
         outside = {k: v for k, v in config.items() if k != "original_max_position_embeddings"}
         groups[layer_type], group_notes = _read_group(outside, inner, f"{where}.{layer_type}")
         notes += group_notes

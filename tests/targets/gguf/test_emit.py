@@ -247,3 +247,43 @@ def test_a_window_wider_than_the_context_changes_nothing(checkpoints, yarnconv, 
     assert yarnconv("gguf", directory, "--factor", "4", "-o", tmp_path / "model.gguf")[0] == 0
     edit_config(directory, sliding_window=None)
     assert yarnconv("gguf", directory, "--factor", "40", "-o", tmp_path / "model.gguf")[0] == 0
+
+
+def test_layer_types_do_not_switch_a_mistral_window_off(checkpoints, yarnconv, tmp_path):
+    directory = shutil.copytree(checkpoints("mistral"), tmp_path / "model")
+    edit_config(directory, sliding_window=64, layer_types=["full_attention"] * 3)
+    assert yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")[0] == 3
+
+
+def test_special_files_and_links_as_destination(checkpoints, yarnconv, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    code, _, stderr = yarnconv("gguf", checkpoints("llama"), "-o", tmp_path / "pipe")
+    assert code == 2
+    assert "no regular file" in stderr
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "real" / "model.gguf")
+    assert yarnconv("gguf", checkpoints("llama"), "-o", tmp_path / "link.gguf")[0] == 0
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert contents(tmp_path / "real") == ["model.gguf"]
+
+
+def test_named_chat_templates_are_all_written(checkpoints, yarnconv, tmp_path):
+    directory = shutil.copytree(checkpoints("llama"), tmp_path / "model")
+    path = directory / "tokenizer_config.json"
+    templates = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": templates}))
+    assert yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")[0] == 0
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "a"
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "b"
+    assert fields["tokenizer.chat_templates"].contents() == ["tool_use"]
+
+
+def test_llama3_is_refused_for_its_own_reason_where_no_rope_freqs_are_loaded(checkpoints, yarnconv, tmp_path):
+    directory = shutil.copytree(checkpoints("qwen2"), tmp_path / "model")
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 128, "rope_theta": 10000.0}
+    edit_config(directory, rope_parameters=rope)
+    code, _, stderr = yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")
+    assert code == 3
+    assert "has no keys for llama3" in stderr

@@ -3,6 +3,7 @@
 import json
 
 from yarnconv import __version__
+from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
@@ -18,7 +19,7 @@ def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorTyp
 
     metadata.string("general.architecture", plan.family.gguf.architecture)
     metadata.string("general.type", "model")
-    metadata.string("general.name", plan.checkpoint.directory.resolve().name)
+    metadata.string("general.name", model_name(plan.checkpoint.directory))
     metadata.string("general.size_label", gguf.size_label(parameters, parameters, 0, 0))
     metadata.uint32("general.file_type", FILE_TYPES[file_type])
     metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)

@@ -41,10 +41,10 @@ def _split_rule(step: Mapping[str, Any]) -> tuple[str, str]:
     regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     # Removed and inverted keeps exactly the matches, which is the same where the pattern leaves no
     # text unmatched, and those that are known leave none.
-    form = (step.get("behavior"), step.get("invert", False))
-    if not isinstance(regex, str) or form not in {("Isolated", False), ("Removed", True)}:
+    form = [step.get("behavior"), step.get("invert", False)]
+    if not isinstance(regex, str) or form not in (["Isolated", False], ["Removed", True]):
         return "unknown", json.dumps(step, sort_keys=True)
-    digest = "sha256:" + hashlib.sha256(regex.encode()).hexdigest()
+    digest = "sha256:" + hashlib.sha256(regex.encode("utf-8", "surrogatepass")).hexdigest()
     quoted = {argument for (rules, _) in _known() for _, argument in rules}
     return "split", digest if digest in quoted else regex
 

@@ -238,6 +238,13 @@ def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncodi
             return encoding
         if not worst.any():
             worst = difference
+    if not isinstance(scaling, Yarn):
+        raise Inexpressible(
+            f"llama.cpp's {architecture.name} architecture has no keys for {method_name(scaling)} and loads "
+            "no rope_freqs tensor",
+            where=f"method {method_name(scaling)}",
+            fix="Choose --method yarn, linear or ntk, or write another target.",
+        )
     wrong = int((worst > FREQUENCY_TOLERANCE).sum())
     raise Inexpressible(
         f"llama.cpp's {architecture.name} architecture always uses beta_fast 32, beta_slow 1 and a "

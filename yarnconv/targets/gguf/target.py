@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from yarnconv.artifact import check_free_space, staged
+from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan, TensorBinding
@@ -233,7 +234,7 @@ def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
     """A file name that says what it is: the model, the extension, the type of its weights."""
     method, scaling = method_name(plan.rope.main), plan.rope.main_group.buckets[-1]
     extension = "" if scaling.factor == 1.0 else f"-{method}-x{scaling.factor:g}"
-    return f"{plan.checkpoint.directory.resolve().name}{extension}-{file_type.name}.gguf"
+    return f"{model_name(plan.checkpoint.directory)}{extension}-{file_type.name}.gguf"
 
 
 def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
@@ -241,8 +242,8 @@ def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
     for path in paths:
         if path.resolve() in sources:
             raise BadInput("the destination is a file of the checkpoint itself", where=str(path))
-        if path.is_dir():
-            raise BadInput("the destination is a directory", where=str(path))
+        if path.exists() and not path.is_file():
+            raise BadInput("the destination exists and is no regular file", where=str(path))
         if path.exists():
             with path.open("rb") as file:
                 if file.read(len(MAGIC)) not in {MAGIC, b""}:
@@ -257,7 +258,8 @@ def emit(
     plan: ConversionPlan, job: GgufJob, destination: Path, options: GgufOptions, advance: Advance
 ) -> list[Path]:
     """Write the job's files; all of them appear, or none. Returns their paths."""
-    paths = split_paths(destination, len(job.files))
+    # a link is followed to the file it stands for, not replaced
+    paths = [p.resolve() if p.is_symlink() else p for p in split_paths(destination, len(job.files))]
     _check_destination(plan, paths)
     check_free_space(destination, job.nbytes)
     with staged(paths) as temporary:

@@ -5,6 +5,7 @@ tokens.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -109,10 +110,32 @@ def _byte_level(
     return vocabulary
 
 
+def _kinds(step: Any) -> set[str]:
+    """The types of a normalizer or pre-tokenizer and of the steps within it."""
+    if not isinstance(step, Mapping):
+        return set() if step is None else {"unknown"}
+    inner = step.get("normalizers") or step.get("pretokenizers") or []
+    steps = inner if isinstance(inner, list) else ["unknown"]
+    return {str(step.get("type"))}.union(*map(_kinds, steps))
+
+
+def _require_sentencepiece_rules(files: TokenizerFiles) -> None:
+    assert files.tokenizer is not None
+    rules = [files.tokenizer.get("normalizer"), files.tokenizer.get("pre_tokenizer")]
+    kinds = set[str]().union(*map(_kinds, rules))
+    if not kinds & {"Replace", "Metaspace"} or kinds - {"Sequence", "Prepend", "Replace", "Metaspace"}:
+        raise BadInput(
+            'a BPE with byte fallback whose rules are not SentencePiece\'s (spaces to "▁")',
+            where="tokenizer.json: normalizer, pre_tokenizer",
+            fix="llama.cpp has no tokenizer for it; add the tokenizer.model if there is one.",
+        )
+
+
 def _byte_fallback(files: TokenizerFiles, model: Mapping[str, Any], vocab_size: int) -> Vocabulary:
     """A SentencePiece BPE that only tokenizer.json holds. llama.cpp merges by score, highest first,
     so a token's score is the negated rank of the merge that makes it.
     """
+    _require_sentencepiece_rules(files)
     vocabulary = _empty("llama", "default", vocab_size, scored=True)
     assert vocabulary.scores is not None
     merges = bpe_merges(model)
@@ -174,10 +197,12 @@ def _sentencepiece(files: TokenizerFiles, vocab_size: int) -> Vocabulary:
 
 def build_vocabulary(files: TokenizerFiles, vocab_size: int, pre: str | None) -> Vocabulary:
     """The vocabulary of a checkpoint; `pre` overrides what is recognised of a byte-level BPE."""
+    model = files.tokenizer.get("model") if files.tokenizer is not None else None
+    scored = files.sentencepiece is not None or (isinstance(model, Mapping) and model.get("byte_fallback"))
+    if pre is not None and scored:
+        raise BadInput("a SentencePiece tokenizer has no pre-tokenizer", where="--pre", fix="Leave it out.")
     if files.sentencepiece is not None:
         return _sentencepiece(files, vocab_size)
-    assert files.tokenizer is not None
-    model = files.tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, Mapping) else model
         raise BadInput(
@@ -201,6 +226,12 @@ def write_vocabulary(
     """Set all keys under `tokenizer.`"""
     vocab_size = int(model_config["vocab_size"])
     vocabulary = build_vocabulary(files, vocab_size, pre)
+    if len(set(vocabulary.tokens)) != len(vocabulary.tokens):
+        twice = Counter(vocabulary.tokens).most_common(1)[0][0]
+        raise BadInput(
+            f"the token {twice!r} has more than one id, which llama.cpp does not load",
+            where="tokenizer.json",
+        )
     add_prefix_space = files.config.get("add_prefix_space")
     if space_prefix_key and isinstance(add_prefix_space, bool):
         metadata.boolean("tokenizer.ggml.add_space_prefix", add_prefix_space)
@@ -218,5 +249,8 @@ def write_vocabulary(
     for role, adds in special.adds.items():
         if role in {"bos", "eos", "sep"}:
             metadata.boolean(f"tokenizer.ggml.add_{role}_token", adds)
-    if files.chat_template is not None:
-        metadata.string("tokenizer.chat_template", files.chat_template)
+    for name, template in files.chat_templates.items():
+        key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"
+        metadata.string(key, template)
+    if others := [name for name in files.chat_templates if name != "default"]:
+        metadata.strings("tokenizer.chat_templates", others)
