@@ -55,7 +55,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def yarnconv(capsys):
+def yarnconv():
     """Run the command line in this process: (exit code, stdout, stderr)."""
     from typer.testing import CliRunner
 

@@ -34,15 +34,3 @@ class Inexpressible(YarnconvError):
     """The target's runtime cannot compute the plan exactly (exit 3)."""
 
     exit_code = 3
-
-
-class MissingComponent(YarnconvError):
-    """An optional component is not installed (exit 4); `fix` is the install command."""
-
-    exit_code = 4
-
-
-class NotJudged(YarnconvError):
-    """A judgement cannot be made here (exit 5)."""
-
-    exit_code = 5

@@ -491,6 +491,28 @@ def post_processor_of_text(directory):
     tokenizer(directory, lambda d: d.update(post_processor={"type": "TemplateProcessing", "single": "A"}))
 
 
+@case("runtimes know one beginning")
+def two_tokens_before_a_text(directory):
+    def change(document):
+        single = document["post_processor"]["processors"][1]["single"]
+        single.insert(1, {"SpecialToken": {"id": "<|eot_id|>", "type_id": 0}})
+
+    tokenizer(directory, change)
+
+
+@case("runtimes know one beginning")
+def another_beginning_than_bos(directory):
+    def change(document):
+        document["post_processor"]["processors"][1]["single"][0]["SpecialToken"]["id"] = "<|eot_id|>"
+
+    tokenizer(directory, change)
+
+
+@case("'BertProcessing' is not understood")
+def unknown_post_processor(directory):
+    tokenizer(directory, lambda d: d.update(post_processor={"type": "BertProcessing"}))
+
+
 @case("is none that is known")
 def split_behaviour_of_a_list(directory):
     tokenizer(directory, lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior=["x"]))

@@ -151,8 +151,17 @@ def _template_adds(processor: Mapping[str, Any], texts: dict[str, str | None], a
     single, pair = (processor.get(key) or [] for key in ("single", "pair"))
     if not isinstance(single, list) or not isinstance(pair, list):
         raise BadInput("a template is not a list", where="tokenizer.json: post_processor")
-    first = _special_id(single[0]) if len(single) > 1 else None
-    last = _special_id(single[-1]) if len(single) > 1 else None
+    names = [_special_id(step) for step in single]
+    text = names.index(None) if None in names else 0  # the one step that is no special token
+    before, after = names[:text], names[text + 1 :]
+    known_first = {texts["bos"], texts["cls"]} - {None}
+    if len(before) > 1 or len(after) > 1 or (before and known_first and before[0] not in known_first):
+        raise BadInput(
+            f"puts {before} before a text and {after} after it, where runtimes know one beginning "
+            f"({texts['bos']}) and one end",
+            where="tokenizer.json: post_processor",
+        )
+    first, last = (before or [None])[0], (after or [None])[0]
     if first is not None:
         if texts["bos"] is None:
             texts["bos"] = first
@@ -184,6 +193,12 @@ def special_tokens(files: TokenizerFiles, model_config: Mapping[str, Any], vocab
             adds.setdefault("eos", False)
         elif processor.get("type") == "TemplateProcessing":
             _template_adds(processor, texts, adds)
+        elif processor.get("type") == "RobertaProcessing":
+            adds |= {"bos": True, "eos": True, "sep": True}
+        else:
+            raise BadInput(
+                f"{processor.get('type')!r} is not understood", where="tokenizer.json: post_processor"
+            )
     for role in SPECIAL_ROLES:
         stated = files.config.get(f"add_{role}_token")
         if isinstance(stated, bool):
