@@ -164,7 +164,7 @@ class _Output:
 
     One write at a time: the kernel admits no more to a file, and threads that wait for it there spin
     instead of reading and converting. And in chunks of 64 KiB: measured on 2.47 GB, `cp` before each
-    (seconds, median of four): 64 KiB 1.2, 256 KiB 2.7, 1 MiB 4.4, copy_file_range 1.8 (which moves a
+    (seconds, median of four): 64 KiB 1.2, 256 KiB 2.7, 1 MiB 4.4, copy_file_range 1.9 (which moves a
     page in two halves where source and destination are aligned differently, as they are here).
     """
 
