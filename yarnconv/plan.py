@@ -25,7 +25,7 @@ from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import Scaling, Yarn, method_name
-from yarnconv.rope.spelling import head_dim, read_rope
+from yarnconv.rope.spelling import read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
 from yarnconv.rope.writing import write_rope
 
@@ -119,7 +119,7 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
             _group(tuple(layers), resolved.groups[layer_type]) for layer_type, layers in by_type.items()
         ),
         main=resolved.main,
-        head_dim=head_dim(filled),
+        head_dim=description.layers[0].attention.head_dim,
         original_context=resolved.original_context,
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,

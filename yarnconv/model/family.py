@@ -18,6 +18,7 @@ from yarnconv.model.description import (
     MlpDescription,
     ModelDescription,
 )
+from yarnconv.rope.spelling import head_dim
 
 # Far above any model there is, far below what would hurt: dimensions come from strangers.
 MAXIMUM_DIMENSION = 2**24
@@ -214,12 +215,8 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     heads = _dimension(config, "num_attention_heads", 2**16)
     key_value_heads = _dimension(config, "num_key_value_heads", 2**16)
     layer_count = _dimension(config, "num_hidden_layers", MAXIMUM_LAYERS)
-    if config.get("head_dim") is None and hidden % heads:
-        raise BadInput(
-            f"hidden_size {hidden} does not divide into {heads} heads",
-            where="config.json: num_attention_heads",
-        )
-    head_dim = hidden // heads if config.get("head_dim") is None else _dimension(config, "head_dim", 2**16)
+    given = config.get("head_dim") is not None
+    head_size = _dimension(config, "head_dim", 2**16) if given else head_dim(config)
     if heads % key_value_heads:
         raise BadInput(
             f"{heads} query heads do not divide among {key_value_heads} key/value heads",
@@ -244,7 +241,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
             attention=AttentionDescription(
                 heads=heads,
                 key_value_heads=key_value_heads,
-                head_dim=head_dim,
+                head_dim=head_size,
                 layer_type=layer_type,
                 window=window,
                 pairing="interleaved" if structure.pairing == "interleaved" else "half",

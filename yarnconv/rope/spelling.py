@@ -85,16 +85,20 @@ def _fail(where: str, what: str, fix: str | None = None) -> BadInput:
     return BadInput(what, where=f"config.json: {where}", fix=fix)
 
 
+def _place(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
 def _number(source: JsonObject, key: str, where: str) -> float | None:
     value = source.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _fail(f"{where}.{key}" if where else key, f"{key} is {value!r}, not a number")
+        raise _fail(_place(where, key), f"{key} is {value!r}, not a number")
     try:
         return float(value)
     except OverflowError:
-        raise _fail(f"{where}.{key}" if where else key, f"{key} is too large a number") from None
+        raise _fail(_place(where, key), f"{key} is too large a number") from None
 
 
 def _positions(source: JsonObject, key: str, where: str) -> int | None:
@@ -102,7 +106,7 @@ def _positions(source: JsonObject, key: str, where: str) -> int | None:
     if value is None:
         return None
     if not math.isfinite(value) or not value.is_integer():
-        raise _fail(f"{where}.{key}" if where else key, f"{key} is {value!r}, not a whole number")
+        raise _fail(_place(where, key), f"{key} is {value!r}, not a whole number")
     return int(value)
 
 

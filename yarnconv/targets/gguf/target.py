@@ -7,8 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
 from yarnconv.artifact import check_free_space, staged
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
@@ -123,16 +121,6 @@ def _structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     return found
 
 
-def refusals(plan: ConversionPlan) -> list[Inexpressible]:
-    """Everything of the plan that llama.cpp cannot compute exactly; empty if it can."""
-    found = _structure_refusals(plan)
-    try:
-        encode_rope(plan.rope, _architecture(plan))
-    except Inexpressible as refusal:
-        found.append(refusal)
-    return found
-
-
 def _tensor_names(plan: ConversionPlan) -> Callable[[str], str]:
     """The gguf package's names for the checkpoint's tensors."""
     import gguf
@@ -195,7 +183,7 @@ def _file_type(tensors: list[OutputTensor]) -> TensorType:
 
 def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     """Lay out everything that will be written. Raises the first refusal; writes nothing."""
-    if found := refusals(plan):
+    if found := _structure_refusals(plan):
         raise found[0]
     rope = encode_rope(plan.rope, _architecture(plan))
     tensors, notes = _output_tensors(plan, options)
@@ -206,7 +194,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
             name=ROPE_FREQS,
             shape=rope.rope_freqs.shape,
             tensor_type=TensorType.F32,
-            source=rope.rope_freqs.astype(np.float32),
+            source=rope.rope_freqs,
         )
         tensors.insert(0, divisors)
     if rope.note is not None:
