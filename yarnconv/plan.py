@@ -72,10 +72,12 @@ class TensorBinding:
 class ConversionPlan:
     """Everything a target needs: what to compute with, and with which tensors.
 
+    request: the rope options that `rope` was made with.
     config: config.json with the family's defaults filled in.
     bindings: in the checkpoint's own order.
     """
 
+    request: RopeRequest
     rope: RopePlan
     family: Family
     description: ModelDescription
@@ -88,6 +90,7 @@ class ConversionPlan:
         """What an artefact records of how it was made. It is never evidence for the artefact."""
         return {
             "yarnconv_version": __version__,
+            "rope_options": self.request.given,
             "rope_parameters": write_rope(self.rope.main),
             **rope_facts(self.rope, with_tables=False),
         }
@@ -220,6 +223,7 @@ def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionP
     tied = _ties_embeddings(checkpoint, family, description)
     description = replace(description, tied_embeddings=tied)
     return ConversionPlan(
+        request=request,
         rope=rope,
         family=family,
         description=description,

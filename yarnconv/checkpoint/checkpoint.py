@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_json_object
-from yarnconv.checkpoint.safetensors_file import MappedFile, TensorRef, open_safetensors
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.checkpoint.safetensors_file import TensorRef, open_safetensors
 from yarnconv.errors import BadInput
 
 SINGLE_FILE = "model.safetensors"

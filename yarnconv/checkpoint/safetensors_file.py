@@ -4,14 +4,13 @@ Format: 8 bytes little-endian header length, a JSON header, then the data it poi
 (https://github.com/huggingface/safetensors, "Format"). The offsets must cover the data exactly.
 """
 
-import mmap
-import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from yarnconv.checkpoint.json_files import parse_json_object
+from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,28 +25,6 @@ ELEMENT_BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-
-
-class MappedFile:
-    """A read-only file and its memory map. Closed by the Checkpoint that opened it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.size = os.fstat(self.descriptor).st_size
-            self._map = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_READ)
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-
-    def view(self, offset: int, length: int) -> memoryview:
-        """Bytes of the map, without a copy."""
-        return memoryview(self._map)[offset : offset + length]
-
-    def close(self) -> None:
-        """Close the descriptor; the map goes when its last view does."""
-        os.close(self.descriptor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

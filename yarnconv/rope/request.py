@@ -1,6 +1,7 @@
 """What the user asks for: the rope options. Imports nothing heavy; the command line is made of it."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 METHODS = ("auto", "none", "linear", "ntk", "dynamic-ntk", "ntk-by-parts", "yarn", "dynamic-yarn")
 
@@ -20,10 +21,15 @@ class RopeRequest:
     use_profile: bool = True
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults, by name: what makes the same request again."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    @property
     def asks_for_something(self) -> bool:
         """Whether any option is set that changes the scaling."""
-        return self.method != "auto" or any(
-            getattr(self, field.name) is not None
-            for field in fields(self)
-            if field.name not in {"method", "use_profile"}
-        )
+        return bool(self.given.keys() - {"use_profile"})

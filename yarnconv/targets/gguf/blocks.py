@@ -79,6 +79,18 @@ def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
     return out
 
 
+def interleave_heads(rows: Rows, size: int) -> Rows:
+    """Rows of heads of `size` as llama.cpp's llama architecture wants them: rows i and i + size/2, which
+    transformers rotates together, become neighbours. rows: [heads * size, width].
+    """
+    return rows.reshape(-1, 2, size // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def separate_heads(rows: Rows, size: int) -> Rows:
+    """The inverse of `interleave_heads`."""
+    return rows.reshape(-1, size // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def convert_rows(rows: Rows, source: TensorType, target: TensorType) -> NDArray[np.generic]:
     """Rows of one type as the contiguous data of another."""
     if source is target:

@@ -17,13 +17,19 @@ ALIGNMENT = 32
 class ValueType(IntEnum):
     """The types of metadata values."""
 
+    UINT8 = 0
+    INT8 = 1
     UINT16 = 2
+    INT16 = 3
     UINT32 = 4
     INT32 = 5
     FLOAT32 = 6
     BOOL = 7
     STRING = 8
     ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
 
 
 class TensorType(IntEnum):
@@ -43,12 +49,18 @@ BLOCKS = {
     TensorType.Q8_0: (32, 34),
 }
 
-_SCALARS = {
+SCALARS = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
     ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
     ValueType.UINT32: struct.Struct("<I"),
     ValueType.INT32: struct.Struct("<i"),
     ValueType.FLOAT32: struct.Struct("<f"),
     ValueType.BOOL: struct.Struct("<?"),
+    ValueType.UINT64: struct.Struct("<Q"),
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
 }
 _LENGTH = struct.Struct("<Q")
 _TYPE = struct.Struct("<I")
@@ -102,23 +114,23 @@ class Metadata:
 
     def uint32(self, key: str, value: int) -> None:
         """An unsigned 32-bit integer."""
-        self._set(key, ValueType.UINT32, _SCALARS[ValueType.UINT32].pack(value))
+        self._set(key, ValueType.UINT32, SCALARS[ValueType.UINT32].pack(value))
 
     def uint16(self, key: str, value: int) -> None:
         """An unsigned 16-bit integer."""
-        self._set(key, ValueType.UINT16, _SCALARS[ValueType.UINT16].pack(value))
+        self._set(key, ValueType.UINT16, SCALARS[ValueType.UINT16].pack(value))
 
     def int32(self, key: str, value: int) -> None:
         """A signed 32-bit integer."""
-        self._set(key, ValueType.INT32, _SCALARS[ValueType.INT32].pack(value))
+        self._set(key, ValueType.INT32, SCALARS[ValueType.INT32].pack(value))
 
     def float32(self, key: str, value: float) -> None:
         """A 32-bit float, rounded here and once."""
-        self._set(key, ValueType.FLOAT32, _SCALARS[ValueType.FLOAT32].pack(value))
+        self._set(key, ValueType.FLOAT32, SCALARS[ValueType.FLOAT32].pack(value))
 
     def boolean(self, key: str, value: bool) -> None:
         """True or false."""
-        self._set(key, ValueType.BOOL, _SCALARS[ValueType.BOOL].pack(value))
+        self._set(key, ValueType.BOOL, SCALARS[ValueType.BOOL].pack(value))
 
     def strings(self, key: str, values: Sequence[str]) -> None:
         """An array of strings."""

@@ -42,6 +42,8 @@ from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 # differs moves a frequency by 1e-3 and more. Measured: right encodings differ by at most 3e-7.
 FREQUENCY_TOLERANCE = 2e-6
 
+ROPE_FREQS = "rope_freqs.weight"
+
 RUNTIME_BETA_FAST = 32.0
 RUNTIME_BETA_SLOW = 1.0
 RUNTIME_COEFFICIENT = 0.1
@@ -215,8 +217,11 @@ def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
     )
 
 
-def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncoding:
-    """The exact encoding of a plan for an architecture of llama.cpp. Raises Inexpressible."""
+def exact_encodings(plan: RopePlan, architecture: RuntimeArchitecture) -> tuple[RopeEncoding, ...]:
+    """Every known way to say a plan exactly to an architecture of llama.cpp, the plainest first.
+
+    Raises Inexpressible where there is none.
+    """
     scaling = plan.main
     if len(plan.groups) != 1:
         raise Inexpressible(
@@ -231,13 +236,16 @@ def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncodi
             f"llama.cpp's {architecture.name} architecture has no key for a softmax scale",
             where="mscale_all_dim",
         )
+    exact: list[RopeEncoding] = []
     worst = np.zeros_like(tables.inv_freq)
     for encoding in _candidates(scaling, tables, architecture):
         difference = np.abs(runtime_inv_freq(encoding, scaling.rotary_dim) / tables.inv_freq - 1.0)
         if difference.max() <= FREQUENCY_TOLERANCE:
-            return encoding
-        if not worst.any():
+            exact.append(encoding)
+        elif not worst.any():
             worst = difference
+    if exact:
+        return tuple(exact)
     if not isinstance(scaling, Yarn):
         raise Inexpressible(
             f"llama.cpp's {architecture.name} architecture has no keys for {method_name(scaling)} and loads "
@@ -254,3 +262,8 @@ def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncodi
         fix="Leave out --beta-fast, --beta-slow and --no-truncate, choose --method linear or ntk, or "
         "write another target.",
     )
+
+
+def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncoding:
+    """The plainest exact encoding. Raises Inexpressible where there is none."""
+    return exact_encodings(plan, architecture)[0]

@@ -1,7 +1,6 @@
 """The GGUF target: what it refuses, and how a plan becomes a file."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -16,7 +15,8 @@ from yarnconv.rope.scaling import method_name
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, MAGIC, Metadata, TensorType
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
-from yarnconv.targets.gguf.rope import RopeEncoding, encode_rope
+from yarnconv.targets.gguf.placement import placements
+from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
@@ -29,8 +29,6 @@ from yarnconv.targets.gguf.writer import (
 )
 
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
-ROPE_FREQS = "rope_freqs.weight"
-QUERY_KEY_ROLES = frozenset({"query", "query_bias", "key", "key_bias"})
 
 
 def parse_outtype(text: str) -> OutType:
@@ -121,23 +119,6 @@ def _structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     return found
 
 
-def _tensor_names(plan: ConversionPlan) -> Callable[[str], str]:
-    """The gguf package's names for the checkpoint's tensors."""
-    import gguf
-
-    architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    name_map = gguf.get_tensor_name_map(
-        architectures[plan.family.gguf.architecture], len(plan.description.layers)
-    )
-
-    def name(source: str) -> str:
-        found = name_map.get_name(source, try_suffixes=(".weight", ".bias"))
-        assert found is not None, f"the gguf package has no name for {source}"
-        return found
-
-    return name
-
-
 def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
     # llama.cpp computes with norms and biases in float32 and wants them stored so.
     if len(binding.expected.shape) == 1:
@@ -146,18 +127,15 @@ def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
 
 
 def _output_tensors(plan: ConversionPlan, options: GgufOptions) -> tuple[list[OutputTensor], list[str]]:
-    name = _tensor_names(plan)
-    head_dim = plan.description.layers[0].attention.head_dim
-    interleaved = QUERY_KEY_ROLES if plan.family.gguf.permute_query_key else frozenset()
     tensors, widened = [], []
-    for binding in plan.bindings:
-        expected = binding.expected
+    for placement in placements(plan):
+        expected = placement.binding.expected
         tensor = OutputTensor(
-            name=name(expected.name),
+            name=placement.name,
             shape=expected.shape,
-            tensor_type=_tensor_type(binding, options.outtype),
-            source=binding.source,
-            interleave_heads=head_dim if expected.role in interleaved else None,
+            tensor_type=_tensor_type(placement.binding, options.outtype),
+            source=placement.binding.source,
+            interleave_heads=placement.interleave_heads,
         )
         if expected.shape[-1] % BLOCKS[tensor.tensor_type][0]:
             tensor = replace(tensor, tensor_type=TensorType.F16)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
-from yarnconv.targets.gguf.blocks import SOURCE_DTYPES, SOURCE_TYPES, convert_rows
+from yarnconv.targets.gguf.blocks import SOURCE_DTYPES, SOURCE_TYPES, convert_rows, interleave_heads
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -35,8 +35,7 @@ BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays 
 class OutputTensor:
     """A tensor to be written. `source` is a checkpoint's tensor or values made here.
 
-    interleave_heads: the size of the heads within which rows i and i + size/2 become neighbours:
-        llama.cpp's llama architecture rotates neighbours, transformers rotates halves.
+    interleave_heads: the size of the heads whose rows change places, None if they stay.
     """
 
     name: str
@@ -223,7 +222,7 @@ def _convert_piece(piece: _Piece, output: _Output, buffer: _Buffer) -> None:
     _read(tensor.source, piece.source_start, data)
     rows = np.frombuffer(data, dtype=SOURCE_DTYPES[tensor.source_type]).reshape(-1, piece.width)
     if (size := tensor.interleave_heads) is not None:
-        rows = rows.reshape(-1, 2, size // 2, piece.width).swapaxes(1, 2).reshape(-1, piece.width)
+        rows = interleave_heads(rows, size)
     converted = convert_rows(rows, tensor.source_type, tensor.tensor_type)
     output.write(converted.view(np.uint8).data.cast("B"), piece.offset)
 

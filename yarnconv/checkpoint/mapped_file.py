@@ -1,0 +1,27 @@
+"""A file that is read where it lies: mapped, never loaded as a whole."""
+
+import mmap
+import os
+from pathlib import Path
+
+
+class MappedFile:
+    """A read-only file and its memory map. Closed by whoever opened it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self.descriptor).st_size
+            self._map = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Bytes of the map, without a copy."""
+        return memoryview(self._map)[offset : offset + length]
+
+    def close(self) -> None:
+        """Close the descriptor; the map goes when its last view does."""
+        os.close(self.descriptor)

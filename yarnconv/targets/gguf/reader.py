@@ -1,0 +1,297 @@
+"""Reading a GGUF that anyone may have written: every length is checked before it is believed, metadata
+stays packed until it is asked for, tensor data stays in the file.
+
+Source of the format: ggml's `docs/gguf.md`; versions 2 and 3, little-endian.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.errors import BadInput
+from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.gguf.file_format import ALIGNMENT, MAGIC, SCALARS, ValueType
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+READABLE_VERSIONS = (2, 3)
+MAXIMUM_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
+SMALLEST_PAIR = 8 + 4 + 1  # bytes: an empty key, a type, a value of one byte
+SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _bad(path: Path, what: str, entry: str | None = None) -> BadInput:
+    where = f"{path.name}: {entry}" if entry else path.name
+    return BadInput(what, where=where, fix="Download or convert the file again.")
+
+
+class _Cursor:
+    """Reads forwards through bytes of a file and never past their end."""
+
+    def __init__(self, data: memoryview, path: Path) -> None:
+        self.data = data
+        self.path = path
+        self.position = 0
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; returns where they began."""
+        start = self.position
+        if count > len(self.data) - start:
+            raise _bad(self.path, f"truncated: {count} bytes are missing at byte {start}")
+        self.position = start + count
+        return start
+
+    def number(self, layout: struct.Struct) -> Any:
+        """One scalar."""
+        return layout.unpack_from(self.data, self.skip(layout.size))[0]
+
+    def length(self) -> int:
+        """A length, stored in 64 bits."""
+        return int(self.number(SCALARS[ValueType.UINT64]))
+
+    def text(self) -> str:
+        """A string of any bytes."""
+        size = self.length()
+        start = self.skip(size)
+        return bytes(self.data[start : start + size]).decode("utf-8", errors="surrogateescape")
+
+    def value_type(self) -> ValueType:
+        """The type of the value that follows."""
+        number = self.number(SCALARS[ValueType.UINT32])
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise _bad(self.path, f"unknown value type {number}") from None
+
+    def skip_value(self, kind: ValueType) -> None:
+        """Pass over a value whose type has been read."""
+        if kind is ValueType.STRING:
+            self.skip(self.length())
+        elif kind is ValueType.ARRAY:
+            element, count = self.value_type(), self.length()
+            if element is ValueType.ARRAY:
+                raise _bad(self.path, "arrays of arrays, which llama.cpp does not read")
+            if element is not ValueType.STRING:
+                self.skip(count * SCALARS[element].size)
+                return
+            for _ in range(count):  # ends at the file's end at the latest
+                self.skip(self.length())
+        else:
+            self.skip(SCALARS[kind].size)
+
+    def value(self, kind: ValueType) -> Any:
+        """A value whose type has been read: a Python scalar, a string, or a list of them."""
+        if kind is ValueType.STRING:
+            return self.text()
+        if kind is not ValueType.ARRAY:
+            return self.number(SCALARS[kind])
+        element, count = self.value_type(), self.length()
+        if element is ValueType.STRING:
+            return [self.text() for _ in range(count)]
+        layout = SCALARS[element]
+        start = self.skip(count * layout.size)
+        return list(struct.unpack_from(f"<{count}{layout.format[-1]}", self.data, start))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor of a GGUF that has not been loaded. shape has the row length last."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: "GGMLQuantizationType"
+    file: MappedFile
+    offset: int
+    nbytes: int
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the matrix that the tensor's last dimension is the width of."""
+        return prod(self.shape[:-1])
+
+    def rows(self, selection: "slice | NDArray[np.intp]") -> Float32Array:
+        """The selected rows, dequantised: float32[selected, width].
+
+        Raises BadInput for a type that the gguf package cannot dequantise.
+        """
+        import gguf
+
+        packed = np.frombuffer(self.file.view(self.offset, self.nbytes), dtype=np.uint8)
+        packed = packed.reshape(self.row_count, -1)[selection]
+        if self.ggml_type is gguf.GGMLQuantizationType.F32:
+            return packed.view(np.float32)
+        if self.ggml_type is gguf.GGMLQuantizationType.F16:
+            return packed.view(np.float16).astype(np.float32)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                values: Float32Array = gguf.quants.dequantize(packed, self.ggml_type)
+        except NotImplementedError:
+            raise BadInput(
+                f"values of type {self.ggml_type.name} cannot be read",
+                where=f"{self.file.path.name}: {self.name}",
+                fix="Judge a file in another type.",
+            ) from None
+        return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufFile:
+    """An open GGUF, of one file or of several shards.
+
+    packed: key -> type and value as they stand in the (first) file.
+    tensors: by name, in the file's order.
+    """
+
+    path: Path
+    files: tuple[MappedFile, ...]
+    packed: Mapping[str, bytes]
+    tensors: Mapping[str, StoredTensor]
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a key: a Python scalar, string or list."""
+        if key not in self.packed:
+            return default
+        data = self.packed[key]
+        kind = ValueType(int.from_bytes(data[:4], "little"))
+        return _Cursor(memoryview(data)[4:], self.path).value(kind)
+
+    def scalar(self, key: str, kind: type, default: Any = None) -> Any:
+        """The value of a key that must be of one kind (str, bool, int, float); `default` if absent."""
+        value = self.value(key, default)
+        if value is default:
+            return value
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _bad(self.path, f"is {value!r:.80}, not a value of type {kind.__name__}", key)
+        return value
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the model's architecture."""
+        found = self.scalar("general.architecture", str)
+        if found is None:
+            raise _bad(self.path, "the key general.architecture is missing")
+        return str(found)
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
+    packed: dict[str, bytes] = {}
+    for _ in range(count):
+        key = cursor.text()
+        start = cursor.position
+        cursor.skip_value(cursor.value_type())
+        if key in packed:
+            raise _bad(cursor.path, "occurs twice", key)
+        packed[key] = bytes(cursor.data[start : cursor.position])
+    return packed
+
+
+def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], "GGMLQuantizationType", int]:
+    """(name, shape, type, offset from the start of the data)."""
+    import gguf
+
+    uint32 = SCALARS[ValueType.UINT32]
+    name = cursor.text()
+    dimensions = cursor.number(uint32)
+    if not 1 <= dimensions <= MAXIMUM_DIMENSIONS:
+        raise _bad(cursor.path, f"{dimensions} dimensions; ggml has 1 to {MAXIMUM_DIMENSIONS}", name)
+    shape = tuple(reversed([cursor.length() for _ in range(dimensions)]))
+    number, offset = cursor.number(uint32), cursor.length()
+    try:
+        ggml_type = gguf.GGMLQuantizationType(number)
+    except ValueError:
+        raise _bad(cursor.path, f"unknown tensor type {number}", name) from None
+    if not all(shape):
+        raise _bad(cursor.path, f"a dimension of 0 in {list(shape)}", name)
+    return name, shape, ggml_type, offset
+
+
+def _read_file(file: MappedFile) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
+    import gguf
+
+    path, uint32 = file.path, SCALARS[ValueType.UINT32]
+    cursor = _Cursor(file.view(0, file.size), path)
+    if bytes(file.view(0, len(MAGIC))) != MAGIC:
+        raise BadInput("is no GGUF: it does not begin with the letters GGUF", where=path.name)
+    cursor.skip(len(MAGIC))
+    version = cursor.number(uint32)
+    if version not in READABLE_VERSIONS:
+        raise _bad(path, f"GGUF version {version}; versions 2 and 3 (little-endian) are read")
+    tensor_count, pair_count = cursor.length(), cursor.length()
+    if tensor_count * SMALLEST_TENSOR + pair_count * SMALLEST_PAIR > file.size:
+        raise _bad(path, f"{tensor_count} tensors and {pair_count} keys do not fit into {file.size} bytes")
+    packed = _read_metadata(cursor, pair_count)
+    entries = [_read_tensor(cursor) for _ in range(tensor_count)]
+    alignment = ALIGNMENT
+    if "general.alignment" in packed:
+        alignment = _Cursor(memoryview(packed["general.alignment"])[4:], path).number(uint32)
+        if alignment == 0 or alignment % 8:
+            raise _bad(path, f"is {alignment}, not a multiple of 8", "general.alignment")
+    data_start = -(-cursor.position // alignment) * alignment
+    tensors: dict[str, StoredTensor] = {}
+    for name, shape, ggml_type, offset in entries:
+        values, size = gguf.GGML_QUANT_SIZES[ggml_type]
+        if shape[-1] % values:
+            raise _bad(path, f"rows of {shape[-1]} values do not divide into blocks of {values}", name)
+        nbytes = prod(shape) // values * size
+        if offset % alignment or data_start + offset + nbytes > file.size:
+            raise _bad(path, f"its {nbytes} bytes at {offset} are misaligned or lie beyond the file", name)
+        if name in tensors:
+            raise _bad(path, "occurs twice", name)
+        tensors[name] = StoredTensor(
+            name=name,
+            shape=shape,
+            ggml_type=ggml_type,
+            file=file,
+            offset=data_start + offset,
+            nbytes=nbytes,
+        )
+    return packed, tensors
+
+
+def _shard_paths(path: Path) -> list[Path]:
+    """The path alone, or every shard of a split model whose first one it is."""
+    found = _SHARD.fullmatch(path.name)
+    if found is None:
+        return [path]
+    stem, number, count = found[1], int(found[2]), int(found[3])
+    if number != 1:
+        raise BadInput(
+            f"is part {number} of a split model", where=path.name, fix="Give the first part (00001-of-...)."
+        )
+    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+
+
+@contextmanager
+def open_gguf(path: Path) -> Iterator[GgufFile]:
+    """Open a GGUF (of a split model: its first file) and check its whole header."""
+    files: list[MappedFile] = []
+    packed: dict[str, bytes] = {}
+    tensors: dict[str, StoredTensor] = {}
+    try:
+        for number, part in enumerate(_shard_paths(path)):
+            if not part.is_file():
+                raise BadInput("no such file", where=str(part))
+            if part.stat().st_size < len(MAGIC) + 20:
+                raise _bad(part, "truncated: too short for a GGUF's header")
+            files.append(MappedFile(part))
+            own, found = _read_file(files[-1])
+            if number == 0:
+                packed = own
+            if twice := tensors.keys() & found.keys():
+                raise _bad(part, "stands in an earlier part as well", min(twice))
+            tensors |= found
+        yield GgufFile(path=path, files=tuple(files), packed=packed, tensors=tensors)
+    finally:
+        for file in files:
+            file.close()

@@ -1,0 +1,150 @@
+"""The RoPE that a GGUF carries, as llama.cpp will read it, held against a plan key by key.
+
+A key that is left out counts as the value that llama.cpp takes instead (`llama_model::load_hparams`), so
+that two spellings of the same thing agree.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.reader import GgufFile
+from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE, ROPE_FREQS, RopeEncoding, exact_encodings
+from yarnconv.targets.gguf.runtime import ARCHITECTURES
+
+RUNTIME_FREQ_BASE = 10000.0
+# A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
+VALUE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyComparison:
+    """One fact of the metadata. decisive: whether the runtime computes with it."""
+
+    key: str
+    expected: str
+    found: str
+    agrees: bool
+    decisive: bool = True
+
+
+def read_encoding(artefact: GgufFile) -> RopeEncoding:
+    """The RoPE keys and the frequency tensor, with llama.cpp's own value where one is left out."""
+    prefix = f"{artefact.architecture}.rope"
+    scaling_type = artefact.scalar(f"{prefix}.scaling.type", str, "linear")
+    factor = artefact.scalar(
+        f"{prefix}.scaling.factor", float, artefact.scalar(f"{prefix}.scale_linear", float, 0.0)
+    )
+    context = artefact.scalar(f"{artefact.architecture}.context_length", int, 0)
+    divisors = artefact.tensors.get(ROPE_FREQS)
+    return RopeEncoding(
+        freq_base=artefact.scalar(f"{prefix}.freq_base", float, RUNTIME_FREQ_BASE),
+        scaling_type=scaling_type,
+        factor=factor or 1.0,
+        original_context_length=artefact.scalar(f"{prefix}.scaling.original_context_length", int, context),
+        attention_factor=artefact.scalar(f"{prefix}.scaling.attn_factor", float, 1.0),
+        rope_freqs=None if divisors is None else divisors.rows(slice(None))[0],
+    )
+
+
+def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
+    """What the runtime computes with; scaling by 1 is none, whatever it is called."""
+    factor = 1.0 if encoding.factor is None else encoding.factor
+    scaling_type = encoding.scaling_type or "none"
+    if scaling_type == "linear" and factor == 1.0:
+        scaling_type = "none"
+    facts: dict[str, float | int | str] = {
+        "freq_base": encoding.freq_base,
+        "scaling.type": scaling_type,
+        "scaling.attn_factor": 1.0 if encoding.attention_factor is None else encoding.attention_factor,
+    }
+    if scaling_type != "none":
+        facts["scaling.factor"] = factor
+    if scaling_type == "yarn":
+        facts["scaling.original_context_length"] = encoding.original_context_length or 0
+    return facts
+
+
+def _agree(expected: object, found: object) -> bool:
+    if isinstance(expected, float) and isinstance(found, float):
+        return bool(abs(found - expected) <= VALUE_TOLERANCE * abs(expected))
+    return expected == found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "absent"
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _compare_encoding(
+    expected: RopeEncoding, found: RopeEncoding, architecture: str
+) -> Iterator[KeyComparison]:
+    wanted, carried = _effective(expected), _effective(found)
+    for name in {**wanted, **carried}:
+        yield KeyComparison(
+            key=f"{architecture}.rope.{name}",
+            expected=_shown(wanted.get(name)),
+            found=_shown(carried.get(name)),
+            agrees=_agree(wanted.get(name), carried.get(name)),
+        )
+    if expected.rope_freqs is None and found.rope_freqs is None:
+        return
+    agrees, difference = False, ""
+    if expected.rope_freqs is not None and found.rope_freqs is not None:
+        if expected.rope_freqs.shape == found.rope_freqs.shape:
+            with np.errstate(all="ignore"):
+                worst = float(np.max(np.abs(found.rope_freqs / expected.rope_freqs - 1.0)))
+            agrees, difference = worst <= FREQUENCY_TOLERANCE, f", off by up to {worst:.2g}"
+    yield KeyComparison(
+        key=ROPE_FREQS,
+        expected="absent" if expected.rope_freqs is None else f"{len(expected.rope_freqs)} divisors",
+        found="absent" if found.rope_freqs is None else f"{len(found.rope_freqs)} divisors{difference}",
+        agrees=agrees,
+    )
+
+
+def _compare_scalars(expected: Mapping[str, object], artefact: GgufFile) -> Iterator[KeyComparison]:
+    for key, wanted in expected.items():
+        found = artefact.scalar(key, type(wanted))
+        yield KeyComparison(
+            key=key, expected=_shown(wanted), found=_shown(found), agrees=_agree(wanted, found)
+        )
+
+
+def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[KeyComparison, ...]:
+    """Every RoPE key, and the dimensions that RoPE rests on, against the plan.
+
+    Where a plan can be said in several exact ways, the file is held against the nearest. Raises
+    Inexpressible where the architecture cannot say the plan at all.
+    """
+    name = plan.family.gguf.architecture
+    found = read_encoding(artefact)
+    spelled = min(
+        (
+            tuple(_compare_encoding(encoding, found, name))
+            for encoding in exact_encodings(plan.rope, ARCHITECTURES[name])
+        ),
+        key=lambda comparison: sum(not fact.agrees for fact in comparison),
+    )
+    dimensions = {
+        f"{name}.context_length": plan.rope.target_context,
+        f"{name}.block_count": len(plan.description.layers),
+    }
+    rotary_key, finetuned_key = f"{name}.rope.dimension_count", f"{name}.rope.scaling.finetuned"
+    if rotary_key in artefact.packed:  # left out, it is the head's size, as is the plan's
+        dimensions[rotary_key] = plan.rope.main.rotary_dim
+    finetuned = artefact.scalar(finetuned_key, bool, False)
+    return (
+        *_compare_scalars(dimensions, artefact),
+        *spelled,
+        KeyComparison(
+            key=finetuned_key,
+            expected=_shown(plan.rope.finetuned),
+            found=_shown(finetuned),
+            agrees=finetuned == plan.rope.finetuned,
+            decisive=False,
+        ),
+    )
