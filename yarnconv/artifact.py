@@ -27,7 +27,11 @@ def check_directory(directory: Path) -> None:
         raise BadInput("the directory cannot be written to", where=str(directory))
 
 
-def check_free_space(destination: Path, needed: int) -> None:
+def check_free_space(
+    destination: Path,
+    needed: int,
+    fix: str = "Free some space, write elsewhere with -o, or choose a smaller --outtype.",
+) -> None:
     """Refuse to begin what cannot end. needed: bytes that will be written."""
     check_directory(destination.parent)
     free = shutil.disk_usage(destination.parent).free
@@ -35,13 +39,13 @@ def check_free_space(destination: Path, needed: int) -> None:
         raise BadInput(
             f"{needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
             where=str(destination.parent),
-            fix="Free some space, write elsewhere with -o, or choose a smaller --outtype.",
+            fix=fix,
         )
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """While staging, SIGTERM and SIGHUP unwind like Ctrl-C instead of leaving files behind."""
+def termination_as_interrupt() -> Iterator[None]:
+    """While something lies on the disk that must not stay, SIGTERM and SIGHUP unwind like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,7 +88,7 @@ def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     check_directory(directory)
     paths = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in destinations]
     try:
-        with _termination_as_interrupt():
+        with termination_as_interrupt():
             yield paths
             _publish(paths, destinations)
     except OSError as error:

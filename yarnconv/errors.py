@@ -34,3 +34,21 @@ class Inexpressible(YarnconvError):
     """The target's runtime cannot compute the plan exactly (exit 3)."""
 
     exit_code = 3
+
+
+class MissingComponent(YarnconvError):
+    """An optional component is not installed; the message gives the install line (exit 4)."""
+
+    exit_code = 4
+
+
+class NotJudged(YarnconvError):
+    """It could not be judged here, and why (exit 5)."""
+
+    exit_code = 5
+
+
+class RuntimeCrashed(YarnconvError):
+    """The runtime died while it ran the artefact: says nothing of parity (exit 70)."""
+
+    exit_code = 70

@@ -1,4 +1,4 @@
-"""The commands: plan, gguf."""
+"""The commands: plan, gguf, check."""
 
 import io
 import sys
@@ -181,6 +181,52 @@ def gguf(
         revision=revision,
         as_json=as_json,
     )
+
+
+@app.command()
+@_ends_with_exit_code
+@takes_rope_options
+def check(
+    artefact: Annotated[
+        Path, typer.Argument(metavar="ARTEFACT", help="GGUF; of a split model the first file.")
+    ],
+    request: RopeRequest,
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="MODEL", help="Checkpoint directory, or a Hub id.")
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="Layers to run, or all [the fewest with every kind of layer]."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="sampled (rows of every tensor), all, or none.")
+    ] = "sampled",
+    text: Annotated[Path | None, typer.Option("--text", help="Text to run [random tokens].")] = None,
+    tokens: Annotated[Path | None, typer.Option("--tokens", help="Token ids to run [random ones].")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
+    output_json: Annotated[
+        Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
+    ] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge an artefact with its own runtime against the PyTorch reference."""
+    from yarnconv.cli.check import run_check
+
+    code = run_check(
+        artefact,
+        reference,
+        request,
+        layers=layers,
+        weights=weights,
+        text=text,
+        tokens=tokens,
+        seed=seed,
+        revision=revision,
+        output_json=output_json,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 def main() -> None:

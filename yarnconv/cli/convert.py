@@ -8,7 +8,7 @@ from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.console.messages import print_json
 from yarnconv.console.plan_view import print_result, result_document
-from yarnconv.console.progress import byte_progress
+from yarnconv.console.progress import TerminalProgress
 from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.target import GgufOptions, default_name, emit, parse_outtype, prepare
@@ -40,7 +40,8 @@ def convert_to_gguf(
         destination = output or Path()
         if destination.is_dir():
             destination = destination / default_name(plan, job.file_type)
-        with byte_progress(f"Writing {destination.name}", job.nbytes, enabled=not as_json) as advance:
+        progress = TerminalProgress(enabled=not as_json)
+        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
             paths = emit(plan, job, destination, options, advance)
     seconds = time.perf_counter() - started
     if as_json:

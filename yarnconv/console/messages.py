@@ -13,8 +13,8 @@ from yarnconv.errors import YarnconvError
 SCHEMA_VERSION = 1
 
 
-def _printable(text: str) -> str:
-    """Without control characters: names come from strangers, and a terminal obeys an escape."""
+def printable(text: str) -> str:
+    """The text without control characters: names come from strangers, and a terminal obeys an escape."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
@@ -23,8 +23,8 @@ def print_error(error: YarnconvError) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     line = Text("error: ", style="bold red")
     if error.where:
-        line.append(f"{_printable(error.where)}: ", style="bold")
-    console.print(line.append(f"{_printable(error.what)}.", style="not bold default"))
+        line.append(f"{printable(error.where)}: ", style="bold")
+    console.print(line.append(f"{printable(error.what)}.", style="not bold default"))
     if error.fix:
         console.print(Text(error.fix, style="default"))
 
@@ -35,7 +35,11 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
         console.print(Text("warning: ", style="bold yellow").append(warning, style="not bold default"))
 
 
+def json_text(document: Mapping[str, Any]) -> str:
+    """A document of ours as JSON, with the version of its schema."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False) + "\n"
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(json_text(document))

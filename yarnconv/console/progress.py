@@ -1,35 +1,47 @@
-"""Progress of anything that can take more than two seconds."""
+"""Progress of anything that can take more than two seconds. Quiet when stdout is not a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+Advance = Callable[[int], None]
 
 
 @contextmanager
-def byte_progress(title: str, total: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with bytes, rate and time left; yields the function that advances it by bytes.
-
-    Quiet when stdout is not a terminal. The function may be called from several threads.
-    """
-    if not enabled or not sys.stdout.isatty():
-        yield lambda done: None
-        return
+def _bar(title: str, total: int, *, is_bytes: bool) -> Iterator[Advance]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    if is_bytes:
+        columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    else:
+        columns += [MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def _nothing() -> Iterator[Advance]:
+    yield lambda done: None
+
+
+class TerminalProgress:
+    """A bar for each stage, with rate and time left, gone when the stage is over."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled and sys.stdout.isatty()
+
+    def stage(self, title: str, total: int, *, is_bytes: bool = False) -> AbstractContextManager[Advance]:
+        """The function that advances the stage; it may be called from several threads."""
+        return _bar(title, total, is_bytes=is_bytes) if self._enabled else _nothing()

@@ -93,11 +93,14 @@ def _compare_encoding(
     if expected.rope_freqs is None and found.rope_freqs is None:
         return
     agrees, difference = False, ""
-    if expected.rope_freqs is not None and found.rope_freqs is not None:
-        if expected.rope_freqs.shape == found.rope_freqs.shape:
-            with np.errstate(all="ignore"):
-                worst = float(np.max(np.abs(found.rope_freqs / expected.rope_freqs - 1.0)))
-            agrees, difference = worst <= FREQUENCY_TOLERANCE, f", off by up to {worst:.2g}"
+    if (
+        expected.rope_freqs is not None
+        and found.rope_freqs is not None
+        and expected.rope_freqs.shape == found.rope_freqs.shape
+    ):
+        with np.errstate(all="ignore"):
+            worst = float(np.max(np.abs(found.rope_freqs / expected.rope_freqs - 1.0)))
+        agrees, difference = worst <= FREQUENCY_TOLERANCE, f", off by up to {worst:.2g}"
     yield KeyComparison(
         key=ROPE_FREQS,
         expected="absent" if expected.rope_freqs is None else f"{len(expected.rope_freqs)} divisors",

@@ -71,7 +71,8 @@ def _architecture(plan: ConversionPlan) -> RuntimeArchitecture:
     return ARCHITECTURES[plan.family.gguf.architecture]
 
 
-def _structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
+def structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
+    """What of the model's structure llama.cpp would not compute."""
     runtime, model = _architecture(plan), plan.description
     found = []
 
@@ -161,7 +162,7 @@ def _file_type(tensors: list[OutputTensor]) -> TensorType:
 
 def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     """Lay out everything that will be written. Raises the first refusal; writes nothing."""
-    if found := _structure_refusals(plan):
+    if found := structure_refusals(plan):
         raise found[0]
     rope = encode_rope(plan.rope, _architecture(plan))
     tensors, notes = _output_tensors(plan, options)

@@ -1,0 +1,133 @@
+"""A check's report, for people."""
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from yarnconv.console.messages import printable
+from yarnconv.rope.scaling import method_name
+from yarnconv.verify.compare import Window
+from yarnconv.verify.report import CheckReport, Outcome, Verdict
+
+_MARKS: dict[Outcome, tuple[str, str]] = {
+    "holds": ("holds", "green"),
+    "fails": ("FAILS", "bold red"),
+    "not_judged": ("not judged", "yellow"),
+}
+
+_SOURCES = {
+    "options": "the options given",
+    "provenance": "what the artefact says it was made with; give rope options to expect something else",
+    "checkpoint": "the checkpoint's own config",
+}
+
+
+def _outcome(outcome: Outcome) -> Text:
+    word, style = _MARKS[outcome]
+    return Text(word, style=style)
+
+
+def _expected(report: CheckReport) -> str:
+    plan, longest = report.expected, report.expected.main_group.buckets[-1]
+    return (
+        f"{method_name(plan.main)} x{longest.factor:g}, context {plan.original_context} -> "
+        f"{plan.target_context}, attention factor {longest.attention_factor:.6g} "
+        f"(from {_SOURCES[report.expected_from]})"
+    )
+
+
+def _windows_table(windows: list[Window], *, judged: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    table.add_column("window")
+    table.add_column("phase")
+    table.add_column("positions", justify="right")
+    table.add_column("relative error", justify="right")
+    if judged:
+        table.add_column("tolerance", justify="right")
+    table.add_column("KL max", justify="right")
+    table.add_column("top-1", justify="right")
+    if judged:
+        table.add_column("")
+    for window in windows:
+        cells: list[str | Text] = [
+            window.name,
+            window.phase,
+            f"{window.first}..{window.last}",
+            f"{window.relative:.1e}",
+        ]
+        if judged:
+            cells.append(f"{window.tolerance:.1e}")
+        cells += [f"{window.kl_max:.1e}", f"{100 * window.top1_agreement:.0f} %"]
+        if judged:
+            mark = _outcome("holds" if window.holds else "fails")
+            if not window.holds:
+                mark.append(f" from {window.first_bad_position}", style="not bold red")
+            cells.append(mark)
+        table.add_row(*cells)
+    return table
+
+
+def _named(report: CheckReport) -> tuple[tuple[str, Verdict], ...]:
+    return (
+        ("structure", report.structure),
+        ("weights", report.weights),
+        ("metadata", report.metadata),
+    )
+
+
+def _verdicts(report: CheckReport) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, verdict in _named(report):
+        table.add_row(name, _outcome(verdict.outcome), printable(verdict.reason))
+    return table
+
+
+def _keys_table(report: CheckReport) -> Table:
+    """Only what differs: a table of agreements hides the one line that matters."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for column in ("key", "expected", "found"):
+        table.add_column(column)
+    for key in report.keys:
+        if not key.agrees:
+            style = "red" if key.decisive else "dim"
+            note = "" if key.decisive else " (llama.cpp does not compute with it)"
+            table.add_row(key.key, key.expected, Text(printable(key.found) + note, style=style))
+    return table
+
+
+def _conclusion(report: CheckReport) -> Text:
+    waived = [name for name, verdict in _named(report) if verdict.waived]
+    without = f" ({', '.join(waived)} not judged, as asked)" if waived else ""
+    if report.parity:
+        return Text(f"parity holds{without}", style="bold green")
+    if report.parity is None:
+        return Text("parity could not be judged", style="bold yellow")
+    return Text("parity does not hold", style="bold red")
+
+
+def print_report(report: CheckReport) -> None:
+    """What was expected, the windows, the verdicts, and what follows."""
+    console = Console(highlight=False)
+    heading = Table.grid(padding=(0, 2))
+    heading.add_column(style="bold", no_wrap=True)
+    heading.add_column(overflow="fold")
+    heading.add_row("artefact", printable(report.artifact))
+    heading.add_row("reference", printable(report.reference))
+    heading.add_row("expected", _expected(report))
+    heading.add_row("runtime", f"llama.cpp ({report.runtime['version']})")
+    console.print(heading)
+    parts: list[Table | Text | Padding] = []
+    if report.windows:
+        title = f"structure: float32 copy of {report.layers} of {report.all_layers} layers, its own weights"
+        parts += [Text(f"\n{title}", style="bold"), _windows_table(list(report.windows), judged=True)]
+    parts.append(Text(f"\nas it is: {report.as_is.note}", style="bold"))
+    if report.as_is.windows:
+        parts.append(_windows_table(list(report.as_is.windows), judged=False))
+    if any(not key.agrees for key in report.keys):
+        parts += [Text("\nmetadata that differs", style="bold"), _keys_table(report)]
+    parts += [Text(""), _verdicts(report), Text(""), _conclusion(report)]
+    console.print(Group(*parts))

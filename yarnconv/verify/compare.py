@@ -1,0 +1,112 @@
+"""Two sets of logits for the same tokens: how far apart, and whether that is too far."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from yarnconv.rope.tables import Float32Array, Float64Array
+from yarnconv.verify.passages import Passage, Phase
+
+# Relative error of the logits of one position that float32 arithmetic may cause, as base + slope x position:
+# llama.cpp multiplies its angles up from pair to pair and transformers rounds each one to float32, so that
+# their difference grows with the position. `python -m tests.bench.tolerance` prints what right and wrong
+# artefacts show.
+TOLERANCE_BASE = 1e-4
+TOLERANCE_PER_POSITION = 3e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What was found over the judged positions of one passage in one phase.
+
+    relative: ||found - wanted|| / ||wanted|| over all of them. tolerance: at the last of them; each position
+        is held to its own. kl_*: nats, of the softmax found from the softmax wanted.
+    first_bad_position: the first position outside its tolerance, None where the window holds.
+    """
+
+    name: str
+    phase: Phase
+    bucket: int
+    first: int
+    last: int
+    relative: float
+    max_abs: float
+    mean_abs: float
+    kl_max: float
+    kl_mean: float
+    top1_agreement: float
+    first_bad_position: int | None
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every position lies within its tolerance."""
+        return self.first_bad_position is None
+
+
+def tolerance(positions: Float64Array) -> Float64Array:
+    """The relative error allowed at each position."""
+    return TOLERANCE_BASE + TOLERANCE_PER_POSITION * positions
+
+
+def _log_softmax(logits: Float64Array) -> Float64Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    normalised: Float64Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalised
+
+
+def _relative(difference: Float64Array, wanted: Float64Array) -> Float64Array:
+    """Norms over the last axis, one by the other; 0 where both are 0."""
+    above, below = np.linalg.norm(difference, axis=-1), np.linalg.norm(wanted, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(above == 0.0, 0.0, above / below)
+
+
+def _finite(value: float) -> float:
+    """Not a number, from a runtime that computed none, is as far off as can be said in JSON."""
+    return float(value) if np.isfinite(value) else float(np.finfo(np.float64).max)
+
+
+def compare_logits(
+    name: str,
+    phase: Phase,
+    positions: Float64Array,
+    found: Float32Array,
+    wanted: Float32Array,
+    *,
+    bucket: int = 0,
+) -> Window:
+    """Hold float32[positions, vocabulary] against another. A NaN is outside every tolerance."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        computed, expected = found.astype(np.float64), wanted.astype(np.float64)
+        difference = computed - expected
+        each = _relative(difference, expected)
+        within = each <= tolerance(positions)  # False for NaN
+        log_found, log_wanted = _log_softmax(computed), _log_softmax(expected)
+        kl = (np.exp(log_wanted) * (log_wanted - log_found)).sum(axis=-1)
+        return Window(
+            name=name,
+            phase=phase,
+            bucket=bucket,
+            first=int(positions[0]),
+            last=int(positions[-1]),
+            relative=_finite(_relative(difference.reshape(1, -1), expected.reshape(1, -1))[0]),
+            max_abs=_finite(np.abs(difference).max()),
+            mean_abs=_finite(np.abs(difference).mean()),
+            kl_max=_finite(kl.max()),
+            kl_mean=_finite(kl.mean()),
+            top1_agreement=float((computed.argmax(axis=-1) == expected.argmax(axis=-1)).mean()),
+            first_bad_position=None if within.all() else int(positions[np.argmin(within)]),
+            tolerance=float(tolerance(positions[-1:])[0]),
+        )
+
+
+def compare_passage(
+    passage: Passage, found: Float32Array, wanted: Float32Array, *, bucket: int = 0
+) -> list[Window]:
+    """One window for each phase of a passage."""
+    positions = passage.judged_positions.astype(np.float64)
+    return [
+        compare_logits(passage.name, phase, positions[part], found[part], wanted[part], bucket=bucket)
+        for phase, part in passage.phases()
+    ]

@@ -1,0 +1,110 @@
+"""The whole check of a GGUF: metadata, weights and structure, each judged on its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from yarnconv.artifact import termination_as_interrupt
+from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.plan import ConversionPlan
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.scaling import is_dynamic
+from yarnconv.targets.gguf.placement import placements
+from yarnconv.targets.gguf.reader import GgufFile, open_gguf
+from yarnconv.targets.gguf.rope_reading import KeyComparison, compare_metadata
+from yarnconv.targets.gguf.target import structure_refusals
+from yarnconv.verify.components import require
+from yarnconv.verify.expectation import expect
+from yarnconv.verify.gguf.case import Case, CheckOptions, choose_tokens, judged_layers
+from yarnconv.verify.gguf.structure import NOT_RUN, judge_structure, run_as_is
+from yarnconv.verify.gguf.weights import judge_weights
+from yarnconv.verify.progress import Progress, Silent
+from yarnconv.verify.report import CheckReport, Verdict
+from yarnconv.verify.runners.llama_cpp import LlamaCpp
+
+
+def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[KeyComparison]]:
+    try:
+        keys = compare_metadata(plan, artefact)
+    except Inexpressible as error:
+        if is_dynamic(plan.rope.main):
+            raise  # no GGUF holds it, so there is nothing to judge
+        return Verdict(outcome="fails", reason=f"no keys can say the plan: {error.what}"), ()
+    decisive = [key for key in keys if key.decisive]
+    if wrong := [key for key in decisive if not key.agrees]:
+        listed = "; ".join(f"{key.key} is {key.found}, expected {key.expected}" for key in wrong)
+        return Verdict(outcome="fails", reason=listed), keys
+    return Verdict(outcome="holds", reason=f"{len(decisive)} facts agree"), keys
+
+
+def _check_open(
+    runner: LlamaCpp,
+    artefact: GgufFile,
+    checkpoint: Checkpoint,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress,
+) -> CheckReport:
+    expectation = expect(checkpoint, request, artefact.scalar("yarnconv.plan", str))
+    plan = expectation.plan
+    if artefact.architecture != plan.family.gguf.architecture:
+        raise BadInput(
+            f"it is a model of llama.cpp's architecture {artefact.architecture}, the reference is one of "
+            f"{plan.family.gguf.architecture}",
+            where=artefact.path.name,
+            fix="Give the checkpoint that it was made from.",
+        )
+    if refusals := structure_refusals(plan):
+        raise refusals[0]
+    case = Case(
+        plan=plan,
+        artefact=artefact,
+        places=placements(plan),
+        tokens=choose_tokens(runner, artefact.path, options, plan.description.vocab_size),
+        layers=judged_layers(plan, options.layers),
+        options=options,
+        runner=runner,
+        progress=progress,
+    )
+    metadata, keys = _judge_metadata(plan, artefact)
+    weights, tensors = judge_weights(case)
+    structure, windows = judge_structure(case)
+    return CheckReport(
+        artifact=str(artefact.path),
+        reference=str(checkpoint.directory),
+        expected_from=expectation.source,
+        expected=plan.rope,
+        runtime={"name": runner.name, "version": runner.version},
+        seed=options.seed,
+        layers=case.layers,
+        all_layers=case.all_layers,
+        structure=structure,
+        weights=weights,
+        metadata=metadata,
+        windows=windows,
+        keys=keys,
+        tensors=tensors,
+        as_is=run_as_is(case) if windows else NOT_RUN,
+    )
+
+
+def check_gguf(
+    artefact: Path,
+    checkpoint: Path,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Judge a GGUF against the checkpoint it was made from and the plan it should carry.
+
+    Raises BadInput where one of them cannot be read, Inexpressible where the plan is none that a GGUF can
+    carry, MissingComponent, and RuntimeCrashed where llama.cpp dies.
+    """
+    require("check,llama", "torch", "transformers", "llama_cpp")
+    with (
+        termination_as_interrupt(),
+        open_gguf(artefact) as opened,
+        open_checkpoint(checkpoint) as source,
+        LlamaCpp() as runner,
+    ):
+        return _check_open(runner, opened, source, request, options, progress or Silent())

@@ -1,0 +1,22 @@
+"""How long work is made visible from a floor that knows no terminal."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Whoever shows stages of work. Entering a stage gives the function that advances it."""
+
+    def stage(self, title: str, total: int, *, is_bytes: bool = False) -> AbstractContextManager[Advance]:
+        """Begin a stage of `total` steps (bytes, if so)."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, title: str, total: int, *, is_bytes: bool = False) -> AbstractContextManager[Advance]:
+        """A stage nobody sees."""
+        return nullcontext(lambda done: None)

@@ -1,0 +1,126 @@
+"""The reference: transformers' own model class in float32 on the CPU, with the expected plan.
+
+The only room that knows transformers. Configurations come from config.json as data, never with remote code;
+weights are handed over as arrays and not copied.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yarnconv.plan import ConversionPlan
+from yarnconv.rope.scaling import NtkAware, Scaling, is_dynamic
+from yarnconv.rope.tables import Float32Array, ntk_base
+from yarnconv.rope.writing import write_rope
+from yarnconv.verify.components import require
+from yarnconv.verify.passages import Passage
+
+if TYPE_CHECKING:
+    pass
+
+# Every spelling of RoPE in a config.json, and what would point outside the reduced model or run code.
+_REPLACED = (
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "auto_map",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "quantization_config",
+)
+
+
+def transformers_rope(scaling: Scaling) -> dict[str, Any]:
+    """A static scaling as `rope_parameters` that transformers computes with.
+
+    It has no NTK-aware type: that is plain RoPE at an enlarged base.
+    """
+    assert not is_dynamic(scaling), "a dynamic scaling is judged bucket by bucket"
+    if isinstance(scaling, NtkAware):
+        return {"rope_type": "default", "rope_theta": ntk_base(scaling)}
+    return write_rope(scaling)
+
+
+def _config(plan: ConversionPlan, layers: int, vocab_size: int) -> Any:
+    import transformers
+
+    all_layers = len(plan.description.layers)
+    own = {key: value for key, value in plan.config.items() if key not in _REPLACED}
+    for key, value in own.items():
+        if isinstance(value, list) and len(value) == all_layers:
+            own[key] = value[:layers]  # one entry per layer, such as layer_types
+    head = plan.description.layers[0].attention
+    return transformers.AutoConfig.for_model(
+        plan.family.model_type,
+        **{
+            **own,
+            "num_hidden_layers": layers,
+            "vocab_size": vocab_size,
+            "head_dim": head.head_dim,
+            "max_position_embeddings": plan.rope.target_context,
+            "tie_word_embeddings": plan.description.tied_embeddings,
+            "rope_parameters": {
+                **transformers_rope(plan.rope.main),
+                "partial_rotary_factor": plan.rope.main.rotary_dim / head.head_dim,
+            },
+        },
+    )
+
+
+class Reference:
+    """A transformers model of the plan's first layers.
+
+    weights: by the checkpoint's names, float32; as many layers and vocabulary rows as are asked for. They
+        are used in place, and must stay alive and writable.
+    """
+
+    def __init__(self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int) -> None:
+        require("check", "torch", "transformers")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch
+            import transformers
+
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        vocab_size = len(weights[plan.family.tensors["token_embedding"]])
+        config = _config(plan, layers, vocab_size)
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        state = {name: torch.from_numpy(values) for name, values in weights.items()}
+        self._model: torch.nn.Module = (
+            type(model)
+            .from_pretrained(
+                None, config=config, state_dict=state, dtype=torch.float32, attn_implementation="eager"
+            )
+            .eval()
+        )
+        self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+    def logits(self, passage: Passage) -> Float32Array:
+        """float32[judged tokens, vocabulary] of a passage."""
+        import torch
+
+        hidden = torch.from_numpy(~passage.visible())
+        # an explicit mask: without one transformers takes a gap in the positions for another sequence
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=torch.from_numpy(passage.tokens)[None],
+                position_ids=torch.from_numpy(passage.positions)[None],
+                attention_mask=mask[None, None],
+                use_cache=False,
+                logits_to_keep=len(passage.tokens) - passage.judged,
+            )
+        logits: Float32Array = np.ascontiguousarray(output.logits[0].numpy())
+        return logits

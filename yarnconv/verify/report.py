@@ -1,0 +1,125 @@
+"""What a check found, and what follows from it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.targets.gguf.rope_reading import KeyComparison
+from yarnconv.verify.compare import Window
+from yarnconv.verify.expectation import Source
+from yarnconv.verify.weights import TensorComparison
+
+# The fields of a window that mean something where there is no tolerance.
+INFORMATIVE = (
+    *("name", "phase", "bucket", "first", "last"),
+    *("relative", "max_abs", "mean_abs", "kl_max", "kl_mean", "top1_agreement"),
+)
+
+Outcome = Literal["holds", "fails", "not_judged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One of the three. reason: one sentence, for people. waived: left out because the user said so."""
+
+    outcome: Outcome
+    reason: str
+    waived: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsIs:
+    """The artefact run untouched: all layers, its own types. Information, no verdict: what separates it
+    from the checkpoint is mostly what its types lose.
+
+    windows: against the checkpoint's own weights; empty where it was not run or not compared.
+    note: what was run, or why not.
+    """
+
+    windows: Sequence[Window]
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """layers: how many of all layers the structure was judged with."""
+
+    artifact: str
+    reference: str
+    expected_from: Source
+    expected: RopePlan
+    runtime: Mapping[str, str]
+    seed: int
+    layers: int
+    all_layers: int
+    structure: Verdict
+    weights: Verdict
+    metadata: Verdict
+    windows: Sequence[Window]
+    keys: Sequence[KeyComparison]
+    tensors: Sequence[TensorComparison]
+    as_is: AsIs
+
+    @property
+    def parity(self) -> bool | None:
+        """False if any verdict fails; None if one could not be reached; else True."""
+        verdicts = (self.structure, self.weights, self.metadata)
+        if any(verdict.outcome == "fails" for verdict in verdicts):
+            return False
+        if any(verdict.outcome == "not_judged" and not verdict.waived for verdict in verdicts):
+            return None
+        return True
+
+
+def _weights_by_type(tensors: Sequence[TensorComparison]) -> dict[str, dict[str, Any]]:
+    """How far an artefact's weights are from the checkpoint's, by type."""
+    found: dict[str, dict[str, Any]] = {}
+    for tensor in tensors:
+        if tensor.ggml_type is None or tensor.relative is None:
+            continue
+        entry = found.setdefault(tensor.ggml_type, {"tensors": 0, "values": 0, "relative_max": 0.0})
+        entry["tensors"] += 1
+        entry["values"] += tensor.judged
+        entry["relative_max"] = max(entry["relative_max"], tensor.relative)
+    return found
+
+
+def report_document(report: CheckReport) -> dict[str, Any]:
+    """`check --json`."""
+    verdicts = {
+        "structure": report.structure,
+        "weights": report.weights,
+        "metadata": report.metadata,
+    }
+    return {
+        "parity": report.parity,
+        "verdicts": {name: verdict.outcome for name, verdict in verdicts.items()},
+        "reasons": {name: verdict.reason for name, verdict in verdicts.items()},
+        "reference": report.reference,
+        "artifact": report.artifact,
+        "expected_from": report.expected_from,
+        "expected": rope_facts(report.expected, with_tables=False),
+        "runtime": dict(report.runtime),
+        "seed": report.seed,
+        "layers": report.layers,
+        "all_layers": report.all_layers,
+        "windows": [asdict(window) for window in report.windows],
+        "metadata": [asdict(key) for key in report.keys],
+        "weights": {
+            "types": _weights_by_type(report.tensors),
+            "problems": [
+                {"tensor": tensor.name, "type": tensor.ggml_type, "problem": tensor.problem}
+                for tensor in report.tensors
+                if tensor.problem is not None
+            ],
+            "unknown_types": sorted({str(t.ggml_type) for t in report.tensors if not t.known}),
+        },
+        "as_is": {
+            "note": report.as_is.note,
+            "windows": [
+                {name: getattr(window, name) for name in INFORMATIVE} for window in report.as_is.windows
+            ],
+        },
+        "diagnosis": None,
+    }

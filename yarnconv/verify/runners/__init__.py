@@ -1,0 +1,1 @@
+"""Runtimes, each behind one module: a passage of tokens goes in, logits come out."""

@@ -1,0 +1,208 @@
+"""The weights verdict: whether an artefact's tensors are the checkpoint's, as well as their type can say.
+
+Float types are held value by value to their own rounding. Block types are held block by block and tensor by
+tensor to bounds that stand above everything ggml's quantisers were seen to do to twelve distributions of
+weights, with and without an importance matrix, and below what a block of other weights shows (1.0 and
+more). `python -m tests.bench.quantisation` prints the measurement.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.errors import BadInput
+from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.gguf.blocks import SOURCE_TYPES, interleave_heads, to_float32
+from yarnconv.targets.gguf.placement import TensorPlacement
+from yarnconv.targets.gguf.reader import StoredTensor
+
+Coverage = Literal["sampled", "all", "none"]
+COVERAGES: tuple[Coverage, ...] = ("sampled", "all", "none")
+
+SAMPLED_VALUES = 2**18  # of each tensor, in whole rows spread over it; smaller tensors are judged whole
+BLOCK_VALUES = 2**20  # compared at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What a block type explains. block, tensor: ||stored - source|| / ||source|| of one block and of all
+    values. floor: root mean square error that remains however small the values are, because the scales
+    are float16.
+    """
+
+    block: float
+    tensor: float
+    floor: float = 1e-5
+
+
+# (relative, absolute) error of one value: the type's last bit, and half its smallest number
+FLOAT_TYPES = {"F32": (0.0, 0.0), "F16": (2.0**-10, 2.0**-24), "BF16": (2.0**-7, 0.0)}
+BLOCK_TYPES = {
+    "Q8_0": Explained(block=0.023, tensor=0.02),
+    "Q5_0": Explained(block=0.25, tensor=0.13),
+    "Q5_1": Explained(block=0.25, tensor=0.10),
+    "Q4_0": Explained(block=0.50, tensor=0.20),
+    "Q4_1": Explained(block=0.50, tensor=0.20),
+    "Q6_K": Explained(block=0.15, tensor=0.06, floor=3e-4),
+    "Q5_K": Explained(block=0.15, tensor=0.08, floor=1e-4),
+    "Q4_K": Explained(block=0.30, tensor=0.15, floor=1e-4),
+    "Q3_K": Explained(block=0.60, tensor=0.27, floor=1e-4),
+    "Q2_K": Explained(block=0.90, tensor=0.50, floor=1e-4),
+    "IQ4_NL": Explained(block=0.50, tensor=0.18, floor=1e-4),
+    "IQ4_XS": Explained(block=0.35, tensor=0.18, floor=1e-4),
+    "IQ3_S": Explained(block=0.90, tensor=0.50, floor=1e-4),
+    "MXFP4": Explained(block=0.45, tensor=0.27),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorComparison:
+    """One tensor against the checkpoint's.
+
+    ggml_type: None where the artefact has no such tensor. judged: values compared.
+    relative: root mean square error over them, by the source's. problem: why it does not agree, None
+    where it does. known: False where nothing is known of what the type explains.
+    """
+
+    name: str
+    ggml_type: str | None
+    judged: int
+    relative: float | None
+    problem: str | None
+    known: bool = True
+
+
+def _selections(rows: int, width: int, coverage: Coverage, seed: int) -> Iterator[NDArray[np.intp]]:
+    """Rows to compare, in order, a block of them at a time."""
+    wanted = max(1, SAMPLED_VALUES // width)
+    if coverage == "all" or rows <= wanted:
+        chosen = np.arange(rows)
+    else:  # one row from each of as many strata
+        offsets = np.random.default_rng(seed).random(wanted)
+        chosen = ((np.arange(wanted) + offsets) * rows / wanted).astype(np.intp)
+    step = max(1, BLOCK_VALUES // width)
+    for first in range(0, len(chosen), step):
+        yield chosen[first : first + step]
+
+
+class _Judge:
+    """Adds up the differences of one tensor and keeps the first thing that its type does not explain."""
+
+    def __init__(self, ggml_type: str, block: int) -> None:
+        self._type = ggml_type
+        self._block = block
+        self._squared_error = self._squared_source = 0.0
+        self.judged = 0
+        self.problem: str | None = None
+
+    def _unexplained(self, found: Float32Array, source: Float32Array) -> NDArray[np.intp]:
+        """Indices of values (of blocks, for a block type) that the type does not explain."""
+        error = np.abs(found.astype(np.float64) - source)
+        if self._type in FLOAT_TYPES:
+            relative, absolute = FLOAT_TYPES[self._type]
+            bad = ~(error <= relative * np.abs(source) + absolute)
+        else:
+            explained = BLOCK_TYPES[self._type]
+            errors = np.linalg.norm(error.reshape(-1, self._block), axis=1)
+            norms = np.linalg.norm(source.astype(np.float64).reshape(-1, self._block), axis=1)
+            bad = ~(errors <= explained.block * norms + explained.floor * self._block**0.5)
+        return np.flatnonzero(bad)
+
+    def add(self, found: Float32Array, source: Float32Array, rows: NDArray[np.intp]) -> None:
+        """Compare flat values of whole rows. rows: which rows of the tensor they are."""
+        with np.errstate(all="ignore"):
+            bad = self._unexplained(found, source)
+            error = found.astype(np.float64) - source
+            self._squared_error += float(error @ error)
+            self._squared_source += float(np.square(source, dtype=np.float64).sum())
+        self.judged += len(found)
+        if len(bad) and self.problem is None:
+            size = 1 if self._type in FLOAT_TYPES else self._block
+            first = slice(int(bad[0]) * size, (int(bad[0]) + 1) * size)
+            with np.errstate(all="ignore"):
+                relative = np.linalg.norm(error[first]) / np.linalg.norm(source[first])
+            row = rows[first.start // (len(found) // len(rows))]
+            self.problem = (
+                f"{len(bad)} {'values' if size == 1 else 'blocks'} are not the checkpoint's, the first in "
+                f"row {row} (relative error {relative:.2g})"
+            )
+
+    @property
+    def relative(self) -> float:
+        """Root of the squared error by the source's."""
+        if self._squared_error == 0.0:
+            return 0.0
+        relative = (self._squared_error / self._squared_source) ** 0.5 if self._squared_source else np.inf
+        return relative if np.isfinite(relative) else float(np.finfo(np.float64).max)
+
+    def conclude(self) -> None:
+        """Hold the whole tensor against its type."""
+        if self.problem is not None or self._type in FLOAT_TYPES:
+            return
+        explained = BLOCK_TYPES[self._type]
+        rms = (self._squared_source / max(self.judged, 1)) ** 0.5
+        if not self.relative * rms <= explained.tensor * rms + explained.floor:
+            self.problem = (
+                f"all in all not the checkpoint's: relative error {self.relative:.2g}, "
+                f"{self._type} explains {explained.tensor:g}"
+            )
+
+
+def compare_tensor(
+    placement: TensorPlacement,
+    stored: StoredTensor | None,
+    coverage: Coverage,
+    seed: int,
+) -> TensorComparison:
+    """One tensor of the checkpoint against the artefact's."""
+    import gguf
+
+    source = placement.binding.source
+    if stored is None:
+        return TensorComparison(
+            name=placement.name, ggml_type=None, judged=0, relative=None, problem="is missing"
+        )
+    kind = stored.ggml_type.name
+
+    def result(judged: int, relative: float | None, problem: str | None, known: bool) -> TensorComparison:
+        return TensorComparison(
+            name=placement.name,
+            ggml_type=kind,
+            judged=judged,
+            relative=relative,
+            problem=problem,
+            known=known,
+        )
+
+    if stored.shape != source.shape:
+        return result(0, None, f"has shape {list(stored.shape)}, not {list(source.shape)}", True)
+    if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
+        return result(0, None, None, False)
+    values = source.load().reshape(stored.row_count, stored.shape[-1])
+    order = np.arange(len(values))
+    if (heads := placement.interleave_heads) is not None:
+        if len(stored.shape) == 1:  # the heads of a bias lie along its only row
+            values = values.reshape(-1, 1)
+            values = interleave_heads(values, heads).reshape(1, -1)
+        else:
+            order = interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
+    judge = _Judge(kind, gguf.GGML_QUANT_SIZES[stored.ggml_type][0])
+    for rows in _selections(len(values), stored.shape[-1], coverage, seed):
+        found = stored.rows(rows).reshape(-1)
+        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), SOURCE_TYPES[source.dtype])
+        judge.add(found, wanted.reshape(-1), rows)
+    judge.conclude()
+    return result(judge.judged, judge.relative, judge.problem, True)
+
+
+def parse_coverage(text: str) -> Coverage:
+    """The `--weights` of that name."""
+    for coverage in COVERAGES:
+        if text == coverage:
+            return coverage
+    raise BadInput(
+        f"{text!r} is none of {', '.join(COVERAGES)}", where="--weights", fix="Choose one of them."
+    )
