@@ -7,6 +7,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Tests that run side by side share the processors: torch's and llama.cpp's threads spin while they wait.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _WORKERS)))
+
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
@@ -28,13 +32,12 @@ def llama_cpp_source():
 
 
 @pytest.fixture(scope="session")
-def llama_cpp(tmp_path_factory):
+def llama_cpp():
     """The real runtime, in one subprocess for the whole session."""
     from tests.support.llama_runtime import LlamaCpp
 
-    runtime = LlamaCpp(tmp_path_factory.mktemp("llama_cpp"))
-    yield runtime
-    runtime.close()
+    with LlamaCpp() as runtime:
+        yield runtime
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +69,30 @@ def yarnconv():
         return result.exit_code, result.stdout, result.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def artefacts(checkpoints, tmp_path_factory):
+    """(family, type, rope options) -> a right GGUF of the family's tiny checkpoint, made once."""
+    from typer.testing import CliRunner
+
+    from tests.support.quantise import quantise
+    from yarnconv.cli import app
+
+    root = tmp_path_factory.mktemp("artefacts")
+    made = {}
+
+    def get(family, outtype, *options):
+        key = (family, outtype, options)
+        if key not in made:
+            written = root / f"{len(made)}.gguf"
+            own = outtype if outtype in {"f32", "f16", "bf16", "q8_0"} else "f32"
+            arguments = ["gguf", str(checkpoints(family)), *options, "--outtype", own, "-o", str(written)]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+            made[key] = written
+            if own != outtype:
+                made[key] = quantise(written, root / f"{len(made)}-{outtype}.gguf", outtype)
+        return made[key]
+
+    return get

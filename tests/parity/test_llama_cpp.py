@@ -92,13 +92,13 @@ def test_parity(family, method, outtype, checkpoints, llama_cpp, yarnconv, tmp_p
     wanted = reference_logits(
         directory, tokens(), spelled(head_dim_of(family)), weights=weights, select=BEYOND
     )
-    as_is = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    as_is = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     if outtype == "f32":
         assert relative_error(as_is, wanted) <= F32_TOLERANCE
         return
     assert relative_error(as_is, wanted) <= AS_IS_TOLERANCE[outtype]
     copy = dequantised_copy(path, tmp_path / "copy.gguf")
-    found = llama_cpp.logits(copy, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(copy, tokens(), first=ORIGINAL_CONTEXT)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
 
@@ -107,7 +107,7 @@ def test_wrong_temperature_is_far_away(family, checkpoints, llama_cpp, yarnconv,
     """What the tolerance is good for: NTK-by-parts instead of YaRN, three orders above it."""
     path = tmp_path / "model.gguf"
     yarnconv("gguf", checkpoints(family), "--method", "ntk-by-parts", "--factor", "4", "-o", path)
-    found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(checkpoints(family), tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) > 1000 * F32_TOLERANCE
 
@@ -130,7 +130,7 @@ def test_rope_freqs_where_the_architecture_loads_it(family, case, checkpoints, l
     code, stdout, stderr = yarnconv("gguf", checkpoints(family), "--factor", "4", *options, "-o", path)
     assert code == 0, stderr
     assert "rope_freqs" in stdout
-    found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(checkpoints(family), tokens(), {**YARN, **spelled}, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
@@ -155,7 +155,7 @@ def test_betas_that_another_original_context_gives(family, checkpoints, llama_cp
     code, stdout, _ = yarnconv("gguf", checkpoints(family), "--factor", "4", *betas, "-o", path)
     assert code == 0
     assert "original_context_length is written as" in stdout
-    found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(
         checkpoints(family), tokens(), {**YARN, "beta_fast": 64.0, "beta_slow": 2.0}, select=BEYOND
     )
@@ -179,7 +179,7 @@ def test_llama3_own_scaling(llama_cpp, yarnconv, tmp_path):
     code, stdout, stderr = yarnconv("gguf", directory, "-o", path)
     assert code == 0, stderr
     assert "Not fine-tuned" not in stdout
-    found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(directory, tokens(), LLAMA3, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
@@ -214,7 +214,7 @@ def test_yarn_mistral_profile(llama_cpp, yarnconv, tmp_path):
             "attention_factor": 0.07 * np.log(16.0) + 1.0,
         },
     )
-    assert relative_error(llama_cpp.logits(path, tokens()), wanted) <= F32_TOLERANCE
+    assert relative_error(llama_cpp.run(path, tokens()), wanted) <= F32_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_structures_within_a_family(family, overrides, llama_cpp, yarnconv, tmp_
     path = tmp_path / "model.gguf"
     code, _, stderr = yarnconv("gguf", directory, "--factor", "4", "-o", path)
     assert code == 0, stderr
-    found = llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(directory, tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
@@ -248,7 +248,7 @@ def test_auto_keeps_the_checkpoints_dtype(dtype, llama_cpp, yarnconv, tmp_path):
     types = {t.tensor_type.name for t in gguf.GGUFReader(path).tensors if len(t.shape) > 1}
     assert types == {{torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
     copy = dequantised_copy(path, tmp_path / "copy.gguf")
-    found = llama_cpp.logits(copy, tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(copy, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(directory, tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
@@ -260,7 +260,7 @@ def test_a_split_model_loads(checkpoints, llama_cpp, yarnconv, tmp_path):
     parts = sorted(p.name for p in tmp_path.iterdir())
     assert len(parts) > 2
     assert parts[0] == f"model-00001-of-{len(parts):05d}.gguf"
-    found = llama_cpp.logits(tmp_path / parts[0], tokens(), first=ORIGINAL_CONTEXT)
+    found = llama_cpp.run(tmp_path / parts[0], tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(checkpoints("llama"), tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 
@@ -274,7 +274,7 @@ def test_a_tied_config_with_a_head_of_its_own(llama_cpp, yarnconv, tmp_path):
     assert "output.weight" in {t.name for t in gguf.GGUFReader(path).tensors}
     edit_config(own, tie_word_embeddings=False)
     wanted = reference_logits(own, tokens(), select=BEYOND)
-    assert relative_error(llama_cpp.logits(path, tokens(), first=ORIGINAL_CONTEXT), wanted) <= F32_TOLERANCE
+    assert relative_error(llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT), wanted) <= F32_TOLERANCE
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(own / "model.safetensors")

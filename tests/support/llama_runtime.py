@@ -1,64 +1,29 @@
-"""The real llama.cpp, in a subprocess."""
+"""The real llama.cpp, for tests that look at logits themselves; and a copy made without our code."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-WORKER = Path(__file__).with_name("llama_worker.py")
+from yarnconv.verify.passages import Passage
+from yarnconv.verify.runners.llama_cpp import LlamaCpp as Runner
 
 
-class LlamaCpp:
-    """One worker process for many files; started anew after a crash."""
+class LlamaCpp(Runner):
+    """The runner of `check`, asked for one plain run from position 0."""
 
-    def __init__(self, scratch: Path):
-        self.scratch = scratch
-        self.process = None
-
-    def _ask(self, request):
-        if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", str(WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            _, last_words = self.process.communicate()
-            raise RuntimeError(f"llama.cpp died ({self.process.returncode}): {last_words[-2000:]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def logits(self, path: Path, tokens, *, first=0, context=None):
+    def run(self, path: Path, tokens, *, first=0):
         """float32[positions from `first`, vocabulary]."""
-        out = self.scratch / "logits.npy"
-        context = context or -(-len(tokens) // 256) * 256
-        self._ask(
-            {
-                "path": str(path),
-                "tokens": tokens,
-                "context": context,
-                "first": first,
-                "out": str(out),
-            }
+        count = len(tokens)
+        passage = Passage(
+            name="all",
+            tokens=np.array(tokens),
+            positions=np.arange(count),
+            jump=None,
+            judged=first,
+            decoded=count,
         )
-        return np.load(out)
-
-    def tokenize(self, path: Path, text: str):
-        return self._ask({"path": str(path), "text": text})["tokens"]
-
-    def close(self):
-        if self.process is not None and self.process.poll() is None:
-            self.process.communicate()
+        return self.logits(path, [passage])[0]
 
 
 def dequantised_copy(source: Path, destination: Path) -> Path:

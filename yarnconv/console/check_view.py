@@ -43,6 +43,7 @@ def _windows_table(windows: list[Window], *, judged: bool) -> Table:
     table.add_column("phase")
     table.add_column("positions", justify="right")
     table.add_column("relative error", justify="right")
+    table.add_column("worst position", justify="right")
     if judged:
         table.add_column("tolerance", justify="right")
     table.add_column("KL max", justify="right")
@@ -55,6 +56,7 @@ def _windows_table(windows: list[Window], *, judged: bool) -> Table:
             window.phase,
             f"{window.first}..{window.last}",
             f"{window.relative:.1e}",
+            f"{window.relative_max:.1e}",
         ]
         if judged:
             cells.append(f"{window.tolerance:.1e}")

@@ -19,8 +19,9 @@ TOLERANCE_PER_POSITION = 3e-8
 class Window:
     """What was found over the judged positions of one passage in one phase.
 
-    relative: ||found - wanted|| / ||wanted|| over all of them. tolerance: at the last of them; each position
-        is held to its own. kl_*: nats, of the softmax found from the softmax wanted.
+    relative: ||found - wanted|| / ||wanted|| over all of them; relative_max: of the worst position.
+    tolerance: at the last of them; each position is held to its own.
+    kl_*: nats, of the softmax found from the softmax wanted.
     first_bad_position: the first position outside its tolerance, None where the window holds.
     """
 
@@ -30,6 +31,7 @@ class Window:
     first: int
     last: int
     relative: float
+    relative_max: float
     max_abs: float
     mean_abs: float
     kl_max: float
@@ -91,6 +93,7 @@ def compare_logits(
             first=int(positions[0]),
             last=int(positions[-1]),
             relative=_finite(_relative(difference.reshape(1, -1), expected.reshape(1, -1))[0]),
+            relative_max=_finite(each.max()),
             max_abs=_finite(np.abs(difference).max()),
             mean_abs=_finite(np.abs(difference).mean()),
             kl_max=_finite(kl.max()),

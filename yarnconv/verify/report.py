@@ -13,7 +13,7 @@ from yarnconv.verify.weights import TensorComparison
 # The fields of a window that mean something where there is no tolerance.
 INFORMATIVE = (
     *("name", "phase", "bucket", "first", "last"),
-    *("relative", "max_abs", "mean_abs", "kl_max", "kl_mean", "top1_agreement"),
+    *("relative", "relative_max", "max_abs", "mean_abs", "kl_max", "kl_mean", "top1_agreement"),
 )
 
 Outcome = Literal["holds", "fails", "not_judged"]

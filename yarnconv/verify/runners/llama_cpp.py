@@ -1,6 +1,7 @@
 """llama.cpp as a runner: the real library, in a subprocess that may die without taking us along."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ class LlamaCpp:
                 stdout=subprocess.PIPE,
                 stderr=self._last_words,
                 text=True,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # its last words, not a debugger's
             )
         return self._process
 

@@ -13,7 +13,7 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,15 @@ BATCH = 512
 CONTEXT_STEP = 256  # llama.cpp pads contexts to it
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 MAIN, APART = 0, 1  # sequences: where a passage runs, and where a prefix waits
+
+
+def thread_count() -> int:
+    """As many as there are processors for us, or as few as OMP_NUM_THREADS says: threads of llama.cpp spin
+    while they wait, and two of them on one processor take ten times as long.
+    """
+    processors = len(os.sched_getaffinity(0))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(wanted), processors) if wanted.isdecimal() and int(wanted) > 0 else processors
 
 
 class Refused(Exception):
@@ -76,7 +85,7 @@ def open_context(model: Any, cells: int, log: Log) -> Iterator[Any]:
     params.n_batch = params.n_ubatch = BATCH
     params.n_seq_max = 2
     params.kv_unified = True
-    params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
+    params.n_threads = params.n_threads_batch = thread_count()
     params.type_k = params.type_v = 0
     params.flash_attn_type = 0
     params.offload_kqv = False
@@ -142,7 +151,9 @@ class Decoder:
             yield from self._feed(tokens[one], positions[one], MAIN, judged - index)
 
 
-def run_passages(path: str, passages: list[dict[str, Any]], out: str, log: Log) -> None:
+def run_passages(
+    path: str, passages: list[dict[str, Any]], out: str, log: Log, answer: Callable[[dict[str, Any]], None]
+) -> None:
     """Run all and write their logits to `out`."""
     rows = sum(len(passage["tokens"]) - passage["judged"] for passage in passages)
     cells = max(len(passage["tokens"]) for passage in passages)
@@ -155,7 +166,7 @@ def run_passages(path: str, passages: list[dict[str, Any]], out: str, log: Log) 
             for values in decoder.run(**passage):
                 logits[row] = values
                 row += 1
-            print(json.dumps({"done": 1}), flush=True)
+            answer({"done": 1})
         decoder.close()
         logits.flush()
 
@@ -174,19 +185,26 @@ def tokenize(path: str, text: str, log: Log) -> list[int]:
 
 def main() -> None:
     """Answer requests until stdin ends."""
+    # whatever else writes to stdout, such as a debugger that prints a dying process, writes to stderr
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
     llama_cpp.llama_backend_init()
     log = Log()
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if "text" in request:
-                answer: dict[str, Any] = {"tokens": tokenize(request["path"], request["text"], log)}
+                answer({"tokens": tokenize(request["path"], request["text"], log)})
             else:
-                run_passages(request["path"], request["passages"], request["out"], log)
-                answer = {"ok": True}
+                run_passages(request["path"], request["passages"], request["out"], log, answer)
+                answer({"ok": True})
         except Refused as error:
-            answer = {"refused": str(error)}
-        print(json.dumps(answer), flush=True)
+            answer({"refused": str(error)})
 
 
 if __name__ == "__main__":
