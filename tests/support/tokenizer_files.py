@@ -109,23 +109,29 @@ def bpe_tokenizer_json(vocab, merges, added, *, pre="llama-bpe", normalizer=None
     }
 
 
-def write_byte_level(directory: Path, vocab_size: int, *, pre="llama-bpe"):
+MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("e", "r"), ("1", "2"))
+
+
+def write_byte_level(
+    directory: Path, vocab_size: int, *, pre="llama-bpe", merges=MERGES, begins_with_bos=True
+):
     """A byte-level tokenizer with a few merges and three special tokens; ids 256.. are merges."""
     alphabet = byte_alphabet()
     vocab = {character: index for index, character in enumerate(alphabet)}
-    merges = []
-    for left, right in [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("e", "r"), ("1", "2")]:
-        merges.append(f"{left} {right}")
+    spelled = []
+    for left, right in merges:
+        spelled.append(f"{left} {right}")
         vocab[left + right] = len(vocab)
     first_special = len(vocab)
     added = [(first_special + i, content, True) for i, content in enumerate(SPECIAL)]
     added.append((first_special + len(SPECIAL), "<tool>", False))
     assert first_special + len(added) <= vocab_size
-    document = bpe_tokenizer_json(vocab, merges, added, pre=pre, bos=(SPECIAL[0], first_special))
+    bos = (SPECIAL[0], first_special) if begins_with_bos else None
+    document = bpe_tokenizer_json(vocab, spelled, added, pre=pre, bos=bos)
     (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIAL[0],
+        **({"bos_token": SPECIAL[0]} if begins_with_bos else {}),
         "eos_token": SPECIAL[1],
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,

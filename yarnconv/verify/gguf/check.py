@@ -20,7 +20,7 @@ from yarnconv.verify.gguf.structure import NOT_RUN, judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.progress import Progress, Silent
 from yarnconv.verify.report import CheckReport, Verdict
-from yarnconv.verify.runners.llama_cpp import LlamaCpp
+from yarnconv.verify.runners.llama_cpp import LlamaCpp, RuntimeRefused
 
 
 def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[KeyComparison]]:
@@ -69,6 +69,12 @@ def _check_open(
     metadata, keys = _judge_metadata(plan, artefact)
     weights, tensors = judge_weights(case)
     structure, windows = judge_structure(case)
+    as_is = NOT_RUN
+    if windows:
+        try:
+            as_is = run_as_is(case)
+        except RuntimeRefused as error:
+            structure = Verdict(outcome="fails", reason=f"the file itself: {error.what}")
     return CheckReport(
         artifact=str(artefact.path),
         reference=str(checkpoint.directory),
@@ -84,7 +90,7 @@ def _check_open(
         windows=windows,
         keys=keys,
         tensors=tensors,
-        as_is=run_as_is(case) if windows else NOT_RUN,
+        as_is=as_is,
     )
 
 

@@ -30,7 +30,7 @@ AS_IS_PREFIX, AS_IS_INSIDE = 16, 32  # every layer of a large model takes its ti
 AS_IS_PASSAGES = frozenset({"inside", "far end"})
 AS_IS_REFERENCE_BYTES = 2 * 10**9  # float32 weights of a full-depth reference that is still made
 AS_IS_SHARE_OF_MEMORY = 0.8
-NOT_RUN = AsIs(windows=(), note="not run: the float32 copy could not be run")
+NOT_RUN = AsIs(windows=(), note="not run, or refused by llama.cpp")
 
 
 def _copied_weights(copy: GgufFile, places: Sequence[TensorPlacement]) -> dict[str, Float32Array]:
@@ -121,7 +121,10 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
 
 
 def run_as_is(case: Case) -> AsIs:
-    """Run the artefact untouched; against the checkpoint's own weights where those are few enough."""
+    """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
+
+    Raises RuntimeRefused where llama.cpp loads its float32 copy but not the file itself.
+    """
     size = sum(file.size for file in case.artefact.files)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:

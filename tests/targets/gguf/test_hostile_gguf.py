@@ -1,0 +1,179 @@
+"""GGUFs as strangers send them: each a clear message and exit 2, whatever their lengths claim."""
+
+import struct
+
+import pytest
+
+from tests.support.gguf_editing import load
+from yarnconv.errors import BadInput
+from yarnconv.targets.gguf.file_format import MAGIC
+from yarnconv.targets.gguf.reader import open_gguf
+
+U32, I32, F32, STRING, ARRAY = 4, 5, 6, 8, 9
+
+
+def text(value):
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def pair(key, kind, data):
+    return text(key) + struct.pack("<I", kind) + data
+
+
+def tensor(name="t", shape=(32,), kind=0, offset=0, dimensions=None):
+    count = len(shape) if dimensions is None else dimensions
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", count, *shape, kind, offset)
+
+
+def build(pairs=(), tensors=(), data=b"\0" * 128, *, version=3, counts=None, magic=MAGIC):
+    tensor_count, pair_count = counts or (len(tensors), len(pairs))
+    head = (
+        magic + struct.pack("<IQQ", version, tensor_count, pair_count) + b"".join(pairs) + b"".join(tensors)
+    )
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+ARCHITECTURE = pair("general.architecture", STRING, text("llama"))
+GOOD = build([ARCHITECTURE], [tensor()])
+
+HOSTILE = {
+    "empty": (b"", "truncated"),
+    "four bytes": (MAGIC, "truncated"),
+    "another magic": (build(magic=b"GGML"), "is no GGUF"),
+    "a safetensors file": (struct.pack("<Q", 2) + b"{}" + b" " * 40, "is no GGUF"),
+    "version 1": (build(version=1), "GGUF version 1"),
+    "big-endian": (build(version=3 << 24), "GGUF version"),
+    "2^63 keys": (build(counts=(0, 2**63)), "do not fit"),
+    "2^63 tensors": (build(counts=(2**63, 0)), "do not fit"),
+    "more keys than there are": (build([ARCHITECTURE], counts=(0, 5)), "occurs twice"),
+    "a key of 2^62 bytes": (build([struct.pack("<Q", 2**62)], counts=(0, 1)), "truncated"),
+    "a string of 2^62 bytes": (build([pair("k", STRING, struct.pack("<Q", 2**62))]), "truncated"),
+    "an array of 2^60 floats": (build([pair("k", ARRAY, struct.pack("<IQ", F32, 2**60))]), "truncated"),
+    "an array of 2^60 strings": (build([pair("k", ARRAY, struct.pack("<IQ", STRING, 2**60))]), "truncated"),
+    "an array of arrays": (build([pair("k", ARRAY, struct.pack("<IQ", ARRAY, 1))]), "arrays of arrays"),
+    "an unknown value type": (build([pair("k", 77, b"\0" * 8)]), "unknown value type 77"),
+    "a key twice": (build([ARCHITECTURE, ARCHITECTURE]), "occurs twice"),
+    "no dimensions": (build([], [tensor(shape=())]), "0 dimensions"),
+    "2^31 dimensions": (build([], [tensor(dimensions=2**31)]), "dimensions"),
+    "a dimension of 0": (build([], [tensor(shape=(0, 4))]), "dimension of 0"),
+    "dimensions beyond 64 bits": (build([], [tensor(shape=(2**62, 2**62, 2**62))]), "lie beyond the file"),
+    "an unknown tensor type": (build([], [tensor(kind=4)]), "unknown tensor type 4"),
+    "half a block": (build([], [tensor(shape=(33,), kind=8)]), "do not divide into blocks"),
+    "data beyond the file": (build([], [tensor(shape=(4096,))]), "lie beyond the file"),
+    "an offset beyond the file": (build([], [tensor(offset=2**40)]), "lie beyond the file"),
+    "a misaligned offset": (build([], [tensor(offset=4)]), "misaligned"),
+    "an alignment of 0": (
+        build([pair("general.alignment", U32, struct.pack("<I", 0))], [tensor()]),
+        "not a multiple of 8",
+    ),
+    "an alignment that is a string": (
+        build([pair("general.alignment", STRING, text(""))], [tensor()]),
+        "not a multiple of 8",
+    ),
+    "a tensor twice": (build([], [tensor(), tensor()]), "occurs twice"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile(case, tmp_path):
+    data, message = HOSTILE[case]
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=message), open_gguf(path):
+        pass
+
+
+def test_the_same_made_well(tmp_path):
+    path = tmp_path / "good.gguf"
+    path.write_bytes(GOOD)
+    with open_gguf(path) as file:
+        assert file.architecture == "llama"
+        assert file.tensors["t"].shape == (32,)
+
+
+def test_every_truncation_of_a_header(tmp_path):
+    path = tmp_path / "cut.gguf"
+    for length in range(len(GOOD) - 128):
+        path.write_bytes(GOOD[:length])
+        with pytest.raises(BadInput), open_gguf(path):
+            pass
+
+
+def test_every_value_type_is_read(tmp_path):
+    values = [("<B", 0, 7), ("<b", 1, -7), ("<H", 2, 7), ("<h", 3, -7), ("<I", 4, 7), ("<i", 5, -7)]
+    values += [("<f", 6, 0.5), ("<?", 7, True), ("<Q", 10, 2**63), ("<q", 11, -(2**62)), ("<d", 12, 0.1)]
+    pairs = [pair(f"k{kind}", kind, struct.pack(layout, value)) for layout, kind, value in values]
+    pairs.append(pair("list", ARRAY, struct.pack("<IQ3i", I32, 3, 1, -2, 3)))
+    pairs.append(pair("words", ARRAY, struct.pack("<IQ", STRING, 2) + text("é") + text("")))
+    path = tmp_path / "types.gguf"
+    path.write_bytes(build(pairs))
+    with open_gguf(path) as file:
+        assert [file.value(f"k{kind}") for _, kind, _ in values] == [value for _, _, value in values]
+        assert file.value("list") == [1, -2, 3]
+        assert file.value("words") == ["é", ""]
+        with pytest.raises(BadInput, match="not a value of type str"):
+            file.scalar("k4", str)
+        with pytest.raises(BadInput, match=r"general\.architecture is missing"):
+            file.architecture  # noqa: B018
+
+
+def _no_shard(path):
+    return path.rename(path.with_name("m-00001-of-00002.gguf"))
+
+
+FILES = {
+    "not there": (lambda path: path.with_name("nothing.gguf"), "no such file"),
+    "a directory": (lambda path: path.parent, "a directory, not a GGUF"),
+    "a shard without the others": (_no_shard, "no such file"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_no_such_artefact(case, yarnconv, checkpoints, tmp_path):
+    make, message = FILES[case]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(GOOD)
+    code, stdout, stderr = yarnconv("check", make(path), "--reference", checkpoints("llama"))
+    assert (code, stdout) == (2, "")
+    assert message in stderr
+
+
+def _text_for_a_number(file):
+    file.keys.string("llama.rope.scaling.factor", "four")
+
+
+def _list_for_a_number(file):
+    file.keys.int32s("llama.context_length", [1, 2])
+
+
+def _no_architecture(file):
+    file.drop("general.architecture")
+
+
+def _crowded_alignment(file):
+    file.keys.uint32("general.alignment", 2**31)
+
+
+@pytest.mark.parametrize(
+    "edit", [_text_for_a_number, _list_for_a_number, _no_architecture, _crowded_alignment]
+)
+def test_keys_of_the_wrong_kind(edit, artefacts, checkpoints, yarnconv, tmp_path):
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    edit(file)
+    path = file.write(tmp_path / "edited.gguf")
+    code, stdout, stderr = yarnconv("check", path, "--reference", checkpoints("llama"), "--factor", "4")
+    assert (code, stdout) == (2, "")
+    assert "Traceback" not in stderr
+
+
+# no layers and 2^32 - 1 layers kill llama.cpp itself, which is a crash and no verdict
+@pytest.mark.parametrize(("layers", "wanted"), [(0, 70), (2, 1), (100, 1), (2**32 - 1, 70)])
+def test_a_false_layer_count(layers, wanted, artefacts, checkpoints, yarnconv, tmp_path):
+    """Nothing of ours is allocated for what the key claims."""
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.keys.uint32("llama.block_count", layers)
+    path = file.write(tmp_path / "edited.gguf")
+    code, stdout, stderr = yarnconv("check", path, "--reference", checkpoints("llama"), "--factor", "4")
+    assert code == wanted
+    assert "block_count" in stdout or "llama.cpp" in stderr
