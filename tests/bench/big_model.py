@@ -1,4 +1,4 @@
-"""A 1.24 B Llama (2.47 GB in bfloat16, two shards, the real 128k BPE) with random weights."""
+"""A 1.24 B Llama (2.47 GB in bfloat16, two shards, the real 128k BPE) and random weights; or one of 8 B."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,16 @@ def _write_shard(path: Path, tensors, generator):
                 remaining -= count
 
 
-def make_big_model(directory: Path, layers: int) -> Path:
+# 8.03 B parameters, 16 GB in bfloat16
+SHAPE_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
+
+
+def make_big_model(directory: Path, layers: int, shape=None) -> Path:
     """Make the checkpoint, of 16 layers or of another number, unless it is there."""
     if (directory / "config.json").exists():
         return directory
@@ -59,7 +68,7 @@ def make_big_model(directory: Path, layers: int) -> Path:
 
     directory.mkdir(parents=True, exist_ok=True)
     family = families()["llama"]
-    config = {**CONFIG, "num_hidden_layers": layers}
+    config = {**CONFIG, **(shape or {}), "num_hidden_layers": layers}
     description = describe(family, with_defaults(family, config))
     tensors = [(t.name, t.shape) for t in expected_tensors(family, description)]
     generator = np.random.default_rng(0)

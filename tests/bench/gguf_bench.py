@@ -12,53 +12,18 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.big_model import make_big_model
+from tests.bench.measuring import measure
 from tests.support.llama_cpp_source import fetch_source
 
 OUT_TYPES = ("bf16", "f16", "q8_0")
-
-
-def anonymous_memory(pid):
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return 0
-
-
-def measure(command):
-    """(seconds, peak bytes of anonymous memory) of one process."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0
-    done = threading.Event()
-
-    def poll():
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, anonymous_memory(process.pid))
-
-    thread = threading.Thread(target=poll)
-    thread.start()
-    status = process.wait()
-    seconds = time.perf_counter() - started
-    done.set()
-    thread.join()
-    if status != 0:
-        raise SystemExit(f"{command} ended with {status}")
-    return seconds, peak
 
 
 def median_ratio(numerators, denominators):
@@ -96,10 +61,10 @@ def main():
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             os.sync()  # nobody pays for writing back another's output
-            taken, peak = measure(command)
+            cost = measure(command)
             if run:
-                seconds[name].append(taken)
-                peaks[name] = max(peaks[name], peak)
+                seconds[name].append(cost.seconds)
+                peaks[name] = max(peaks[name], cost.peak_anonymous)
     shutil.rmtree(out)
     table = Table(
         title=f"Llama of {size / 1e9:.2f} GB in bf16, {arguments.runs} rounds, {os.cpu_count()} cores"

@@ -25,10 +25,14 @@ def make_checkpoint(
     dtype=torch.float32,
     tokenizer=True,
     shard=None,
+    deviation=None,
+    sharpness=1.0,
     **overrides,
 ) -> Path:
     """A seeded checkpoint whose attention is sharp: with transformers' usual initialisation (0.02)
-    every head looks everywhere alike and a wrong rotation hardly shows."""
+    every head looks everywhere alike and a wrong rotation hardly shows.
+
+    deviation: of the matrices' values, instead of one by their width. sharpness: scales q and k."""
     config = transformers.AutoConfig.for_model(**tiny_config(family, **overrides))
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -37,7 +41,9 @@ def make_checkpoint(
             if name.endswith("norm.weight"):
                 parameter.copy_(1.0 + 0.1 * torch.randn_like(parameter))
             elif parameter.ndim == 2:
-                parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+                scale = deviation or parameter.shape[1] ** -0.5
+                scale *= sharpness if "q_proj" in name or "k_proj" in name else 1.0
+                parameter.copy_(torch.randn_like(parameter) * scale)
             else:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(directory, max_shard_size=shard or "50GB")

@@ -1,0 +1,90 @@
+"""What ggml's quantisers do to weights: the measurement behind the bounds in `yarnconv/verify/weights.py`.
+
+    python -m tests.bench.quantisation
+
+Eleven distributions of weights, with and without an importance matrix, quantised by the ggml library that
+llama-cpp-python brings and dequantised by the gguf package.
+"""
+
+import ctypes
+from pathlib import Path
+
+import gguf
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from yarnconv.verify.weights import BLOCK_TYPES
+
+ROWS, WIDTH = 256, 1024
+
+
+def distributions(generator):
+    normal = generator.standard_normal
+    yield "normal", normal((ROWS, WIDTH))
+    yield "Laplace", generator.laplace(size=(ROWS, WIDTH))
+    yield "Student t, 2.5", generator.standard_t(2.5, (ROWS, WIDTH))
+    yield "Student t, 1.5", generator.standard_t(1.5, (ROWS, WIDTH))
+    yield "uniform", generator.uniform(-1, 1, (ROWS, WIDTH))
+    outliers = normal((ROWS, WIDTH))
+    outliers[:, ::97] *= 30
+    yield "outlier columns", outliers
+    yield "log-normal columns", normal((ROWS, WIDTH)) * np.exp(generator.normal(0, 1.5, (1, WIDTH)))
+    blocks = normal((ROWS, WIDTH // 32, 32)) * np.exp(generator.normal(0, 2, (ROWS, WIDTH // 32, 1)))
+    yield "blocks of unlike size", blocks.reshape(ROWS, WIDTH)
+    yield "sparse", normal((ROWS, WIDTH)) * (generator.random((ROWS, WIDTH)) < 0.05)
+    yield "far from zero", np.abs(normal((ROWS, WIDTH))) + 3
+    yield "ternary", generator.integers(-1, 2, (ROWS, WIDTH)).astype(np.float64)
+
+
+def ggml_quantiser():
+    import llama_cpp
+
+    library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
+    quantise = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    quantise.restype = ctypes.c_size_t
+    quantise.argtypes = [
+        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
+    ]
+    return quantise
+
+
+def errors(quantise, kind, values, importance):
+    """(worst relative error of a block, relative error of all)."""
+    values = np.ascontiguousarray(values, np.float32)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    out = np.zeros((ROWS, WIDTH // block * size), np.uint8)
+    matrix = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    pointer = None if matrix is None else matrix.ctypes.data
+    quantise(int(kind), values.ctypes.data, out.ctypes.data, 0, ROWS, WIDTH, pointer)
+    difference = gguf.quants.dequantize(out, kind) - values
+    norms = np.linalg.norm(values.reshape(-1, block), axis=1)
+    each = np.linalg.norm(difference.reshape(-1, block), axis=1)
+    relative = each[norms > 0] / norms[norms > 0]
+    return relative.max(), np.linalg.norm(difference) / np.linalg.norm(values)
+
+
+def main():
+    quantise = ggml_quantiser()
+    table = Table(title="relative error of ggml's types over eleven distributions, with and without imatrix")
+    for heading in ("type", "worst block", "in", "bound", "worst tensor", "in", "bound"):
+        table.add_column(heading, justify="left" if heading in {"type", "in"} else "right")
+    for name, explained in BLOCK_TYPES.items():
+        generator = np.random.default_rng(0)
+        kind = gguf.GGMLQuantizationType[name]
+        found = [
+            (distribution, *errors(quantise, kind, values, importance))
+            for distribution, values in distributions(generator)
+            for importance in (None, np.abs(generator.standard_t(2, WIDTH)) + 1e-2)
+        ]
+        block, tensor = max(found, key=lambda row: row[1]), max(found, key=lambda row: row[2])
+        table.add_row(
+            *(name, f"{block[1]:.3f}", block[0], f"{explained.block:g}"),
+            *(f"{tensor[2]:.3f}", tensor[0], f"{explained.tensor:g}"),
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
