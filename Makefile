@@ -10,9 +10,7 @@ DEMO := build/demo
 .PHONY: demo test test-slow lint pytest bench clean
 
 demo: $(VENV)/.installed
-	mkdir -p $(DEMO)
-	$(BIN)/yarnconv plan fixtures/tiny-llama --factor 16
-	$(BIN)/yarnconv gguf fixtures/tiny-llama --factor 16 -o $(DEMO)
+	$(BIN)/python -m fixtures.demo $(DEMO)
 
 test: lint pytest
 
@@ -29,19 +27,20 @@ test-slow: $(VENV)/.installed-for-tests
 
 bench: $(VENV)/.installed-for-tests
 	$(BIN)/python -m tests.bench.gguf_bench
+	$(BIN)/python -m tests.bench.check_bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
-	touch $@
-
 # torch first and alone, or pip may choose a build with gigabytes of CUDA; llama-cpp-python from a wheel
 # that is compiled once (4 minutes) and kept in the user's cache directory.
-$(VENV)/.installed-for-tests: $(VENV)/.installed tests/support/llama_cpp_source.py
+$(VENV)/.installed: pyproject.toml constraints.txt tests/support/llama_cpp_source.py | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) "$$($(BIN)/python tests/support/llama_cpp_source.py)"
+	$(PIP) --editable ".[check,llama]"
+	touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed
 	$(PIP) --editable ".[check,llama,dev]"
 	touch $@
 

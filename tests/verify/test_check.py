@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import gguf
 import numpy as np
@@ -172,6 +174,7 @@ def test_a_crash_is_not_a_verdict(check, artefacts, checkpoints, tmp_path):
     assert report is None
     assert "SIGABRT" in stderr
     assert "GGML_ASSERT" in stderr
+    assert "crash.gguf (a float32 copy" in stderr
     assert "Traceback" not in stderr
 
 
@@ -267,6 +270,24 @@ def test_nothing_is_left_behind(check, artefacts, checkpoints, monkeypatch, tmp_
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert check(artefacts("llama", "f32", "--factor", "4"), checkpoints("llama"))[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupt_leaves_nothing_behind(number, artefacts, checkpoints, tmp_path):
+    """Neither a copy on the disk nor a llama.cpp that goes on."""
+    path = artefacts("llama", "f32", "--factor", "4")
+    command = [sys.executable, "-m", "yarnconv", "check", str(path), "--reference", str(checkpoints("llama"))]
+    process = subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True
+    )
+    while not any(tmp_path.glob("yarnconv-check-*/copy.gguf")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from yarnconv.checkpoint.tokenizer import (
     bpe_vocabulary,
     special_tokens,
 )
-from yarnconv.errors import BadInput
+from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.targets.gguf.file_format import Metadata
 from yarnconv.targets.gguf.pretokenizer import recognise_pretokenizer
 
@@ -231,6 +231,12 @@ def write_vocabulary(
         raise BadInput(
             f"the token {twice!r} has more than one id, which llama.cpp does not load",
             where="tokenizer.json",
+        )
+    if vocabulary.model == "gpt2" and not vocabulary.merges:
+        raise Inexpressible(
+            "llama.cpp loads no byte-level BPE without merges",
+            where="tokenizer.json: model.merges",
+            fix="Give it one merge, of two bytes that never meet.",
         )
     add_prefix_space = files.config.get("add_prefix_space")
     if space_prefix_key and isinstance(add_prefix_space, bool):

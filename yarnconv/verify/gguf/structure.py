@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.artifact import check_free_space
+from yarnconv.errors import RuntimeCrashed
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES, separate_heads, to_float32
 from yarnconv.targets.gguf.float_copy import copy_bytes, write_float_copy
@@ -117,6 +118,9 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
             windows = _compare_all(case, path, reference, passages, f"{case.layers} layers in float32")
         except RuntimeRefused as error:
             return Verdict(outcome="fails", reason=error.what), []
+        except RuntimeCrashed as error:
+            where = f"{case.artefact.path} (a float32 copy of its first {case.layers} layers)"
+            raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
     return _conclude(windows), windows
 
 
