@@ -5,14 +5,15 @@ weights are handed over as arrays and not copied.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import NtkAware, Scaling, is_dynamic
-from yarnconv.rope.tables import Float32Array, ntk_base
+from yarnconv.rope.tables import Float32Array, Float64Array, ntk_base
 from yarnconv.rope.writing import write_rope
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
@@ -106,6 +107,30 @@ class Reference:
             .eval()
         )
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+    @contextmanager
+    def disturbed(self, relative: Float64Array) -> Iterator[None]:
+        """While entered, every frequency is off by a relative error: float64[rotary_dim/2].
+
+        How far that moves the logits is how far a runtime that rounds its angles so may be off.
+        """
+        import torch
+
+        kept = [
+            (buffer, buffer.clone())
+            for name, buffer in self._model.named_buffers()
+            if name.endswith("inv_freq")
+        ]
+        assert kept, "the model has no frequencies"
+        with torch.no_grad():
+            for buffer, frequencies in kept:
+                exact = frequencies.double() * torch.from_numpy(1.0 + relative)
+                buffer.copy_(exact.float())
+        try:
+            yield
+        finally:
+            for buffer, frequencies in kept:
+                buffer.copy_(frequencies)
 
     def logits(self, passage: Passage) -> Float32Array:
         """float32[judged tokens, vocabulary] of a passage."""

@@ -20,7 +20,7 @@ from yarnconv.targets.gguf.blocks import SOURCE_TYPES, separate_heads, to_float3
 from yarnconv.targets.gguf.float_copy import copy_bytes, write_float_copy
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
-from yarnconv.verify.compare import Window, compare_passage
+from yarnconv.verify.compare import Window, compare_passage, tolerance
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import Reference
@@ -67,9 +67,13 @@ def _compare_all(
     with case.progress.stage(f"llama.cpp, {title}", len(passages)) as advance:
         found = case.runner.logits(path, passages, advance)
     windows: list[Window] = []
+    rounding = case.runner.angle_rounding(case.plan.rope.main.rotary_dim // 2)
     with case.progress.stage(f"Reference, {title}", len(passages)) as advance:
         for passage, logits in zip(passages, found, strict=True):
-            windows += compare_passage(passage, logits, reference.logits(passage))
+            wanted = reference.logits(passage)
+            with reference.disturbed(rounding):
+                allowed = tolerance(wanted, reference.logits(passage))
+            windows += compare_passage(passage, logits, wanted, allowed=allowed)
             advance(1)
     return windows
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from yarnconv.errors import RuntimeCrashed, YarnconvError
-from yarnconv.rope.tables import Float32Array
+from yarnconv.rope.tables import Float32Array, Float64Array
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
 
@@ -130,6 +130,15 @@ class LlamaCpp:
         logits: Float32Array = np.load(out)
         ends = np.cumsum([len(passage.tokens) - passage.judged for passage in passages])
         return np.split(logits, ends[:-1])
+
+    @staticmethod
+    def angle_rounding(pairs: int) -> Float64Array:
+        """Relative error of the angle of each pair, in float32: float64[pairs].
+
+        ggml multiplies the position by theta^(-2/D) once per pair (`ggml_rope_cache_init`), so that the
+        error of that number counts i times for pair i; transformers rounds each frequency and product.
+        """
+        return (np.arange(pairs, dtype=np.float64) + 2.0) * 2.0**-24
 
     def tokenize(self, path: Path, text: str) -> list[int]:
         """The tokens of a text by the file's own vocabulary, without special ones."""
