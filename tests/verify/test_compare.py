@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from yarnconv.verify.compare import TOLERANCE_BASE, compare_logits, tolerance
+from yarnconv.verify.compare import TOLERANCE_BASE, TOLERANCE_PER_ROUNDING, compare_logits, tolerance
 
 POSITIONS = np.arange(100, 108)
 WANTED = np.random.default_rng(0).standard_normal((8, 50)).astype(np.float32)
@@ -37,7 +37,9 @@ def test_tolerance_is_what_rounding_does_to_the_worst_position():
     disturbed = WANTED.copy()
     disturbed[3] *= np.float32(1.01)
     assert tolerance(WANTED, WANTED) == TOLERANCE_BASE
-    assert tolerance(WANTED, disturbed) == pytest.approx(TOLERANCE_BASE + 0.01, rel=1e-4)
+    assert tolerance(WANTED, disturbed) == pytest.approx(
+        TOLERANCE_BASE + TOLERANCE_PER_ROUNDING * 0.01, rel=1e-4
+    )
     found = WANTED * np.float32(1.0 + 1e-3)
     assert not compare(found).holds
     assert compare(found, tolerance(WANTED, disturbed)).holds

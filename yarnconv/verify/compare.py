@@ -11,9 +11,10 @@ from yarnconv.verify.passages import Passage, Phase
 # Relative error that float32 arithmetic may cause at a position whatever its angles. What rounded angles add
 # is measured on the model itself (`tolerance`): it grows with the position and with the sharpness of the
 # attention, to 1e-2 at 131072 positions where it is 1e-6 at 1000, so that no fixed rule serves both.
-# `python -m tests.bench.tolerance`: right artefacts use at most half of their tolerance, files without the
-# temperature exceed it several times at the very least.
+# Twice what is measured, because the disturbance is one of many that rounding can be. What right and wrong
+# artefacts show: `python -m tests.bench.tolerance`.
 TOLERANCE_BASE = 1e-4
+TOLERANCE_PER_ROUNDING = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def tolerance(wanted: Float32Array, disturbed: Float32Array) -> float:
     """The relative error allowed, from the reference's logits and those with its angles disturbed by as much
     as the runtime rounds them.
     """
-    return TOLERANCE_BASE + float(position_errors(disturbed, wanted).max())
+    return TOLERANCE_BASE + TOLERANCE_PER_ROUNDING * float(position_errors(disturbed, wanted).max())
 
 
 def compare_logits(
