@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from yarnconv.verify.weights import BLOCK_TYPES, FLOAT_TYPES, _Judge
+from yarnconv.verify.weights import BLOCK_TYPES, FLOAT_TYPES, WeightJudge
 
 ROWS = np.arange(8)
 
@@ -14,7 +14,7 @@ def source(scale=0.02):
 
 
 def judge(kind, found, wanted):
-    judged = _Judge(kind, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0])
+    judged = WeightJudge(kind, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0])
     judged.add(found, wanted, ROWS)
     judged.conclude()
     return judged

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from yarnconv.plan import RopePlan, rope_facts
-from yarnconv.targets.gguf.rope_reading import KeyComparison
+from yarnconv.targets.facts import FactComparison
 from yarnconv.verify.compare import Window
 from yarnconv.verify.expectation import Source
 from yarnconv.verify.weights import TensorComparison
@@ -57,7 +57,7 @@ class CheckReport:
     weights: Verdict
     metadata: Verdict
     windows: Sequence[Window]
-    keys: Sequence[KeyComparison]
+    keys: Sequence[FactComparison]
     tensors: Sequence[TensorComparison]
     as_is: AsIs
 
@@ -76,9 +76,9 @@ def _weights_by_type(tensors: Sequence[TensorComparison]) -> dict[str, dict[str,
     """How far an artefact's weights are from the checkpoint's, by type."""
     found: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
-        if tensor.ggml_type is None or tensor.relative is None:
+        if tensor.stored_as is None or tensor.relative is None:
             continue
-        entry = found.setdefault(tensor.ggml_type, {"tensors": 0, "values": 0, "relative_max": 0.0})
+        entry = found.setdefault(tensor.stored_as, {"tensors": 0, "values": 0, "relative_max": 0.0})
         entry["tensors"] += 1
         entry["values"] += tensor.judged
         entry["relative_max"] = max(entry["relative_max"], tensor.relative)
@@ -109,11 +109,11 @@ def report_document(report: CheckReport) -> dict[str, Any]:
         "weights": {
             "types": _weights_by_type(report.tensors),
             "problems": [
-                {"tensor": tensor.name, "type": tensor.ggml_type, "problem": tensor.problem}
+                {"tensor": tensor.name, "type": tensor.stored_as, "problem": tensor.problem}
                 for tensor in report.tensors
                 if tensor.problem is not None
             ],
-            "unknown_types": sorted({str(t.ggml_type) for t in report.tensors if not t.known}),
+            "unknown_types": sorted({str(t.stored_as) for t in report.tensors if not t.known}),
         },
         "as_is": {
             "note": report.as_is.note,

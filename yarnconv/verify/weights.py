@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.gguf.blocks import SOURCE_TYPES, interleave_heads, to_float32
-from yarnconv.targets.gguf.placement import TensorPlacement
-from yarnconv.targets.gguf.reader import StoredTensor
 
 Coverage = Literal["sampled", "all", "none"]
 COVERAGES: tuple[Coverage, ...] = ("sampled", "all", "none")
@@ -63,21 +60,21 @@ BLOCK_TYPES = {
 class TensorComparison:
     """One tensor against the checkpoint's.
 
-    ggml_type: None where the artefact has no such tensor. judged: values compared.
+    stored_as: None where the artefact has no such tensor. judged: values compared.
     relative: root mean square error over them, by the source's. problem: why it does not agree, None
     where it does. known: False where nothing is known of what the type explains.
     """
 
     name: str
-    ggml_type: str | None
-    judged: int
-    relative: float | None
-    problem: str | None
+    stored_as: str | None
+    judged: int = 0
+    relative: float | None = None
+    problem: str | None = None
     known: bool = True
 
 
-def _selections(rows: int, width: int, coverage: Coverage, seed: int) -> Iterator[NDArray[np.intp]]:
-    """Rows to compare, in order, a block of them at a time."""
+def sampled_rows(rows: int, width: int, coverage: Coverage, seed: int) -> Iterator[NDArray[np.intp]]:
+    """Rows to compare of a matrix, in order, about BLOCK_VALUES values at a time."""
     wanted = max(1, SAMPLED_VALUES // width)
     if coverage == "all" or rows <= wanted:
         chosen = np.arange(rows)
@@ -89,11 +86,11 @@ def _selections(rows: int, width: int, coverage: Coverage, seed: int) -> Iterato
         yield chosen[first : first + step]
 
 
-class _Judge:
+class WeightJudge:
     """Adds up the differences of one tensor and keeps the first thing that its type does not explain."""
 
-    def __init__(self, ggml_type: str, block: int) -> None:
-        self._type = ggml_type
+    def __init__(self, stored_as: str, block: int) -> None:
+        self._type = stored_as
         self._block = block
         self._squared_error = self._squared_source = 0.0
         self.judged = 0
@@ -150,53 +147,6 @@ class _Judge:
                 f"all in all not the checkpoint's: relative error {self.relative:.2g}, "
                 f"{self._type} explains {explained.tensor:g}"
             )
-
-
-def compare_tensor(
-    placement: TensorPlacement,
-    stored: StoredTensor | None,
-    coverage: Coverage,
-    seed: int,
-) -> TensorComparison:
-    """One tensor of the checkpoint against the artefact's."""
-    import gguf
-
-    source = placement.binding.source
-    if stored is None:
-        return TensorComparison(
-            name=placement.name, ggml_type=None, judged=0, relative=None, problem="is missing"
-        )
-    kind = stored.ggml_type.name
-
-    def result(judged: int, relative: float | None, problem: str | None, known: bool) -> TensorComparison:
-        return TensorComparison(
-            name=placement.name,
-            ggml_type=kind,
-            judged=judged,
-            relative=relative,
-            problem=problem,
-            known=known,
-        )
-
-    if stored.shape != source.shape:
-        return result(0, None, f"has shape {list(stored.shape)}, not {list(source.shape)}", True)
-    if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
-        return result(0, None, None, False)
-    values = source.load().reshape(stored.row_count, stored.shape[-1])
-    order = np.arange(len(values))
-    if (heads := placement.interleave_heads) is not None:
-        if len(stored.shape) == 1:  # the heads of a bias lie along its only row
-            values = values.reshape(-1, 1)
-            values = interleave_heads(values, heads).reshape(1, -1)
-        else:
-            order = interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
-    judge = _Judge(kind, gguf.GGML_QUANT_SIZES[stored.ggml_type][0])
-    for rows in _selections(len(values), stored.shape[-1], coverage, seed):
-        found = stored.rows(rows).reshape(-1)
-        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), SOURCE_TYPES[source.dtype])
-        judge.add(found, wanted.reshape(-1), rows)
-    judge.conclude()
-    return result(judge.judged, judge.relative, judge.problem, True)
 
 
 def parse_coverage(text: str) -> Coverage:

@@ -99,7 +99,7 @@ def write_float_copy(
 ) -> None:
     """Write the copy. vocabulary: the ids that are kept, in order; they become 0, 1, ...
 
-    advance(bytes) after each block. Raises BadInput for a type that cannot be dequantised.
+    advance(bytes) after each block. Raises NotJudged for a type that cannot be dequantised.
     """
     kept = list(_kept(artefact, layers))
     infos, offset = [], 0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.mapped_file import MappedFile
-from yarnconv.errors import BadInput
+from yarnconv.errors import BadInput, NotJudged
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.file_format import ALIGNMENT, MAGIC, SCALARS, ValueType
 
@@ -123,7 +123,7 @@ class StoredTensor:
     def rows(self, selection: "slice | NDArray[np.intp]") -> Float32Array:
         """The selected rows, dequantised: float32[selected, width].
 
-        Raises BadInput for a type that the gguf package cannot dequantise.
+        Raises NotJudged for a type that the gguf package cannot dequantise.
         """
         import gguf
 
@@ -137,10 +137,10 @@ class StoredTensor:
             with np.errstate(over="ignore", invalid="ignore"):
                 values: Float32Array = gguf.quants.dequantize(packed, self.ggml_type)
         except NotImplementedError:
-            raise BadInput(
-                f"values of type {self.ggml_type.name} cannot be read",
+            raise NotJudged(
+                f"the gguf package cannot read values of type {self.ggml_type.name}",
                 where=f"{self.file.path.name}: {self.name}",
-                fix="Judge a file in another type.",
+                fix="Check a file in another type.",
             ) from None
         return values
 

@@ -5,11 +5,11 @@ that two spellings of the same thing agree.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE, ROPE_FREQS, RopeEncoding, exact_encodings
 from yarnconv.targets.gguf.runtime import ARCHITECTURES
@@ -17,17 +17,6 @@ from yarnconv.targets.gguf.runtime import ARCHITECTURES
 RUNTIME_FREQ_BASE = 10000.0
 # A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
 VALUE_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyComparison:
-    """One fact of the metadata. decisive: whether the runtime computes with it."""
-
-    key: str
-    expected: str
-    found: str
-    agrees: bool
-    decisive: bool = True
 
 
 def read_encoding(artefact: GgufFile) -> RopeEncoding:
@@ -81,10 +70,10 @@ def _shown(value: object) -> str:
 
 def _compare_encoding(
     expected: RopeEncoding, found: RopeEncoding, architecture: str
-) -> Iterator[KeyComparison]:
+) -> Iterator[FactComparison]:
     wanted, carried = _effective(expected), _effective(found)
     for name in {**wanted, **carried}:
-        yield KeyComparison(
+        yield FactComparison(
             key=f"{architecture}.rope.{name}",
             expected=_shown(wanted.get(name)),
             found=_shown(carried.get(name)),
@@ -101,7 +90,7 @@ def _compare_encoding(
         with np.errstate(all="ignore"):
             worst = float(np.max(np.abs(found.rope_freqs / expected.rope_freqs - 1.0)))
         agrees, difference = worst <= FREQUENCY_TOLERANCE, f", off by up to {worst:.2g}"
-    yield KeyComparison(
+    yield FactComparison(
         key=ROPE_FREQS,
         expected="absent" if expected.rope_freqs is None else f"{len(expected.rope_freqs)} divisors",
         found="absent" if found.rope_freqs is None else f"{len(found.rope_freqs)} divisors{difference}",
@@ -109,15 +98,15 @@ def _compare_encoding(
     )
 
 
-def _compare_scalars(expected: Mapping[str, object], artefact: GgufFile) -> Iterator[KeyComparison]:
+def _compare_scalars(expected: Mapping[str, object], artefact: GgufFile) -> Iterator[FactComparison]:
     for key, wanted in expected.items():
         found = artefact.scalar(key, type(wanted))
-        yield KeyComparison(
+        yield FactComparison(
             key=key, expected=_shown(wanted), found=_shown(found), agrees=_agree(wanted, found)
         )
 
 
-def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[KeyComparison, ...]:
+def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[FactComparison, ...]:
     """Every RoPE key, and the dimensions that RoPE rests on, against the plan.
 
     Where a plan can be said in several exact ways, the file is held against the nearest. Raises
@@ -143,7 +132,7 @@ def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[KeyCompa
     return (
         *_compare_scalars(dimensions, artefact),
         *spelled,
-        KeyComparison(
+        FactComparison(
             key=finetuned_key,
             expected=_shown(plan.rope.finetuned),
             found=_shown(finetuned),

@@ -9,9 +9,10 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import is_dynamic
+from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
-from yarnconv.targets.gguf.rope_reading import KeyComparison, compare_metadata
+from yarnconv.targets.gguf.rope_reading import compare_metadata
 from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import expect
@@ -23,7 +24,7 @@ from yarnconv.verify.report import CheckReport, Verdict
 from yarnconv.verify.runners.llama_cpp import LlamaCpp, RuntimeRefused
 
 
-def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[KeyComparison]]:
+def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[FactComparison]]:
     try:
         keys = compare_metadata(plan, artefact)
     except Inexpressible as error:

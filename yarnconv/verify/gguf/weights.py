@@ -1,20 +1,69 @@
 """The weights verdict of a GGUF."""
 
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.targets.gguf.blocks import SOURCE_TYPES, Rows, interleave_heads, to_float32
+from yarnconv.targets.gguf.placement import TensorPlacement
+from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.report import Verdict
-from yarnconv.verify.weights import TensorComparison, compare_tensor
+from yarnconv.verify.weights import (
+    BLOCK_TYPES,
+    FLOAT_TYPES,
+    Coverage,
+    TensorComparison,
+    WeightJudge,
+    sampled_rows,
+)
 
 SHOWN_PROBLEMS = 3
 
 
+def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
+    """The checkpoint's tensor as [rows, width], and which of its rows each of the artefact's should be."""
+    values, heads = placement.binding.source.load(), placement.interleave_heads
+    if values.ndim == 1:
+        if heads is not None:
+            values = interleave_heads(values[:, None], heads)
+        return values.reshape(1, -1), np.arange(1)
+    order = np.arange(len(values))
+    return values, order if heads is None else interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
+
+
+def _compare_tensor(
+    placement: TensorPlacement, stored: StoredTensor | None, coverage: Coverage, seed: int
+) -> TensorComparison:
+    """One tensor of the checkpoint against the artefact's."""
+    import gguf
+
+    if stored is None:
+        return TensorComparison(name=placement.name, stored_as=None, problem="is missing")
+    comparison = TensorComparison(name=placement.name, stored_as=stored.ggml_type.name)
+    source, kind = placement.binding.source, stored.ggml_type.name
+    if stored.shape != source.shape:
+        return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(source.shape)}")
+    if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
+        return replace(comparison, known=False)
+    values, order = _source(placement)
+    judge = WeightJudge(kind, gguf.GGML_QUANT_SIZES[stored.ggml_type][0])
+    count, width = values.shape
+    for rows in sampled_rows(count, width, coverage, seed):
+        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), SOURCE_TYPES[source.dtype])
+        judge.add(stored.rows(rows).reshape(-1), wanted.reshape(-1), rows)
+    judge.conclude()
+    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
+
+
 def _compare_all(case: Case) -> list[TensorComparison]:
     compared = []
-    values = {name: tensor.nbytes for name, tensor in case.artefact.tensors.items()}
-    with case.progress.stage("Comparing weights", len(values)) as advance:
+    with case.progress.stage("Comparing weights", len(case.places)) as advance:
         for place in case.places:
             stored = case.artefact.tensors.get(place.name)
-            compared.append(compare_tensor(place, stored, case.options.coverage, case.options.seed))
+            compared.append(_compare_tensor(place, stored, case.options.coverage, case.options.seed))
             advance(1)
     return compared
 
@@ -31,7 +80,7 @@ def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
         more = len(problems) - SHOWN_PROBLEMS
         reason = "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
         return Verdict(outcome="fails", reason=reason), compared
-    if unknown := sorted({str(tensor.ggml_type) for tensor in compared if not tensor.known}):
+    if unknown := sorted({str(tensor.stored_as) for tensor in compared if not tensor.known}):
         reason = f"how far {', '.join(unknown)} may move a weight has not been measured"
         return Verdict(outcome="not_judged", reason=reason), compared
     millions = sum(tensor.judged for tensor in compared) / 1e6
