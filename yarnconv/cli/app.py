@@ -196,13 +196,15 @@ def check(
     ],
     layers: Annotated[
         str | None,
-        typer.Option("--layers", help="Layers to run, or all [the fewest with every kind of layer]."),
+        typer.Option("--layers", help="Layers to run, or all (default: the fewest that reach every kind)."),
     ] = None,
     weights: Annotated[
         str, typer.Option("--weights", help="sampled (rows of every tensor), all, or none.")
     ] = "sampled",
-    text: Annotated[Path | None, typer.Option("--text", help="Text to run [random tokens].")] = None,
-    tokens: Annotated[Path | None, typer.Option("--tokens", help="Token ids to run [random ones].")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text to run instead of random tokens.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="Token ids to run instead of random ones.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
     output_json: Annotated[
         Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
