@@ -22,6 +22,10 @@ class MappedFile:
         """Bytes of the map, without a copy."""
         return memoryview(self._map)[offset : offset + length]
 
+    def forget(self) -> None:
+        """Let go of the pages that were looked at; they are read again when they are asked for."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Close the descriptor; the map goes when its last view does."""
         os.close(self.descriptor)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.placement import TensorPlacement
@@ -48,6 +49,12 @@ class Case:
     options: CheckOptions
     runner: LlamaCpp
     progress: Progress
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The artefact's and the checkpoint's."""
+        sources = {id(place.binding.source.file): place.binding.source.file for place in self.places}
+        return (*self.artefact.files, *sources.values())
 
     @property
     def all_layers(self) -> int:

@@ -65,6 +65,8 @@ def _compare_all(case: Case) -> list[TensorComparison]:
             stored = case.artefact.tensors.get(place.name)
             compared.append(_compare_tensor(place, stored, case.options.coverage, case.options.seed))
             advance(1)
+    for file in case.files:
+        file.forget()
     return compared
 
 
