@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "yarnconv"
 FLOORS = {
     "errors": 0,
+    "progress": 0,
     "rope": 0,
     "model": 1,
     "checkpoint": 2,

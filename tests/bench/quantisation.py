@@ -14,7 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from yarnconv.verify.weights import BLOCK_TYPES
+from yarnconv.targets.gguf.steps import value_steps
+from yarnconv.verify.weights import BLOCK_TYPES, HALF_A_STEP
 
 ROWS, WIDTH = 256, 1024
 
@@ -51,7 +52,7 @@ def ggml_quantiser():
 
 
 def errors(quantise, kind, values, importance):
-    """(worst relative error of a block, relative error of all)."""
+    """(worst relative error of a block, of all, share of values beyond half a step)."""
     values = np.ascontiguousarray(values, np.float32)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     out = np.zeros((ROWS, WIDTH // block * size), np.uint8)
@@ -62,13 +63,22 @@ def errors(quantise, kind, values, importance):
     norms = np.linalg.norm(values.reshape(-1, block), axis=1)
     each = np.linalg.norm(difference.reshape(-1, block), axis=1)
     relative = each[norms > 0] / norms[norms > 0]
-    return relative.max(), np.linalg.norm(difference) / np.linalg.norm(values)
+    steps = value_steps(out, kind)
+    beyond = np.nan
+    if steps is not None:
+        beyond = (np.abs(difference) > HALF_A_STEP * steps)[steps > 0].mean()
+    return relative.max(), np.linalg.norm(difference) / np.linalg.norm(values), beyond
 
 
 def main():
     quantise = ggml_quantiser()
     table = Table(title="relative error of ggml's types over eleven distributions, with and without imatrix")
-    for heading in ("type", "worst block", "in", "bound", "worst tensor", "in", "bound"):
+    for heading in (
+        "type",
+        *("worst block", "in", "bound"),
+        *("worst tensor", "in", "bound"),
+        *("beyond", "in", "bound"),
+    ):
         table.add_column(heading, justify="left" if heading in {"type", "in"} else "right")
     for name, explained in BLOCK_TYPES.items():
         generator = np.random.default_rng(0)
@@ -78,12 +88,16 @@ def main():
             for distribution, values in distributions(generator)
             for importance in (None, np.abs(generator.standard_t(2, WIDTH)) + 1e-2)
         ]
-        block, tensor = max(found, key=lambda row: row[1]), max(found, key=lambda row: row[2])
+        block, tensor, beyond = (max(found, key=lambda row, i=index: row[i]) for index in (1, 2, 3))
+        shares = ["", "", ""]
+        if explained.beyond is not None:
+            shares = [f"{100 * beyond[3]:.2f} %", beyond[0], f"{100 * explained.beyond:g} %"]
         table.add_row(
             *(name, f"{block[1]:.3f}", block[0], f"{explained.block:g}"),
             *(f"{tensor[2]:.3f}", tensor[0], f"{explained.tensor:g}"),
+            *shares,
         )
-    Console(width=110).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

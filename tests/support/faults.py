@@ -98,6 +98,7 @@ FAULTS = {
     "factor 3.9 for 4": (wrong_factor, {"structure", "metadata"}),
     "original context x 4": (_original_context(1024), {"structure", "metadata"}),
     "original context 255, invisible in logits": (_original_context(255), {"metadata"}),
+    "original context 231, which other betas would want": (_original_context(231), {"metadata"}),
     "theta + 1 %": (theta, {"structure", "metadata"}),
     "context_length": (context_length, {"metadata"}),
     "q/k permutation": (wrong_permutation, {"weights"}),

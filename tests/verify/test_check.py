@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,141 @@ def test_a_type_of_which_nothing_is_known(check, artefacts, checkpoints, tmp_pat
     assert "TQ2_0" in report["reasons"]["weights"]
 
 
+def _noise(share):
+    return lambda values, generator: values * (1 + share * generator.standard_normal(values.shape))
+
+
+OTHER_WEIGHTS = {
+    ("q8_0", "1 % noise"): _noise(0.01),
+    ("q8_0", "1.5 % larger"): lambda values, generator: values * 1.015,
+    ("q4_k_m", "5 % noise"): _noise(0.05),
+    ("q4_k_m", "5 % larger"): lambda values, generator: values * 1.05,
+    ("q6_k", "3 % noise"): _noise(0.03),
+    ("iq4_nl", "30 % noise"): _noise(0.30),
+}
+
+
+@pytest.mark.parametrize(("outtype", "change"), OTHER_WEIGHTS)
+def test_a_fine_tune_is_not_its_base_model(outtype, change, check, yarnconv, tmp_path):
+    """Every matrix a little different, norms and all else alike; quantised, it must not pass as the base."""
+    from safetensors.numpy import load_file, save_file
+
+    base = make_checkpoint(tmp_path / "base", "llama", intermediate_size=512)
+    tuned = make_checkpoint(tmp_path / "tuned", "llama", intermediate_size=512)
+    generator = np.random.default_rng(5)
+    tensors = load_file(tuned / "model.safetensors")
+    for name, values in tensors.items():
+        if values.ndim == 2:
+            tensors[name] = OTHER_WEIGHTS[outtype, change](values, generator).astype(np.float32)
+    save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
+    for directory, wanted in ((base, 0), (tuned, 1)):
+        path = tmp_path / "model.gguf"
+        assert yarnconv("gguf", directory, "--factor", "4", "-o", path)[0] == 0
+        quantised = quantise(path, tmp_path / "quantised.gguf", outtype)
+        code, report, _ = check(quantised, base, "--factor", "4")
+        assert code == wanted, report["reasons"]
+        assert report["verdicts"]["structure"] == "holds"
+
+
+def test_a_tied_head_that_was_written_all_the_same(check, yarnconv, tmp_path):
+    """Some converters write the embedding twice; llama.cpp then computes with the second one."""
+    directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=True)
+    path = tmp_path / "model.gguf"
+    assert yarnconv("gguf", directory, "--factor", "4", "--outtype", "q8_0", "-o", path)[0] == 0
+    file = load(path)
+    file.tensors["output.weight"] = file.tensors["token_embd.weight"]
+    file.rows["output.weight"] = file.rows["token_embd.weight"].copy()
+    twice = file.write(tmp_path / "twice.gguf")
+    code, report, _ = check(twice, directory, "--factor", "4")
+    assert code == 0, report["reasons"]
+    file.rows["output.weight"] = np.roll(file.rows["output.weight"], 1, axis=0)
+    assert check(file.write(twice), directory, "--factor", "4")[0] == 1
+    import dataclasses
+
+    short = dataclasses.replace(file.tensors["output.weight"], shape=(10, 256), nbytes=10 * 272)
+    file.tensors["output.weight"], file.rows["output.weight"] = short, file.rows["output.weight"][:10]
+    code, report, _ = check(file.write(twice), directory, "--factor", "4")
+    assert (code, report["verdicts"]["structure"]) == (1, "not_judged")
+
+
+def test_what_cannot_be_read_does_not_hide_what_fails(check, artefacts, checkpoints, tmp_path):
+    """A surplus tensor of integers: no float32 copy, but metadata and weights have their say."""
+    import dataclasses
+
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    FAULTS["plain"][0](file)
+    norm = file.tensors["blk.0.attn_norm.weight"]
+    integers = dataclasses.replace(norm, ggml_type=gguf.GGMLQuantizationType.I8, nbytes=256)
+    file.tensors["blk.0.extra"], file.rows["blk.0.extra"] = integers, np.zeros((1, 256), np.uint8)
+    code, report, _ = check(file.write(tmp_path / "integers.gguf"), checkpoints("llama"), "--factor", "4")
+    assert code == 1
+    assert report["verdicts"] == {"structure": "not_judged", "weights": "fails", "metadata": "fails"}
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.tensors["rope_freqs.weight"] = dataclasses.replace(integers, shape=(32,), nbytes=32)
+    file.rows["rope_freqs.weight"] = np.zeros((1, 32), np.uint8)
+    code, report, _ = check(file.write(tmp_path / "freqs.gguf"), checkpoints("llama"), "--factor", "4")
+    assert (code, report["verdicts"]["metadata"]) == (5, "not_judged")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"return_dict": False},
+        {"id2label": 5},
+        {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+        {"layer_types": ["bogus"] * 3},
+        {"fusion_config": {"a": 1}},
+        {"transformers_weights": "evil.bin"},
+        {"self": 1, "cls": 2},
+    ],
+    ids=str,
+)
+def test_a_config_does_not_steer_transformers(extra, check, artefacts, checkpoints, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoints("llama"), directory)
+    edit_config(directory, **extra)
+    code, _, stderr = check(artefacts("llama", "f32", "--factor", "4"), directory, "--factor", "4")
+    assert code == 0, stderr
+
+
+def test_windows_that_cannot_tell_are_not_judged(check, artefacts, checkpoints, tmp_path):
+    """One token over and over: attention to equal values is the same whatever the rotation."""
+    path, tokens = artefacts("llama", "f32", "--factor", "4"), tmp_path / "tokens.txt"
+    tokens.write_text("7")
+    code, report, _ = check(path, checkpoints("llama"), "--factor", "4", "--tokens", tokens)
+    assert code == 5
+    assert report["verdicts"]["structure"] == "not_judged"
+    assert "no rotation shows" in report["reasons"]["structure"]
+
+
+def test_positions_at_which_float32_cannot_tell(check, yarnconv, tmp_path):
+    directory = make_checkpoint(tmp_path / "model", "llama", sharpness=2.0)
+    path = tmp_path / "far.gguf"
+    assert yarnconv("gguf", directory, "--factor", "8192", "-o", path)[0] == 0
+    code, report, _ = check(path, directory)
+    assert code == 5
+    assert "rounded angles alone" in report["reasons"]["structure"]
+
+
+def test_a_vocabulary_that_does_not_load(check, artefacts, checkpoints, tmp_path):
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.drop("tokenizer.")
+    path, text = file.write(tmp_path / "mute.gguf"), tmp_path / "text.txt"
+    text.write_text("text")
+    code, report, _ = check(path, checkpoints("llama"), "--factor", "4", "--text", text)
+    assert (code, report["verdicts"]["structure"]) == (1, "fails")
+
+
+def test_the_report_does_not_destroy_what_was_judged(check, artefacts, checkpoints, tmp_path):
+    path, directory = artefacts("llama", "f32", "--factor", "4"), checkpoints("llama")
+    before = path.read_bytes()
+    for place in (path, directory / "config.json", directory / "new.json", tmp_path, tmp_path / "no" / "x"):
+        assert check(path, directory, "--output-json", place)[0] == 2, place
+    assert path.read_bytes() == before
+
+
 def test_not_a_plan_that_a_gguf_holds(check, artefacts, checkpoints):
     path = artefacts("llama", "f32", "--factor", "4")
     code, _, stderr = check(path, checkpoints("llama"), "--factor", "4", "--method", "dynamic-yarn")
@@ -252,7 +388,7 @@ def test_another_models_reference(check, artefacts, checkpoints):
 
 
 def test_missing_extras(artefacts, checkpoints):
-    """Exit 4 with the install line, before anything is read."""
+    """Exit 4 with the install line, before anything is fetched."""
     script = (
         "import sys; sys.modules['llama_cpp'] = None; sys.argv = ['yarnconv', *sys.argv[1:]];"
         "from yarnconv.cli import main; main()"
@@ -292,8 +428,6 @@ def test_an_interrupt_leaves_nothing_behind(number, artefacts, checkpoints, tmp_
 
 
 def test_a_full_disk_is_noticed_before_writing(check, artefacts, checkpoints, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     code, _, stderr = check(artefacts("llama", "f32", "--factor", "4"), checkpoints("llama"))

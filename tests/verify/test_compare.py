@@ -6,14 +6,23 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from yarnconv.verify.compare import TOLERANCE_BASE, TOLERANCE_PER_ROUNDING, compare_logits, tolerance
+from yarnconv.verify.compare import (
+    LARGEST_TOLERANCE,
+    TOLERANCE_BASE,
+    TOLERANCE_PER_ROUNDING,
+    Sharpness,
+    compare_logits,
+    sharpness,
+    tolerance,
+)
 
 POSITIONS = np.arange(100, 108)
 WANTED = np.random.default_rng(0).standard_normal((8, 50)).astype(np.float32)
 
 
 def compare(found, allowed=TOLERANCE_BASE):
-    return compare_logits("inside", "prefill", POSITIONS, found, WANTED, allowed=allowed)
+    telling = Sharpness(allowed=allowed)
+    return compare_logits("inside", "prefill", POSITIONS, found, WANTED, sharpness=telling)
 
 
 def test_equal():
@@ -69,6 +78,20 @@ def test_figures():
 
 
 def test_nothing_expected_and_nothing_found():
-    zeros = np.zeros_like(WANTED)
-    assert compare_logits("inside", "decode", POSITIONS, zeros, zeros, allowed=0.1).holds
-    assert not compare_logits("inside", "decode", POSITIONS, WANTED, zeros, allowed=0.1).holds
+    zeros, telling = np.zeros_like(WANTED), Sharpness(allowed=0.1)
+    assert compare_logits("inside", "decode", POSITIONS, zeros, zeros, sharpness=telling).holds
+    assert not compare_logits("inside", "decode", POSITIONS, WANTED, zeros, sharpness=telling).holds
+
+
+def test_a_window_that_cannot_tell_does_not_hold():
+    doubled = np.roll(WANTED, 1, axis=1)
+    assert sharpness(WANTED, WANTED, doubled).blind is None
+    rounded = WANTED * np.float32(1 + LARGEST_TOLERANCE)
+    assert "rounded angles alone" in sharpness(WANTED, rounded, doubled).blind
+    assert "no rotation shows" in sharpness(WANTED, WANTED, WANTED).blind
+    broken = np.full_like(WANTED, np.nan)
+    assert sharpness(WANTED, broken, doubled).blind is not None
+    telling = sharpness(WANTED, WANTED, WANTED)
+    window = compare_logits("inside", "prefill", POSITIONS, WANTED, WANTED, sharpness=telling)
+    assert window.first_bad_position is None
+    assert not window.holds

@@ -39,6 +39,14 @@ def test_float32_is_exact():
     assert judge("F32", found, wanted).problem is not None
 
 
+def test_bf16_has_no_subnormals_to_speak_of():
+    wanted = source()
+    wanted[9] = 1e-40
+    kind = gguf.GGMLQuantizationType.BF16
+    found = gguf.quants.dequantize(gguf.quants.quantize(wanted.reshape(8, 256), kind), kind).reshape(-1)
+    assert judge("BF16", found, wanted).problem is None
+
+
 def test_f16_overflow_is_a_difference():
     wanted = source()
     wanted[3] = 1e6
@@ -71,7 +79,7 @@ def test_a_little_everywhere_is_noticed_over_the_tensor():
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_tiny_weights_may_vanish(kind):
-    """Their float16 scales underflow, which changes nothing in a model."""
+    """Their float16 scales underflow."""
     wanted = source(1e-7)
     assert judge(kind, np.zeros_like(wanted), wanted).problem is None
 

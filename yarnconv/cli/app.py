@@ -201,9 +201,9 @@ def check(
     weights: Annotated[
         str, typer.Option("--weights", help="sampled (rows of every tensor), all, or none.")
     ] = "sampled",
-    text: Annotated[Path | None, typer.Option("--text", help="Text to run instead of random tokens.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text to run (its first 1024 tokens).")] = None,
     tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="Token ids to run instead of random ones.")
+        Path | None, typer.Option("--tokens", help="Token ids to run (the first 1024).")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
     output_json: Annotated[

@@ -10,6 +10,8 @@ from yarnconv.console.messages import json_text, print_json
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.verify.components import require
 from yarnconv.verify.gguf.case import CheckOptions
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.report import report_document
@@ -49,6 +51,19 @@ def _read_text(path: Path | None) -> str | None:
         raise BadInput(f"not UTF-8 ({error.reason})", where=path.name) from None
 
 
+def _check_report_path(path: Path, artefact: Path, reference: Path) -> None:
+    """Refuse before the work what would fail after it, or destroy what was judged."""
+    check_directory(path.parent)
+    if path.exists() and not path.is_file():
+        raise BadInput("is no regular file", where=str(path), fix="Correct --output-json.")
+    if path.resolve() == artefact.resolve() or path.resolve().parent == reference.resolve():
+        raise BadInput(
+            "would be written over the artefact or into the checkpoint",
+            where=str(path),
+            fix="Correct --output-json.",
+        )
+
+
 def _write_json(document: dict[str, object], path: Path) -> None:
     with staged([path]) as temporary:
         temporary[0].write_text(json_text(document), encoding="utf-8")
@@ -69,13 +84,14 @@ def run_check(
     as_json: bool,
 ) -> int:
     """Check, show, and give the exit code."""
+    require("check,llama", "torch", "transformers", "llama_cpp")
     if text is not None and tokens is not None:
         raise BadInput("both are given", where="--text, --tokens", fix="Give one of them.")
     if not artefact.is_file():
         what = "a directory, not a GGUF" if artefact.is_dir() else "no such file"
         raise BadInput(what, where=str(artefact), fix="Give the GGUF; of a split model the first part.")
-    if output_json is not None:
-        check_directory(output_json.parent)
+    with open_gguf(artefact):
+        pass  # whatever is wrong with it shows before a model is downloaded
     options = CheckOptions(
         layers=_parse_layers(layers),
         coverage=parse_coverage(weights),
@@ -84,12 +100,14 @@ def run_check(
         seed=seed,
     )
     directory = locate(reference, revision=revision, files=ALL_FILES)
+    if output_json is not None:
+        _check_report_path(output_json, artefact, directory)
     report = check_gguf(artefact, directory, request, options, TerminalProgress(enabled=not as_json))
     document = report_document(report)
-    if output_json is not None:
-        _write_json(document, output_json)
     if as_json:
         print_json(document)
     else:
         print_report(report)
+    if output_json is not None:
+        _write_json(document, output_json)
     return {True: HOLDS, False: DOES_NOT_HOLD, None: NOT_JUDGED}[report.parity]

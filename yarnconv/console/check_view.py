@@ -51,8 +51,8 @@ def _windows_table(windows: Sequence[Window], *, judged: bool) -> Table:
     for window in windows:
         mark = Text()
         if judged:
-            mark = _outcome("holds" if window.holds else "fails")
-            if not window.holds:
+            mark = _outcome("not_judged" if window.blind else "holds" if window.holds else "fails")
+            if not window.holds and not window.blind:
                 mark.append(f" at {window.first_bad_position}")
         table.add_row(
             window.name,
@@ -117,7 +117,9 @@ def print_report(report: CheckReport) -> None:
     heading.add_row("artefact", printable(report.artifact))
     heading.add_row("reference", printable(report.reference))
     heading.add_row("expected", _expected(report))
-    heading.add_row("runtime", f"llama.cpp ({report.runtime['version']})")
+    heading.add_row(
+        "runtime", f"llama.cpp ({report.runtime['version']}) against {report.runtime['reference']}"
+    )
     console.print(heading)
     parts: list[Table | Text | Padding] = []
     if report.windows:

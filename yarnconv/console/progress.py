@@ -1,10 +1,10 @@
 """Progress of anything that can take more than two seconds. Quiet when stdout is not a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-Advance = Callable[[int], None]
+from yarnconv.progress import Advance, Silent
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def _bar(title: str, total: int, *, is_bytes: bool) -> Iterator[Advance]:
         TransferSpeedColumn,
     )
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     if is_bytes:
         columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     else:
@@ -29,11 +29,6 @@ def _bar(title: str, total: int, *, is_bytes: bool) -> Iterator[Advance]:
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
-
-
-@contextmanager
-def _nothing() -> Iterator[Advance]:
-    yield lambda done: None
 
 
 class TerminalProgress:
@@ -44,4 +39,4 @@ class TerminalProgress:
 
     def stage(self, title: str, total: int, *, is_bytes: bool = False) -> AbstractContextManager[Advance]:
         """The function that advances the stage; it may be called from several threads."""
-        return _bar(title, total, is_bytes=is_bytes) if self._enabled else _nothing()
+        return _bar(title, total, is_bytes=is_bytes) if self._enabled else Silent().stage(title, total)

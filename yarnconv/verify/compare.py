@@ -15,6 +15,9 @@ from yarnconv.verify.passages import Passage, Phase
 # artefacts show: `python -m tests.bench.tolerance`.
 TOLERANCE_BASE = 1e-4
 TOLERANCE_PER_ROUNDING = 2.0
+# A window can tell right from wrong only where rounding leaves room for it (a missing temperature moves
+# logits by 0.2 and more where attention is sharp), and where a gross fault, every frequency doubled, shows.
+LARGEST_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,8 @@ class Window:
     relative: ||found - wanted|| / ||wanted|| over all of them; relative_max: of the worst position.
     tolerance: what each position's relative error is held to.
     kl_*: nats, of the softmax found from the softmax wanted.
-    first_bad_position: the first position outside its tolerance, None where the window holds.
+    first_bad_position: the first position outside its tolerance, None where there is none.
+    blind: why the window could not tell right from wrong, None where it could.
     """
 
     name: str
@@ -41,11 +45,12 @@ class Window:
     top1_agreement: float
     first_bad_position: int | None
     tolerance: float
+    blind: str | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether every position lies within its tolerance."""
-        return self.first_bad_position is None
+        """Whether every position lies within its tolerance, and one outside could have been seen."""
+        return self.first_bad_position is None and self.blind is None
 
 
 def _log_softmax(logits: Float64Array) -> Float64Array:
@@ -79,6 +84,27 @@ def tolerance(wanted: Float32Array, disturbed: Float32Array) -> float:
     return TOLERANCE_BASE + TOLERANCE_PER_ROUNDING * float(position_errors(disturbed, wanted).max())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharpness:
+    """What a passage can tell on its model. allowed: the tolerance. blind: why it can tell nothing."""
+
+    allowed: float
+    blind: str | None = None
+
+
+def sharpness(wanted: Float32Array, rounded: Float32Array, doubled: Float32Array) -> Sharpness:
+    """From the reference's logits, those with rounded angles, and those with every frequency doubled."""
+    allowed = tolerance(wanted, rounded)
+    if not allowed <= LARGEST_TOLERANCE:
+        return Sharpness(
+            allowed=allowed,
+            blind=f"rounded angles alone move these logits by {allowed / TOLERANCE_PER_ROUNDING:.1g}",
+        )
+    if not position_errors(doubled, wanted).max() > allowed:
+        return Sharpness(allowed=allowed, blind="no rotation shows in these tokens: give others")
+    return Sharpness(allowed=allowed)
+
+
 def compare_logits(
     name: str,
     phase: Phase,
@@ -86,7 +112,7 @@ def compare_logits(
     found: Float32Array,
     wanted: Float32Array,
     *,
-    allowed: float,
+    sharpness: Sharpness,
     bucket: int = 0,
 ) -> Window:
     """Hold float32[positions, vocabulary] against another. A NaN is outside every tolerance."""
@@ -94,7 +120,7 @@ def compare_logits(
         computed, expected = found.astype(np.float64), wanted.astype(np.float64)
         difference = computed - expected
         each = _relative(difference, expected)
-        within = each <= allowed  # False for NaN
+        within = each <= sharpness.allowed  # False for NaN
         log_found, log_wanted = _log_softmax(computed), _log_softmax(expected)
         kl = (np.exp(log_wanted) * (log_wanted - log_found)).sum(axis=-1)
         return Window(
@@ -111,12 +137,13 @@ def compare_logits(
             kl_mean=_finite(kl.mean()),
             top1_agreement=float((computed.argmax(axis=-1) == expected.argmax(axis=-1)).mean()),
             first_bad_position=None if within.all() else int(positions[np.argmin(within)]),
-            tolerance=allowed,
+            tolerance=_finite(sharpness.allowed),
+            blind=sharpness.blind,
         )
 
 
 def compare_passage(
-    passage: Passage, found: Float32Array, wanted: Float32Array, *, allowed: float, bucket: int = 0
+    passage: Passage, found: Float32Array, wanted: Float32Array, *, sharpness: Sharpness, bucket: int = 0
 ) -> list[Window]:
     """One window for each phase of a passage."""
     positions = passage.judged_positions
@@ -127,7 +154,7 @@ def compare_passage(
             positions[part],
             found[part],
             wanted[part],
-            allowed=allowed,
+            sharpness=sharpness,
             bucket=bucket,
         )
         for phase, part in passage.phases()

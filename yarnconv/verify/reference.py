@@ -1,13 +1,14 @@
 """The reference: transformers' own model class in float32 on the CPU, with the expected plan.
 
-The only room that knows transformers. Configurations come from config.json as data, never with remote code;
-weights are handed over as arrays and not copied.
+The only room that knows transformers. Of a config.json only what the plan has checked gets there, and no
+remote code; weights are handed over as arrays and not copied.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -18,27 +19,10 @@ from yarnconv.rope.writing import write_rope
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
 
-if TYPE_CHECKING:
-    pass
-
-# Every spelling of RoPE in a config.json, and what would point outside the reduced model or run code.
-_REPLACED = (
-    "rope_scaling",
-    "rope_parameters",
-    "rope_theta",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "dtype",
-    "torch_dtype",
-    "auto_map",
-    "architectures",
-    "model_type",
-    "transformers_version",
-    "quantization_config",
-)
+# What of a config.json reaches transformers, beside what the family's data file names: numbers and switches
+# that the plan has checked. Everything else (attention kernels, code, what to return) is ours to say.
+_DIMENSIONS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings"})
 
 
 def transformers_rope(scaling: Scaling) -> dict[str, Any]:
@@ -56,7 +40,10 @@ def _config(plan: ConversionPlan, layers: int, vocab_size: int) -> Any:
     import transformers
 
     all_layers = len(plan.description.layers)
-    own = {key: value for key, value in plan.config.items() if key not in _REPLACED}
+    known = {*_DIMENSIONS, *plan.family.config_defaults} - _ROPE_KEYS
+    if plan.family.structure.window is not None and plan.family.structure.window.by_layer_types:
+        known.add("layer_types")
+    own = {key: plan.config[key] for key in sorted(known & plan.config.keys())}
     for key, value in own.items():
         if isinstance(value, list) and len(value) == all_layers:
             own[key] = value[:layers]  # one entry per layer, such as layer_types
@@ -78,6 +65,11 @@ def _config(plan: ConversionPlan, layers: int, vocab_size: int) -> Any:
     )
 
 
+def reference_version() -> str:
+    """What the reference is computed with."""
+    return f"transformers {version('transformers')}, torch {version('torch')}"
+
+
 class Reference:
     """A transformers model of the plan's first layers.
 
@@ -97,7 +89,9 @@ class Reference:
         vocab_size = len(weights[plan.family.tensors["token_embedding"]])
         config = _config(plan, layers, vocab_size)
         with torch.device("meta"):
-            model: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation="eager"
+            )
         state = {name: torch.from_numpy(values) for name, values in weights.items()}
         self._model: torch.nn.Module = (
             type(model)
@@ -106,7 +100,6 @@ class Reference:
             )
             .eval()
         )
-        self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
 
     @contextmanager
     def disturbed(self, relative: Float64Array) -> Iterator[None]:

@@ -71,6 +71,7 @@ HOSTILE = {
         build([pair("general.alignment", STRING, text(""))], [tensor()]),
         "not a multiple of 8",
     ),
+    "a tensor's name of 5000 digits": (build([], [tensor(name="blk." + "9" * 5000)]), "name of 5004"),
     "a tensor twice": (build([], [tensor(), tensor()]), "occurs twice"),
 }
 
@@ -177,3 +178,14 @@ def test_a_false_layer_count(layers, wanted, artefacts, checkpoints, yarnconv, t
     code, stdout, stderr = yarnconv("check", path, "--reference", checkpoints("llama"), "--factor", "4")
     assert code == wanted
     assert "block_count" in stdout or "llama.cpp" in stderr
+
+
+def test_a_header_that_fills_a_sparse_file(tmp_path):
+    """300 GB of one string that take no space on the disk: refused before they are read."""
+    path = tmp_path / "sparse.gguf"
+    size = 300 * 2**30
+    path.write_bytes(build([pair("k", STRING, struct.pack("<Q", size))], data=b""))
+    with path.open("r+b") as file:
+        file.truncate(size + 4096)
+    with pytest.raises(BadInput, match="a header of more than"), open_gguf(path):
+        pass

@@ -6,13 +6,14 @@ type, and two layers show it as well as eighty.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.progress import Advance
 from yarnconv.targets.gguf.file_format import (
     SCALARS,
     Metadata,
@@ -28,7 +29,7 @@ from yarnconv.targets.gguf.reader import GgufFile, StoredTensor
 BLOCK_VALUES = 2**20  # dequantised at once
 # Tensors with a row (a value, of a bias) per entry of the vocabulary.
 VOCABULARY_TENSORS = frozenset({"token_embd.weight", "output.weight", "output.bias"})
-_LAYER = re.compile(r"blk\.(\d+)\.")
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 _DROPPED_PREFIXES = ("tokenizer.", "split.")
 _DROPPED_KEYS = frozenset({"general.alignment", "general.file_type"})
 
@@ -95,7 +96,7 @@ def write_float_copy(
     *,
     layers: int,
     vocabulary: NDArray[np.intp],
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> None:
     """Write the copy. vocabulary: the ids that are kept, in order; they become 0, 1, ...
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 READABLE_VERSIONS = (2, 3)
+MAXIMUM_HEADER = 2**28  # bytes; the largest vocabularies take a tenth of it
+MAXIMUM_NAME = 1024  # characters of a tensor's name; ggml has 64
 MAXIMUM_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 SMALLEST_PAIR = 8 + 4 + 1  # bytes: an empty key, a type, a value of one byte
 SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
@@ -49,6 +51,8 @@ class _Cursor:
         start = self.position
         if count > len(self.data) - start:
             raise _bad(self.path, f"truncated: {count} bytes are missing at byte {start}")
+        if start + count > MAXIMUM_HEADER:
+            raise _bad(self.path, f"a header of more than {MAXIMUM_HEADER} bytes")
         self.position = start + count
         return start
 
@@ -120,6 +124,11 @@ class StoredTensor:
         """Rows of the matrix that the tensor's last dimension is the width of."""
         return prod(self.shape[:-1])
 
+    def packed(self, selection: "slice | NDArray[np.intp]") -> NDArray[np.uint8]:
+        """The selected rows as they are stored: uint8[selected, bytes of a row]."""
+        data = np.frombuffer(self.file.view(self.offset, self.nbytes), dtype=np.uint8)
+        return data.reshape(self.row_count, -1)[selection]
+
     def rows(self, selection: "slice | NDArray[np.intp]") -> Float32Array:
         """The selected rows, dequantised: float32[selected, width].
 
@@ -127,8 +136,7 @@ class StoredTensor:
         """
         import gguf
 
-        packed = np.frombuffer(self.file.view(self.offset, self.nbytes), dtype=np.uint8)
-        packed = packed.reshape(self.row_count, -1)[selection]
+        packed = self.packed(selection)
         if self.ggml_type is gguf.GGMLQuantizationType.F32:
             return packed.view(np.float32)
         if self.ggml_type is gguf.GGMLQuantizationType.F16:
@@ -202,6 +210,8 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], "GGMLQuantizati
 
     uint32 = SCALARS[ValueType.UINT32]
     name = cursor.text()
+    if len(name) > MAXIMUM_NAME:
+        raise _bad(cursor.path, f"a tensor's name of {len(name)} characters", name[:40])
     dimensions = cursor.number(uint32)
     if not 1 <= dimensions <= MAXIMUM_DIMENSIONS:
         raise _bad(cursor.path, f"{dimensions} dimensions; ggml has 1 to {MAXIMUM_DIMENSIONS}", name)

@@ -163,7 +163,15 @@ def _candidates(
                 "say these frequencies."
             ),
         )
-    if isinstance(scaling, Yarn) and (original := _equivalent_original_context(scaling)):
+    own_betas = isinstance(scaling, Yarn) and (
+        (scaling.beta_fast, scaling.beta_slow) == (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW)
+    )
+    # with the runtime's own betas the true original context says it: no other may stand for it
+    if (
+        isinstance(scaling, Yarn)
+        and not own_betas
+        and (original := _equivalent_original_context(scaling)) is not None
+    ):
         yield replace(
             _yarn_keys(scaling, tables, original),
             note=(

@@ -11,6 +11,7 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.progress import Advance
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, MAGIC, Metadata, TensorType
@@ -20,7 +21,6 @@ from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
-    Advance,
     OutputFile,
     OutputTensor,
     lay_out,

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
+from yarnconv.progress import Advance
 from yarnconv.targets.gguf.blocks import SOURCE_DTYPES, SOURCE_TYPES, convert_rows, interleave_heads
 from yarnconv.targets.gguf.file_format import (
     Metadata,
@@ -22,8 +23,6 @@ from yarnconv.targets.gguf.file_format import (
     pack_header,
     tensor_bytes,
 )
-
-Advance = Callable[[int], None]
 
 PIECE_BYTES = 2**23  # copied by one worker before it asks for more
 READ_BYTES = 2**22  # read at once when copying, while another worker writes

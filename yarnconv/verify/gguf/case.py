@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Progress
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.verify.passages import Tokens
-from yarnconv.verify.progress import Progress
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
 from yarnconv.verify.weights import Coverage
 
 FEWEST_LAYERS = 2  # one layer's attention would see bare embeddings only
 MOST_VOCABULARY = 4096  # rows of the float32 copy's embedding and head
 TOKEN_COUNT = 1024  # as many as the passages take, and some
+TEXT_LENGTH = 2**16  # characters of a text that are tokenised, enough for as many tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +88,21 @@ def judged_layers(plan: ConversionPlan, asked: int | None) -> int:
     return min(max(FEWEST_LAYERS, reached), len(layers))
 
 
+def random_tokens(vocab_size: int, seed: int) -> Tokens:
+    """int64 ids, every one as likely as the other."""
+    return np.random.default_rng(seed).integers(0, vocab_size, TOKEN_COUNT)
+
+
 def choose_tokens(runner: LlamaCpp, path: Path, options: CheckOptions, vocab_size: int) -> Tokens:
-    """int64 ids to run: the user's, by the artefact's own vocabulary, or random ones."""
+    """int64 ids to run, at most TOKEN_COUNT: the user's, by the artefact's own vocabulary, or random ones.
+
+    Raises RuntimeRefused where llama.cpp does not load the vocabulary.
+    """
     if options.text is None and options.tokens is None:
-        return np.random.default_rng(options.seed).integers(0, vocab_size, TOKEN_COUNT)
+        return random_tokens(vocab_size, options.seed)
     where = "--text" if options.tokens is None else "--tokens"
-    given = runner.tokenize(path, options.text or "") if options.tokens is None else options.tokens
+    text = (options.text or "")[:TEXT_LENGTH]
+    given = runner.tokenize(path, text) if options.tokens is None else options.tokens
     if not given:
         raise BadInput("there is not one token in it", where=where)
     if bad := [token for token in given if not 0 <= token < vocab_size]:

@@ -2,12 +2,14 @@
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.errors import BadInput, Inexpressible, NotJudged
 from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import is_dynamic
 from yarnconv.targets.facts import FactComparison
@@ -17,12 +19,14 @@ from yarnconv.targets.gguf.rope_reading import compare_metadata
 from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import expect
-from yarnconv.verify.gguf.case import Case, CheckOptions, choose_tokens, judged_layers
+from yarnconv.verify.gguf.case import Case, CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.gguf.structure import NOT_RUN, judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
-from yarnconv.verify.progress import Progress, Silent
+from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import CheckReport, Verdict
 from yarnconv.verify.runners.llama_cpp import LlamaCpp, RuntimeRefused
+
+OUTPUT_HEAD = "output.weight"
 
 
 def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[FactComparison]]:
@@ -32,11 +36,29 @@ def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, 
         if is_dynamic(plan.rope.main):
             raise  # no GGUF holds it, so there is nothing to judge
         return Verdict(outcome="fails", reason=f"no keys can say the plan: {error.what}"), ()
+    except NotJudged as error:
+        return Verdict(outcome="not_judged", reason=str(error)), ()
     decisive = [key for key in keys if key.decisive]
     if wrong := [key for key in decisive if not key.agrees]:
         listed = "; ".join(f"{key.key} is {key.found}, expected {key.expected}" for key in wrong)
         return Verdict(outcome="fails", reason=listed), keys
     return Verdict(outcome="holds", reason=f"{len(decisive)} facts agree"), keys
+
+
+def _with_head_of_its_own(plan: ConversionPlan, artefact: GgufFile) -> ConversionPlan:
+    """The plan of a tied model for an artefact that holds the embedding a second time, as its head: llama.cpp
+    computes with that one, so it is judged like any other tensor.
+    """
+    tied = plan.description.tied_embeddings
+    if not tied or OUTPUT_HEAD not in artefact.tensors:
+        return plan
+    embedding = next(b for b in plan.bindings if b.expected.role == "token_embedding")
+    head = replace(embedding.expected, role="output_head", name=plan.family.tensors["output_head"])
+    return replace(
+        plan,
+        description=replace(plan.description, tied_embeddings=False),
+        bindings=(*plan.bindings, replace(embedding, expected=head)),
+    )
 
 
 def _check_open(
@@ -48,7 +70,7 @@ def _check_open(
     progress: Progress,
 ) -> CheckReport:
     expectation = expect(checkpoint, request, artefact.scalar("yarnconv.plan", str))
-    plan = expectation.plan
+    plan = _with_head_of_its_own(expectation.plan, artefact)
     if artefact.architecture != plan.family.gguf.architecture:
         raise BadInput(
             f"it is a model of llama.cpp's architecture {artefact.architecture}, the reference is one of "
@@ -58,11 +80,16 @@ def _check_open(
         )
     if refusals := structure_refusals(plan):
         raise refusals[0]
+    vocab_size, refused = plan.description.vocab_size, None
+    try:
+        tokens = choose_tokens(runner, artefact.path, options, vocab_size)
+    except RuntimeRefused as error:
+        tokens, refused = random_tokens(vocab_size, options.seed), error.what
     case = Case(
         plan=plan,
         artefact=artefact,
         places=placements(plan),
-        tokens=choose_tokens(runner, artefact.path, options, plan.description.vocab_size),
+        tokens=tokens,
         layers=judged_layers(plan, options.layers),
         options=options,
         runner=runner,
@@ -70,7 +97,10 @@ def _check_open(
     )
     metadata, keys = _judge_metadata(plan, artefact)
     weights, tensors = judge_weights(case)
-    structure, windows = judge_structure(case)
+    if refused is None:
+        structure, windows = judge_structure(case)
+    else:
+        structure, windows = Verdict(outcome="fails", reason=refused), []
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
     as_is = NOT_RUN
     if windows:
@@ -83,7 +113,7 @@ def _check_open(
         reference=str(checkpoint.directory),
         expected_from=expectation.source,
         expected=plan.rope,
-        runtime={"name": runner.name, "version": runner.version},
+        runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
         seed=options.seed,
         layers=case.layers,
         all_layers=case.all_layers,

@@ -9,6 +9,7 @@ from yarnconv.targets.gguf.blocks import SOURCE_TYPES, Rows, interleave_heads, t
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
+from yarnconv.targets.gguf.steps import value_steps
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.report import Verdict
 from yarnconv.verify.weights import (
@@ -53,7 +54,13 @@ def _compare_tensor(
     count, width = values.shape
     for rows in sampled_rows(count, width, coverage, seed):
         wanted = to_float32(np.ascontiguousarray(values[order[rows]]), SOURCE_TYPES[source.dtype])
-        judge.add(stored.rows(rows).reshape(-1), wanted.reshape(-1), rows)
+        steps = value_steps(stored.packed(rows), stored.ggml_type)
+        judge.add(
+            stored.rows(rows).reshape(-1),
+            wanted.reshape(-1),
+            rows,
+            None if steps is None else steps.reshape(-1),
+        )
     judge.conclude()
     return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
 

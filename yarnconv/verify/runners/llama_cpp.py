@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from yarnconv.errors import RuntimeCrashed, YarnconvError
+from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array, Float64Array
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
@@ -80,12 +81,12 @@ class LlamaCpp:
         self._last_words.seek(0)
         words = self._last_words.read().decode(errors="replace").strip()[-LAST_WORDS:]
         return RuntimeCrashed(
-            f"llama.cpp {_how_it_ended(returncode)} while it ran this file, so nothing was judged",
+            f"llama.cpp {_how_it_ended(returncode)} while it ran this file: its logits cannot be judged",
             where=path,
             fix=f"Its last words:\n{words}" if words else "It said nothing.",
         )
 
-    def _ask(self, request: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], advance: Advance) -> dict[str, Any]:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -105,7 +106,7 @@ class LlamaCpp:
         raise self._crash(process, request["path"])
 
     def logits(
-        self, path: Path, passages: Sequence[Passage], advance: Callable[[int], None] = lambda done: None
+        self, path: Path, passages: Sequence[Passage], advance: Advance = lambda done: None
     ) -> list[Float32Array]:
         """float32[judged tokens, vocabulary] of each passage. advance(1) after each.
 

@@ -1,9 +1,10 @@
-"""How long work is made visible from a floor that knows no terminal."""
+"""How long work is made visible from floors that know no terminal."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+# Called with what has been done since the last call; from several threads, perhaps.
 Advance = Callable[[int], None]
 
 
