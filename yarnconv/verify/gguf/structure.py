@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.artifact import check_free_space
-from yarnconv.errors import RuntimeCrashed
+from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES, separate_heads, to_float32
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
