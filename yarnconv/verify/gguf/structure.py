@@ -5,9 +5,10 @@ transformers with the same weights and the expected plan. Whether those weights 
 weights verdict's question, so a quantised file is judged as sharply as a float one.
 """
 
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from yarnconv.targets.gguf.blocks import SOURCE_TYPES, separate_heads, to_float3
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
-from yarnconv.verify.compare import Window, compare_passage, sharpness
+from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpness
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import Reference
@@ -31,6 +32,7 @@ AS_IS_PREFIX, AS_IS_INSIDE = 16, 32  # every layer of a large model takes its ti
 AS_IS_PASSAGES = frozenset({"inside", "far end"})
 AS_IS_REFERENCE_BYTES = 2 * 10**9  # float32 weights of a full-depth reference that is still made
 AS_IS_SHARE_OF_MEMORY = 0.8
+NOT_HELD = Sharpness(allowed=math.inf)  # to any tolerance
 NOT_RUN = AsIs(windows=(), note="not run, or refused by llama.cpp")
 
 
@@ -61,22 +63,31 @@ def _source_weights(places: Sequence[TensorPlacement]) -> dict[str, Float32Array
     }
 
 
+def _sharpness(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    """What the passage can tell on this model, from the reference with its frequencies disturbed."""
+    pairs = case.plan.rope.main.rotary_dim // 2
+    with reference.disturbed(case.runner.angle_rounding(pairs)):
+        rounded = reference.logits(passage)
+    with reference.disturbed(np.ones(pairs)):
+        doubled = reference.logits(passage)
+    return sharpness(wanted, rounded, doubled)
+
+
 def _compare_all(
-    case: Case, path: Path, reference: Reference, passages: Sequence[Passage], title: str
+    case: Case,
+    path: Path,
+    reference: Reference,
+    passages: Sequence[Passage],
+    title: str,
+    sharpness_of: Callable[[Passage, Float32Array], Sharpness],
 ) -> list[Window]:
     with case.progress.stage(f"llama.cpp, {title}", len(passages)) as advance:
         found = case.runner.logits(path, passages, advance)
     windows: list[Window] = []
-    pairs = case.plan.rope.main.rotary_dim // 2
     with case.progress.stage(f"Reference, {title}", len(passages)) as advance:
         for passage, logits in zip(passages, found, strict=True):
             wanted = reference.logits(passage)
-            with reference.disturbed(case.runner.angle_rounding(pairs)):
-                rounded = reference.logits(passage)
-            with reference.disturbed(np.ones(pairs)):
-                doubled = reference.logits(passage)
-            telling = sharpness(wanted, rounded, doubled)
-            windows += compare_passage(passage, logits, wanted, sharpness=telling)
+            windows += compare_passage(passage, logits, wanted, sharpness=sharpness_of(passage, wanted))
             advance(1)
     return windows
 
@@ -125,7 +136,14 @@ def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
         write_float_copy(case.artefact, path, layers=case.layers, vocabulary=vocabulary, advance=advance)
     with open_gguf(path) as copy:
         reference = Reference(case.plan, _copied_weights(copy, case.places), layers=case.layers)
-    return _compare_all(case, path, reference, passages, f"{case.layers} layers in float32")
+    return _compare_all(
+        case,
+        path,
+        reference,
+        passages,
+        f"{case.layers} layers in float32",
+        lambda passage, wanted: _sharpness(case, reference, passage, wanted),
+    )
 
 
 def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
@@ -173,7 +191,9 @@ def run_as_is(case: Case) -> AsIs:
     needed = 4 * sum(prod(place.binding.source.shape) for place in case.places)
     if needed <= AS_IS_REFERENCE_BYTES:
         reference = Reference(case.plan, _source_weights(case.places), layers=case.all_layers)
-        windows = _compare_all(case, case.artefact.path, reference, passages, title)
+        windows = _compare_all(
+            case, case.artefact.path, reference, passages, title, lambda passage, wanted: NOT_HELD
+        )
         return AsIs(windows=windows, note=f"{title}, against the checkpoint's own weights")
     with case.progress.stage(f"llama.cpp, {title}", len(passages)) as advance:
         found = case.runner.logits(case.artefact.path, passages, advance)
