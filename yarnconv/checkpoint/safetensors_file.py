@@ -45,15 +45,16 @@ class TensorRef:
         """
         import numpy as np
 
-        dtypes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-        if self.dtype not in dtypes:
+        from yarnconv.checkpoint.floats import NUMPY_DTYPES
+
+        if self.dtype not in NUMPY_DTYPES:
             raise BadInput(
                 f"{self.name} has dtype {self.dtype}",
                 where=self.file.path.name,
                 fix="Only F32, F16 and BF16 weights are read; convert from the unquantised checkpoint.",
             )
         buffer = self.file.view(self.offset, self.nbytes)
-        return np.frombuffer(buffer, dtype=dtypes[self.dtype]).reshape(self.shape)
+        return np.frombuffer(buffer, dtype=NUMPY_DTYPES[self.dtype]).reshape(self.shape)
 
 
 def _bad(path: Path, what: str, tensor: str | None = None) -> BadInput:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from yarnconv.targets.gguf.blocks import convert_rows, to_float32
+from yarnconv.checkpoint.floats import to_float32
+from yarnconv.targets.gguf.blocks import convert_rows
 from yarnconv.targets.gguf.file_format import TensorType
 
 TYPES = {t: gguf.GGMLQuantizationType[t.name] for t in TensorType}
@@ -75,5 +76,5 @@ def test_any_finite_values(values, target):
 def test_nan_stays_nan_in_bfloat16():
     values = np.full((1, 32), np.nan, dtype=np.float32)
     found = convert_rows(values, TensorType.F32, TensorType.BF16)
-    assert np.isnan(to_float32(found, TensorType.BF16)).all()
+    assert np.isnan(to_float32(found, "BF16")).all()
     assert found.view(np.uint8).tobytes() == expected(values, TensorType.BF16).tobytes()

@@ -4,14 +4,12 @@ Everything works on small blocks of rows, so that the intermediate arrays stay i
 memory bounded whatever the tensor's size. bfloat16 comes as its 16 bits (uint16).
 """
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.floats import Rows, convert_floats, to_float32
 from yarnconv.targets.gguf.file_format import BLOCKS, TensorType
 
-Rows = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
 
 # The largest float32 below one half: adding it and truncating rounds half away from zero as C's
@@ -20,38 +18,8 @@ Bytes = NDArray[np.uint8]
 _JUST_BELOW_HALF = np.float32(0.49999997)
 _Q8_VALUES = BLOCKS[TensorType.Q8_0][0]
 
-# What a checkpoint's dtypes are here, and as which NumPy type their values are handled.
+# What a checkpoint's dtypes are called here.
 SOURCE_TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
-SOURCE_DTYPES = {TensorType.F32: "<f4", TensorType.F16: "<f2", TensorType.BF16: "<u2"}
-
-
-@cache
-def _bf16_to_f16() -> NDArray[np.uint16]:
-    """float16 bits of every bfloat16: 65536 entries, the whole conversion in one look-up."""
-    every = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):
-        return every.astype(np.float16).view(np.uint16)
-
-
-def to_float32(rows: Rows, source: TensorType) -> NDArray[np.float32]:
-    """float32 of the same shape; exact."""
-    if source is TensorType.F32:
-        return rows.view(np.float32)
-    if source is TensorType.F16:
-        return rows.astype(np.float32)
-    wide = np.empty(rows.shape, dtype=np.uint32)
-    np.left_shift(rows, 16, out=wide, dtype=np.uint32, casting="unsafe")
-    return wide.view(np.float32)
-
-
-def _float32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to nearest even; a NaN stays one (and becomes quiet), as in ggml_compute_fp32_to_bf16."""
-    bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    if is_nan.any():
-        rounded[is_nan] = (bits[is_nan] >> 16) | 64
-    return rounded.astype(np.uint16)
 
 
 def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
@@ -92,17 +60,7 @@ def separate_heads(rows: Rows, size: int) -> Rows:
 
 
 def convert_rows(rows: Rows, source: TensorType, target: TensorType) -> NDArray[np.generic]:
-    """Rows of one type as the contiguous data of another."""
-    if source is target:
-        return np.ascontiguousarray(rows)
-    if target is TensorType.F16 and source is TensorType.BF16:
-        return np.take(_bf16_to_f16(), rows.view(np.uint16))
-    values = to_float32(np.ascontiguousarray(rows), source)
-    if target is TensorType.F32:
-        return values
-    if target is TensorType.F16:
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16)
-    if target is TensorType.BF16:
-        return _float32_to_bf16(values)
-    return _to_q8_0(values)
+    """Rows of one float type as the contiguous data of another type."""
+    if target is TensorType.Q8_0:
+        return _to_q8_0(to_float32(np.ascontiguousarray(rows), source.name))
+    return convert_floats(rows, source.name, target.name)

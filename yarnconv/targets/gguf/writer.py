@@ -1,20 +1,20 @@
 """From bindings to bytes: where every tensor goes, and the copying and converting on all cores."""
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.floats import NUMPY_DTYPES
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
-from yarnconv.targets.gguf.blocks import SOURCE_DTYPES, SOURCE_TYPES, convert_rows, interleave_heads
+from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows, interleave_heads
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -23,10 +23,10 @@ from yarnconv.targets.gguf.file_format import (
     pack_header,
     tensor_bytes,
 )
+from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
 
 PIECE_BYTES = 2**23  # copied by one worker before it asks for more
 READ_BYTES = 2**22  # read at once when copying, while another worker writes
-WRITE_BYTES = 2**16  # written at once; see _Output
 BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays in a core's cache
 
 
@@ -157,32 +157,6 @@ def _pieces(tensor: OutputTensor, offset: int) -> Iterator[_Piece]:
         )
 
 
-class _Output:
-    """The file being written.
-
-    One write at a time: the kernel admits no more to a file, and threads that wait for it there spin
-    instead of reading and converting. And in chunks of 64 KiB: measured on 2.47 GB, `cp` before each
-    (seconds, median of four): 64 KiB 1.2, 256 KiB 2.7, 1 MiB 4.4, copy_file_range 1.9 (which moves a
-    page in two halves where source and destination are aligned differently, as they are here).
-    """
-
-    def __init__(self, descriptor: int, advance: Advance) -> None:
-        self._descriptor = descriptor
-        self._advance = advance
-        self._lock = threading.Lock()
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """All of `data` at `offset`."""
-        total = len(data)
-        with self._lock:
-            while data:
-                # up to the next whole chunk of the file, so that pages are filled from their start
-                chunk = data[: WRITE_BYTES - offset % WRITE_BYTES]
-                written = os.pwrite(self._descriptor, chunk, offset)
-                data, offset = data[written:], offset + written
-        self._advance(total)
-
-
 def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview) -> None:
     """Bytes of the source from `start` on, as many as `into` holds."""
     if not isinstance(source, TensorRef):
@@ -196,63 +170,32 @@ def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview)
         into, position = into[count:], position + count
 
 
-class _Buffer:
-    """One worker's memory, grown to its largest piece and used again for every one."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def view(self, size: int) -> memoryview:
-        if len(self._data) < size:
-            self._data = bytearray(size)
-        return memoryview(self._data)[:size]
-
-
-def _copy_piece(piece: _Piece, output: _Output, buffer: _Buffer) -> None:
+def _copy_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
     for done in range(0, piece.source_bytes, READ_BYTES):
         data = buffer.view(min(READ_BYTES, piece.source_bytes - done))
         _read(piece.tensor.source, piece.source_start + done, data)
         output.write(data, piece.offset + done)
 
 
-def _convert_piece(piece: _Piece, output: _Output, buffer: _Buffer) -> None:
+def _convert_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
     tensor = piece.tensor
     data = buffer.view(piece.source_bytes)
     _read(tensor.source, piece.source_start, data)
-    rows = np.frombuffer(data, dtype=SOURCE_DTYPES[tensor.source_type]).reshape(-1, piece.width)
+    rows = np.frombuffer(data, dtype=NUMPY_DTYPES[tensor.source_type.name]).reshape(-1, piece.width)
     if (size := tensor.interleave_heads) is not None:
         rows = interleave_heads(rows, size)
     converted = convert_rows(rows, tensor.source_type, tensor.tensor_type)
     output.write(converted.view(np.uint8).data.cast("B"), piece.offset)
 
 
-def _worker(pieces: Iterator[_Piece], lock: threading.Lock, stop: threading.Event, output: _Output) -> None:
-    buffer = _Buffer()
-    while not stop.is_set():
-        with lock:
-            piece = next(pieces, None)
-        if piece is None:
-            return
-        write = _copy_piece if piece.tensor.is_copy else _convert_piece
-        write(piece, output, buffer)
-
-
 def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> None:
     """Write one file. advance(bytes) is called from the workers."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        output = _Output(descriptor, advance)
-        output.write(memoryview(file.header), 0)
-        pieces = (piece for tensor, offset in file.tensors for piece in _pieces(tensor, offset))
-        lock, stop = threading.Lock(), threading.Event()
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            jobs = [pool.submit(_worker, pieces, lock, stop, output) for _ in range(workers)]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()  # also on Ctrl-C: each worker ends after the piece in its hands
-            for job in jobs:
-                job.result()
-        os.truncate(descriptor, file.size)  # the last tensor's padding
-    finally:
-        os.close(descriptor)
+
+    def pieces() -> Iterator[Piece]:
+        yield lambda output, buffer: output.write(memoryview(file.header), 0)
+        for tensor, offset in file.tensors:
+            write = _copy_piece if tensor.is_copy else _convert_piece
+            for piece in _pieces(tensor, offset):
+                yield partial(write, piece)
+
+    write_pieces(path, file.size, pieces(), advance, workers)

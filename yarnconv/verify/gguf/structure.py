@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.artifact import check_free_space
+from yarnconv.checkpoint.floats import to_float32
 from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.gguf.blocks import SOURCE_TYPES, separate_heads, to_float32
+from yarnconv.targets.gguf.blocks import separate_heads
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
@@ -57,7 +58,7 @@ def _source_weights(places: Sequence[TensorPlacement]) -> dict[str, Float32Array
     """The checkpoint's own weights in float32."""
     return {
         place.binding.expected.name: np.array(
-            to_float32(place.binding.source.load(), SOURCE_TYPES[place.binding.source.dtype])
+            to_float32(place.binding.source.load(), place.binding.source.dtype)
         )
         for place in places
     }

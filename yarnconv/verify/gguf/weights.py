@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.targets.gguf.blocks import SOURCE_TYPES, Rows, interleave_heads, to_float32
+from yarnconv.checkpoint.floats import Rows, to_float32
+from yarnconv.targets.gguf.blocks import interleave_heads
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
@@ -53,7 +54,7 @@ def _compare_tensor(
     judge = WeightJudge(kind, gguf.GGML_QUANT_SIZES[stored.ggml_type][0])
     count, width = values.shape
     for rows in sampled_rows(count, width, coverage, seed):
-        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), SOURCE_TYPES[source.dtype])
+        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), source.dtype)
         steps = value_steps(stored.packed(rows), stored.ggml_type)
         judge.add(
             stored.rows(rows).reshape(-1),
