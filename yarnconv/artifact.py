@@ -79,6 +79,41 @@ def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:
 
 
 @contextmanager
+def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
+    """A directory to fill in place of `destination`, renamed to it on success.
+
+    replace: whether something that is there already gives way, in one rename at the end.
+    """
+    check_directory(destination.parent)
+    if destination.exists() and not replace:
+        raise BadInput(
+            "the destination exists",
+            where=str(destination),
+            fix="Give another -o, or --force to replace it when the new one is whole.",
+        )
+    path = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    try:
+        with termination_as_interrupt():
+            path.mkdir()
+            yield path
+            if destination.exists():
+                destination.rename(old)
+            path.rename(destination)
+    except OSError as error:
+        raise BadInput(
+            f"writing failed ({error.strerror or error})",
+            where=str(error.filename or destination),
+            fix="Nothing was left behind.",
+        ) from error
+    finally:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
+        for leftover in (path, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
 def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     """Paths to write in place of `destinations`; renamed to them, the first one last, on success.
 

@@ -1,0 +1,112 @@
+"""The plan's tables in the graph: cos and sin of every bucket one after the other, looked up by position.
+
+The tables are exact: float64, rounded once to float32, the temperature folded in. (transformers rounds each
+frequency and each angle to float32, which is 3.9e-3 rad at position 131071; `check` allows for that.)
+
+A bucket of factor b serves requests of up to b x original positions and holds as many rows. The last row of
+all is NaN: a position beyond its bucket's rows, or a negative one, gets that, never another row's rotation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.plan import RopeGroup
+from yarnconv.rope.tables import RopeTables
+from yarnconv.targets.onnx.graph import PIECE_VALUES, ExternalTensor, Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLayout:
+    """buckets, and how many positions each holds."""
+
+    buckets: tuple[RopeTables, ...]
+    positions: tuple[int, ...]
+
+    @property
+    def offsets(self) -> list[int]:
+        """First row of each bucket."""
+        return [sum(self.positions[:index]) for index in range(len(self.positions))]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all buckets, without the one of NaN."""
+        return sum(self.positions)
+
+
+def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) -> TableLayout:
+    """Buckets that a context of at most `max_context` can reach."""
+    if len(group.buckets) == 1:
+        return TableLayout(buckets=group.buckets, positions=(max_context,))
+    kept, positions = [], []
+    for tables in group.buckets:
+        kept.append(tables)
+        positions.append(min(int(original_context * tables.factor * (1 + 1e-12)), max_context))
+        if positions[-1] == max_context:
+            break
+    return TableLayout(buckets=tuple(kept), positions=tuple(positions))
+
+
+def _table_rows(layout: TableLayout, which: int, first: int, last: int) -> NDArray[np.float32]:
+    """Rows first..last-1 of cos (0) or sin (1): float32[last - first, pairs]."""
+    pairs = len(layout.buckets[0].inv_freq)
+    out = np.full((last - first, pairs), np.nan, dtype=np.float32)
+    for tables, offset, count in zip(layout.buckets, layout.offsets, layout.positions, strict=True):
+        begin, end = max(first, offset), min(last, offset + count)
+        if begin < end:
+            angles = np.arange(begin - offset, end - offset, dtype=np.float64)[:, None] * tables.inv_freq
+            values = (np.cos if which == 0 else np.sin)(angles) * tables.attention_factor
+            out[begin - first : end - first] = values
+    return out
+
+
+def _tables(graph: Graph, layout: TableLayout, suffix: str) -> list[str]:
+    pairs = len(layout.buckets[0].inv_freq)
+    return [
+        graph.tensor(
+            ExternalTensor(
+                name=f"{name}_cache{suffix}",
+                element="FLOAT",
+                bits=32,
+                shape=(layout.rows + 1, pairs),
+                rows=lambda first, last, which=which: _table_rows(layout, which, first, last),  # type: ignore[misc]
+                step=max(1, PIECE_VALUES // pairs),
+            )
+        )
+        for which, name in enumerate(("cos", "sin"))
+    ]
+
+
+def _per_bucket(graph: Graph, values: Sequence[int], bucket: str | None) -> str:
+    """int64[1]: the value of the request's bucket."""
+    if bucket is None:
+        return graph.constant([values[0]])
+    return graph.node("Gather", graph.constant(list(values)), bucket)
+
+
+def rotation(graph: Graph, layout: TableLayout, context: str | None, suffix: str = "") -> tuple[str, str]:
+    """(cos, sin) of the positions asked for: float32[B, S, pairs].
+
+    context: int64[1], the context the request declared; it chooses the bucket, None where there is one only.
+    """
+    bucket = None
+    if len(layout.buckets) > 1:
+        assert context is not None
+        beyond = graph.node("Less", graph.constant(list(layout.positions[:-1])), context)
+        counted = graph.node("Cast", beyond, to=_INT64)
+        bucket = graph.node("ReduceSum", counted, graph.constant([0]), keepdims=1)
+    rows = graph.node("Add", "position_ids", _per_bucket(graph, layout.offsets, bucket))
+    limit = _per_bucket(graph, layout.positions, bucket)
+    within = graph.node(
+        "And",
+        graph.node("Less", "position_ids", limit),
+        graph.node("GreaterOrEqual", "position_ids", graph.constant([0])),
+    )
+    rows = graph.node("Where", within, rows, graph.constant([layout.rows]))
+    cos, sin = (graph.node("Gather", table, rows, axis=0) for table in _tables(graph, layout, suffix))
+    return cos, sin
+
+
+_INT64 = 7  # onnx.TensorProto.INT64

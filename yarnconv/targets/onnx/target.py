@@ -1,0 +1,151 @@
+"""The ONNX target: what it refuses, and how a plan becomes a directory that ONNX Runtime loads."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from yarnconv.artifact import check_free_space, staged_directory
+from yarnconv.checkpoint.hub import model_name
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Advance
+from yarnconv.rope.scaling import LongRope, method_name
+from yarnconv.targets.onnx.decoder import GraphOptions, build_decoder
+from yarnconv.targets.onnx.graph import ExternalTensor, Graph
+from yarnconv.targets.onnx.operators import KvForm
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK
+from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
+
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+DTYPES = (*FLOAT_TYPES, "int4")
+ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
+HEADROOM_BYTES = 2**24  # of a graph without its tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxOptions:
+    """max_context: positions of the tables, None for the plan's target context. replace: whether an existing
+    destination gives way.
+    """
+
+    dtype: str = "fp32"
+    kv: KvForm = "in-place"
+    max_context: int | None = None
+    last_token_only: bool = False
+    replace: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxJob:
+    """A graph that is ready to be written; nothing has touched the disk yet."""
+
+    graph: Graph
+    options: GraphOptions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data file."""
+        return max((offset + tensor.nbytes for tensor, offset in self.graph.layout()), default=0)
+
+
+def parse_kv(text: str) -> KvForm:
+    """The `--kv` of that name."""
+    known: tuple[KvForm, ...] = get_args(KvForm)
+    for form in known:
+        if text == form:
+            return form
+    raise BadInput(f"{text!r} is no form of the cache", where="--kv", fix=f"Choose {' or '.join(known)}.")
+
+
+def refusals(plan: ConversionPlan, options: OnnxOptions) -> list[Inexpressible]:
+    """What of a plan the graph cannot say."""
+    unknown = {layer.mlp.activation for layer in plan.description.layers} - ACTIVATIONS
+    found = [
+        Inexpressible(
+            f"the graph has no nodes for the activation {activation}",
+            where="config.json: hidden_act",
+            fix=f"Known: {', '.join(sorted(ACTIVATIONS))}.",
+        )
+        for activation in sorted(unknown)
+    ]
+    if any(isinstance(group.scaling, LongRope) for group in plan.rope.groups):
+        found.append(
+            Inexpressible(
+                "longrope's two sets of frequencies switch with the length of the sequence",
+                where="method longrope",
+                fix="Give another --method, such as dynamic-yarn with --factor.",
+            )
+        )
+    return found
+
+
+def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
+    if options.dtype not in DTYPES:
+        raise BadInput(
+            f"{options.dtype!r} is no type this writes", where="--dtype", fix=f"Choose {', '.join(DTYPES)}."
+        )
+    target = plan.rope.target_context
+    wanted = options.max_context or target
+    if not 1 <= wanted <= target:
+        raise BadInput(
+            f"{wanted} is not between 1 and the plan's target context of {target}",
+            where="--max-context",
+            fix="Lower it, or extend further with --factor.",
+        )
+    if options.dtype == "int4" and plan.description.hidden_size % INT4_BLOCK:
+        raise BadInput(
+            f"a hidden size of {plan.description.hidden_size} does not divide into blocks of {INT4_BLOCK}",
+            where="--dtype int4",
+            fix="Choose another --dtype.",
+        )
+    return GraphOptions(
+        dtype=options.dtype, kv=options.kv, max_context=wanted, last_token_only=options.last_token_only
+    )
+
+
+def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
+    """Build the graph. Raises the first refusal; writes nothing."""
+    if found := refusals(plan, options):
+        raise found[0]
+    graph_options = _graph_options(plan, options)
+    return OnnxJob(graph=build_decoder(plan, graph_options), options=graph_options)
+
+
+def default_name(plan: ConversionPlan, options: OnnxOptions) -> str:
+    """A directory name that says what it holds."""
+    scaling, longest = plan.rope.main, plan.rope.main_group.buckets[-1]
+    extension = "" if longest.factor == 1.0 else f"-{method_name(scaling)}-x{longest.factor:g}"
+    return f"{model_name(plan.checkpoint.directory)}{extension}-{options.dtype}-onnx"
+
+
+def _write_rows(
+    tensor: ExternalTensor, first: int, last: int, offset: int, output: Output, buffer: Buffer
+) -> None:
+    made = np.ascontiguousarray(tensor.rows(first, last))
+    output.write(made.view(np.uint8).data.cast("B"), offset + first * tensor.row_bytes)
+
+
+def _pieces(graph: Graph) -> Iterator[Piece]:
+    for tensor, offset in graph.layout():
+        for first in range(0, tensor.shape[0], tensor.step):
+            last = min(first + tensor.step, tensor.shape[0])
+            yield partial(_write_rows, tensor, first, last, offset)
+
+
+def emit(
+    plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
+) -> Path:
+    """Write the directory; it appears whole or not at all."""
+    check_free_space(destination, job.nbytes + HEADROOM_BYTES)
+    provenance = {**plan.provenance, "graph": {"dtype": job.options.dtype, "kv": job.options.kv}}
+    model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
+    with staged_directory(destination, replace=options.replace) as directory:
+        write_pieces(directory / DATA_FILE, job.nbytes, _pieces(job.graph), advance, options.workers)
+        (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    return destination
