@@ -1,4 +1,4 @@
-"""The commands: plan, gguf, check."""
+"""The commands: plan, gguf, onnx, check."""
 
 import io
 import sys
@@ -177,6 +177,47 @@ def gguf(
         outtype=outtype,
         pre=pre,
         split_max_size=_parse_size(split_max_size),
+        output=output,
+        revision=revision,
+        as_json=as_json,
+    )
+
+
+@app.command()
+@_ends_with_exit_code
+@takes_rope_options
+def onnx(
+    model: Model,
+    request: RopeRequest,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs) or int4 (4-bit matrices).")
+    ] = "fp32",
+    kv: Annotated[str, typer.Option("--kv", help="in-place (opset 24) or concat (opset 23).")] = "in-place",
+    max_context: Annotated[
+        int | None,
+        typer.Option("--max-context", help="Positions of the tables [original x factor]."),
+    ] = None,
+    last_token_only: Annotated[
+        bool, typer.Option("--last-token-only", help="Logits of the last token instead of all.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory to make.")] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
+    from yarnconv.cli.convert import convert_to_onnx
+
+    convert_to_onnx(
+        model,
+        request,
+        dtype=dtype,
+        kv=kv,
+        max_context=max_context,
+        last_token_only=last_token_only,
+        force=force,
         output=output,
         revision=revision,
         as_json=as_json,

@@ -7,11 +7,24 @@ from pathlib import Path
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.console.messages import print_json
-from yarnconv.console.plan_view import print_result, result_document
 from yarnconv.console.progress import TerminalProgress
-from yarnconv.plan import plan_conversion
+from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.gguf.target import GgufOptions, default_name, emit, parse_outtype, prepare
+from yarnconv.targets.gguf import target as gguf
+from yarnconv.targets.onnx import target as onnx
+from yarnconv.verify.components import require
+
+
+def _show(plan: ConversionPlan, written: Written, *, as_json: bool) -> None:
+    if as_json:
+        print_json(written_document(plan.rope, written))
+    else:
+        print_written(plan.rope, written)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def convert_to_gguf(
@@ -26,25 +39,70 @@ def convert_to_gguf(
     as_json: bool,
 ) -> None:
     """`yarnconv gguf`."""
-    options = GgufOptions(
-        outtype=parse_outtype(outtype),
+    options = gguf.GgufOptions(
+        outtype=gguf.parse_outtype(outtype),
         pre=pre,
         split_max_size=split_max_size,
-        workers=len(os.sched_getaffinity(0)),
+        workers=_processors(),
     )
     started = time.perf_counter()
     directory = locate(model, revision=revision, files=ALL_FILES)
     with open_checkpoint(directory) as checkpoint:
         plan = plan_conversion(checkpoint, request)
-        job = prepare(plan, options)
+        job = gguf.prepare(plan, options)
         destination = output or Path()
         if destination.is_dir():
-            destination = destination / default_name(plan, job.file_type)
+            destination = destination / gguf.default_name(plan, job.file_type)
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            paths = emit(plan, job, destination, options, advance)
-    seconds = time.perf_counter() - started
-    if as_json:
-        print_json(result_document(plan, job, paths, seconds))
-    else:
-        print_result(plan, job, paths, seconds)
+            paths = gguf.emit(plan, job, destination, options, advance)
+    written = Written(
+        target="gguf",
+        kind=job.file_type.name.lower(),
+        files=[(path, file.size) for path, file in zip(paths, job.files, strict=True)],
+        notes=job.notes,
+        seconds=time.perf_counter() - started,
+    )
+    _show(plan, written, as_json=as_json)
+
+
+def convert_to_onnx(
+    model: str,
+    request: RopeRequest,
+    *,
+    dtype: str,
+    kv: str,
+    max_context: int | None,
+    last_token_only: bool,
+    force: bool,
+    output: Path | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """`yarnconv onnx`."""
+    require("onnx", "onnx")
+    options = onnx.OnnxOptions(
+        dtype=dtype,
+        kv=onnx.parse_kv(kv),
+        max_context=max_context,
+        last_token_only=last_token_only,
+        replace=force,
+        workers=_processors(),
+    )
+    started = time.perf_counter()
+    directory = locate(model, revision=revision, files=ALL_FILES)
+    with open_checkpoint(directory) as checkpoint:
+        plan = plan_conversion(checkpoint, request)
+        job = onnx.prepare(plan, options)
+        destination = output or Path(onnx.default_name(plan, options))
+        progress = TerminalProgress(enabled=not as_json)
+        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+            files = onnx.emit(plan, job, destination, options, advance)
+    written = Written(
+        target="onnx",
+        kind=dtype,
+        files=[(path, path.stat().st_size) for path in files],
+        notes=(),
+        seconds=time.perf_counter() - started,
+    )
+    _show(plan, written, as_json=as_json)

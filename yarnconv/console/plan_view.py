@@ -1,6 +1,5 @@
 """The plan and the result, for people and as JSON."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.console.messages import print_warnings
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import expected_tensors, families
-from yarnconv.plan import ConversionPlan, RopePlan, rope_facts
+from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.tables import plain_inv_freq, regimes
-from yarnconv.targets.gguf.target import GgufJob
 
 # Colour and height both say the regime, so that the bars read without colour too.
 _STYLES = {"extrapolated": "green", "blended": "yellow", "interpolated": "red"}
@@ -25,7 +23,8 @@ FINETUNE_SHARE = 0.001
 PAPER_STEPS, PAPER_BATCH = 400, 64
 
 
-def _gigabytes(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """A size in bytes, for people."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
@@ -118,7 +117,7 @@ def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_toke
         table.add_row("", _regime_legend(plan))
     table.add_row(
         "KV cache",
-        f"{_gigabytes(per_token)} per token, {_gigabytes(per_token * plan.target_context)} at "
+        f"{gigabytes(per_token)} per token, {gigabytes(per_token * plan.target_context)} at "
         f"{plan.target_context} (16 bits)",
     )
     if not isinstance(scaling, Unscaled) and not plan.finetuned:
@@ -156,42 +155,3 @@ def plan_document(
             for tensor in expected_tensors(family, description)
         ],
     }
-
-
-def result_document(
-    plan: ConversionPlan, job: GgufJob, paths: Sequence[Path], seconds: float
-) -> dict[str, Any]:
-    """`gguf --json`."""
-    return {
-        "target": "gguf",
-        "files": [
-            {"path": str(path), "bytes": file.size} for path, file in zip(paths, job.files, strict=True)
-        ],
-        "outtype": job.file_type.name.lower(),
-        "seconds": round(seconds, 3),
-        "notes": list(job.notes),
-        "plan": rope_facts(plan.rope),
-    }
-
-
-def print_result(plan: ConversionPlan, job: GgufJob, paths: Sequence[Path], seconds: float) -> None:
-    """What was written, how large, how fast, and what to know of it."""
-    console = Console(highlight=False, soft_wrap=True)
-    rope, longest = plan.rope, plan.rope.main_group.buckets[-1]
-    method = method_name(rope.main)
-    extension = "plain RoPE" if isinstance(rope.main, Unscaled) else f"{method} x{longest.factor:g}"
-    line = Text("wrote ", style="green").append(str(paths[0]), style="bold")
-    if len(paths) > 1:
-        line.append(f" and {len(paths) - 1} more", style="not bold")
-    console.print(line)
-    console.print(
-        f"  {job.file_type.name}, {_gigabytes(job.nbytes)} in {seconds:.2f} s "
-        f"({_gigabytes(job.nbytes / seconds)}/s)"
-    )
-    console.print(
-        f"  {extension}, context {rope.original_context} -> {rope.target_context}, attention factor "
-        f"{longest.attention_factor:.6g}"
-    )
-    for note in job.notes:
-        console.print(f"  note: {note}")
-    print_warnings(console, rope.warnings)

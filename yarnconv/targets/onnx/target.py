@@ -16,6 +16,7 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
 from yarnconv.targets.onnx.decoder import GraphOptions, build_decoder
+from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import ExternalTensor, Graph
 from yarnconv.targets.onnx.operators import KvForm
 from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK
@@ -91,7 +92,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             f"{options.dtype!r} is no type this writes", where="--dtype", fix=f"Choose {', '.join(DTYPES)}."
         )
     target = plan.rope.target_context
-    wanted = options.max_context or target
+    wanted = target if options.max_context is None else options.max_context
     if not 1 <= wanted <= target:
         raise BadInput(
             f"{wanted} is not between 1 and the plan's target context of {target}",
@@ -140,12 +141,16 @@ def _pieces(graph: Graph) -> Iterator[Piece]:
 
 def emit(
     plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
-) -> Path:
-    """Write the directory; it appears whole or not at all."""
+) -> list[Path]:
+    """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
     check_free_space(destination, job.nbytes + HEADROOM_BYTES)
     provenance = {**plan.provenance, "graph": {"dtype": job.options.dtype, "kv": job.options.kv}}
     model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
         write_pieces(directory / DATA_FILE, job.nbytes, _pieces(job.graph), advance, options.workers)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-    return destination
+        config = json.dumps(genai_config(plan, job.options, MODEL_FILE), indent=2)
+        (directory / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        tokenizer = copy_tokenizer(plan.checkpoint.directory, directory)
+    names = (MODEL_FILE, DATA_FILE, CONFIG_FILE, *(path.name for path in tokenizer))
+    return [destination / name for name in names]

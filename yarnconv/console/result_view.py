@@ -1,0 +1,67 @@
+"""What a conversion wrote, for people and as JSON; the same for every target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from yarnconv.console.messages import print_warnings, printable
+from yarnconv.console.plan_view import gigabytes
+from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """target: gguf or onnx. kind: the type of its weights. files: path and bytes, the one to open first."""
+
+    target: str
+    kind: str
+    files: Sequence[tuple[Path, int]]
+    notes: Sequence[str]
+    seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size in self.files)
+
+
+def written_document(plan: RopePlan, written: Written) -> dict[str, Any]:
+    """`gguf --json` and `onnx --json`."""
+    return {
+        "target": written.target,
+        "files": [{"path": str(path), "bytes": size} for path, size in written.files],
+        "outtype": written.kind,
+        "seconds": round(written.seconds, 3),
+        "notes": list(written.notes),
+        "plan": rope_facts(plan),
+    }
+
+
+def print_written(plan: RopePlan, written: Written) -> None:
+    """What was written, how large, how fast, and what to know of it."""
+    console = Console(highlight=False, soft_wrap=True)
+    longest, method = plan.main_group.buckets[-1], method_name(plan.main)
+    extension = "plain RoPE" if isinstance(plan.main, Unscaled) else f"{method} x{longest.factor:g}"
+    line = Text("wrote ", style="green").append(printable(str(written.files[0][0])), style="bold")
+    if len(written.files) > 1:
+        line.append(f" and {len(written.files) - 1} more", style="not bold")
+    console.print(line)
+    console.print(
+        f"  {written.kind}, {gigabytes(written.nbytes)} in {written.seconds:.2f} s "
+        f"({gigabytes(written.nbytes / written.seconds)}/s)"
+    )
+    console.print(
+        f"  {extension}, context {plan.original_context} -> {plan.target_context}, attention factor "
+        f"{longest.attention_factor:.6g}"
+    )
+    if is_dynamic(plan.main):
+        factors = ", ".join(f"{tables.factor:g}" for tables in plan.main_group.buckets)
+        console.print(f"  factors {factors}: the context that a request declares chooses one")
+    for note in written.notes:
+        console.print(f"  note: {note}")
+    print_warnings(console, plan.warnings)
