@@ -16,6 +16,7 @@ from tests.conftest import FIXTURES
 from tests.support.faults import FAULTS
 from tests.support.gguf_editing import load
 from tests.support.models import edit_config, make_checkpoint
+from tests.support.processes import start
 from tests.support.quantise import quantise
 
 SCHEMA = {
@@ -413,10 +414,8 @@ def test_nothing_is_left_behind(check, artefacts, checkpoints, monkeypatch, tmp_
 def test_an_interrupt_leaves_nothing_behind(number, artefacts, checkpoints, tmp_path):
     """Neither a copy on the disk nor a llama.cpp that goes on."""
     path = artefacts("llama", "f32", "--factor", "4")
-    command = [sys.executable, "-m", "yarnconv", "check", str(path), "--reference", str(checkpoints("llama"))]
-    process = subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = start("check", path, "--reference", checkpoints("llama"), env=environment)
     while not any(tmp_path.glob("yarnconv-check-*/copy.gguf")):
         assert process.poll() is None
         time.sleep(0.005)

@@ -13,6 +13,7 @@ import pytest
 from fixtures.passkey import KEY_LENGTH, make_prompts
 from tests.conftest import FIXTURES
 from tests.support.models import edit_config, make_checkpoint, reference_logits, relative_error, sample_tokens
+from tests.support.processes import start
 
 PASSKEY = FIXTURES / "passkey-llama"
 YARN = {"rope_type": "yarn", "original_max_position_embeddings": 128}
@@ -100,8 +101,7 @@ def test_a_full_disk_is_noticed_before_writing(checkpoints, yarnconv, tmp_path, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupt_leaves_nothing_behind(number, tmp_path):
     """In the middle of writing: tables of half a gigabyte take a while."""
-    command = [sys.executable, "-m", "yarnconv", "onnx", str(PASSKEY), "--factor", "32768"]
-    process = subprocess.Popen([*command, "-o", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    process = start("onnx", PASSKEY, "--factor", "32768", "-o", tmp_path / "out")
     while not any(tmp_path.glob(".out.*/model.onnx.data")):
         assert process.poll() is None
         time.sleep(0.002)
