@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yarnconv.targets.gguf.steps import value_steps
-from yarnconv.verify.weights import BLOCK_TYPES, HALF_A_STEP
+from yarnconv.verify.weights import BLOCK_TYPES, beyond_rounding
 
 ROWS, WIDTH = 256, 1024
 
@@ -66,7 +66,7 @@ def errors(quantise, kind, values, importance):
     steps = value_steps(out, kind)
     beyond = np.nan
     if steps is not None:
-        beyond = (np.abs(difference) > HALF_A_STEP * steps)[steps > 0].mean()
+        beyond = beyond_rounding(values + difference, values, steps).mean() / (steps > 0).mean()
     return relative.max(), np.linalg.norm(difference) / np.linalg.norm(values), beyond
 
 

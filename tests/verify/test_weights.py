@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
+from yarnconv.targets.gguf.steps import value_steps
 from yarnconv.verify.weights import BLOCK_TYPES, FLOAT_TYPES, WeightJudge
 
 ROWS = np.arange(8)
@@ -82,6 +83,32 @@ def test_tiny_weights_may_vanish(kind):
     """Their float16 scales underflow."""
     wanted = source(1e-7)
     assert judge(kind, np.zeros_like(wanted), wanted).problem is None
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1"])
+def test_small_weights_with_subnormal_scales_are_the_checkpoints(kind, scale):
+    """The scale's own rounding moves them by more than half a step; nothing is wrong with that."""
+    wanted, stored = source(scale), gguf.GGMLQuantizationType[kind]
+    packed = gguf.quants.quantize(wanted.reshape(8, 256), stored)
+    found = gguf.quants.dequantize(packed, stored).reshape(-1)
+    judged = WeightJudge(kind, 32)
+    judged.add(found, wanted, ROWS, value_steps(packed, stored).reshape(-1))
+    judged.conclude()
+    assert judged.problem is None
+
+
+def test_a_detour_through_bf16_is_no_difference():
+    """As `f32 checkpoint -> bf16 GGUF -> q8_0` has it."""
+    wanted, q8_0 = source(), gguf.GGMLQuantizationType.Q8_0
+    bf16 = gguf.GGMLQuantizationType.BF16
+    detour = gguf.quants.dequantize(gguf.quants.quantize(wanted.reshape(8, 256), bf16), bf16)
+    packed = gguf.quants.quantize(detour, q8_0)
+    judged = WeightJudge("Q8_0", 32)
+    found = gguf.quants.dequantize(packed, q8_0).reshape(-1)
+    judged.add(found, wanted, ROWS, value_steps(packed, q8_0).reshape(-1))
+    judged.conclude()
+    assert judged.problem is None
 
 
 def test_all_zero():

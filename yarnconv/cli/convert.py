@@ -102,7 +102,7 @@ def convert_to_onnx(
         target="onnx",
         kind=dtype,
         files=[(path, path.stat().st_size) for path in files],
-        notes=(),
+        notes=job.notes,
         seconds=time.perf_counter() - started,
     )
     _show(plan, written, as_json=as_json)

@@ -58,8 +58,12 @@ BLOCK_TYPES = {
     "IQ3_S": Explained(block=0.90, tensor=0.50, beyond=None, floor=1e-4),
     "MXFP4": Explained(block=0.45, tensor=0.27, beyond=None),
 }
-# Rounding puts a value at most half a step off; what remains are values at the end of their block's range.
+# Rounding puts a value at most half a step off, and so much further as the block's float16 scale was rounded
+# (SCALE_ROUNDING a step, where it is subnormal) and as the source came through bfloat16 on its way. What
+# remains are values at the end of their block's range.
 HALF_A_STEP = 0.55
+SCALE_ROUNDING = 2.0**-25
+BF16_ROUNDING = 2.0**-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,16 @@ def sampled_rows(rows: int, width: int, coverage: Coverage, seed: int) -> Iterat
     step = max(1, BLOCK_VALUES // width)
     for first in range(0, len(chosen), step):
         yield chosen[first : first + step]
+
+
+def beyond_rounding(found: Float32Array, source: Float32Array, steps: Float32Array) -> NDArray[np.bool_]:
+    """Which values are further from the source than rounding to their block's steps can have put them."""
+    with np.errstate(all="ignore"):
+        # a code (counted from the smallest value) times its scale's rounding, and that of the smallest value
+        allowed = HALF_A_STEP * steps + 2.0 * (np.abs(found) / steps + 1.0) * SCALE_ROUNDING
+        allowed += np.abs(source) * BF16_ROUNDING
+        beyond: NDArray[np.bool_] = (steps > 0) & ~(np.abs(found - source) <= allowed)
+    return beyond
 
 
 class WeightJudge:
@@ -133,7 +147,7 @@ class WeightJudge:
             self._squared_source += float(np.square(source, dtype=np.float64).sum())
             if steps is not None:
                 self._stepped += int((steps > 0).sum())
-                self._beyond += int((np.abs(error) > HALF_A_STEP * steps)[steps > 0].sum())
+                self._beyond += int(beyond_rounding(found, source, steps).sum())
         self.judged += len(found)
         if len(bad) and self.problem is None:
             size = 1 if self._type in FLOAT_TYPES else self._block
@@ -161,7 +175,7 @@ class WeightJudge:
         explained = BLOCK_TYPES[self._type]
         rms = (self._squared_source / max(self.judged, 1)) ** 0.5
         beyond = self._beyond / max(self._stepped, 1)
-        if explained.beyond is not None and not beyond <= explained.beyond:
+        if explained.beyond is not None and rms > explained.floor and not beyond <= explained.beyond:
             self.problem = (
                 f"all in all not the checkpoint's: {100 * beyond:.1f} % of its values are further off than "
                 f"rounding to {self._type} explains"

@@ -60,6 +60,35 @@ def test_an_existing_directory_gives_way_only_to_force(checkpoints, yarnconv, tm
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_force_replaces_neither_the_checkpoint_nor_where_one_stands(
+    checkpoints, yarnconv, tmp_path, monkeypatch
+):
+    import shutil
+
+    model = tmp_path / "models" / "mine"
+    shutil.copytree(checkpoints("llama"), model)
+    file = tmp_path / "file"
+    file.write_text("not a directory")
+    monkeypatch.chdir(tmp_path)
+    for destination in (model, model.parent, tmp_path, tmp_path.parent, ".", "..", file):
+        code, _, stderr = yarnconv("onnx", model, "--factor", "4", "-o", destination, "--force")
+        assert code == 2, destination
+        assert "the destination" in stderr
+    assert (model / "model.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "file"}
+
+
+def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
+    part = make_checkpoint(tmp_path / "part", "llama", intermediate_size=390)
+    code, stdout, _ = yarnconv("onnx", part, "--dtype", "int4", "-o", tmp_path / "onnx")
+    assert code == 0
+    assert "3 matrices stay fp32" in stdout
+    none = make_checkpoint(tmp_path / "none", "llama", hidden_size=248, head_dim=62, intermediate_size=390)
+    code, _, stderr = yarnconv("onnx", none, "--dtype", "int4", "-o", tmp_path / "none-onnx")
+    assert code == 2
+    assert "not one matrix divides into blocks of 32" in stderr
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

@@ -20,6 +20,7 @@ from yarnconv.targets.onnx.weights import (
     ElementType,
     as_it_lies,
     quantised,
+    quantises,
     transposed,
 )
 
@@ -68,7 +69,7 @@ class _Decoder:
     def _linear(self, x: str, role: str, layer: int | None) -> str:
         """X times a matrix, and its bias where the model has one."""
         graph, (name, source) = self._graph, self._sources[role, layer]
-        if self._options.dtype == "int4" and layer is not None and source.shape[1] % INT4_BLOCK == 0:
+        if self._options.dtype == "int4" and layer is not None and quantises(source.shape):
             codes, scales = (graph.tensor(tensor) for tensor in quantised(name, source))
             matrix = graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
         else:

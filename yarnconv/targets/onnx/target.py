@@ -12,14 +12,14 @@ import numpy as np
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.plan import ConversionPlan
+from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
 from yarnconv.targets.onnx.decoder import GraphOptions, build_decoder
 from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import ExternalTensor, Graph
 from yarnconv.targets.onnx.operators import KvForm
-from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK, quantises
 from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -48,6 +48,7 @@ class OnnxJob:
 
     graph: Graph
     options: GraphOptions
+    notes: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +87,27 @@ def refusals(plan: ConversionPlan, options: OnnxOptions) -> list[Inexpressible]:
     return found
 
 
+def _layer_matrices(plan: ConversionPlan) -> list[TensorBinding]:
+    return [b for b in plan.bindings if b.expected.layer is not None and len(b.source.shape) == 2]
+
+
+def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
+    whole = [b.expected.name for b in _layer_matrices(plan) if not quantises(b.source.shape)]
+    if options.dtype != "int4" or not whole:
+        return ()
+    return (f"{len(whole)} matrices stay fp32: they do not divide into blocks ({whole[0]}, ...).",)
+
+
+def _check_destination(plan: ConversionPlan, destination: Path) -> None:
+    """Refuse a destination that replacing would cost more than an older artefact."""
+    if destination.exists() and not destination.is_dir():
+        raise BadInput("the destination is no directory", where=str(destination), fix="Give another -o.")
+    resolved = destination.resolve()
+    for kept, what in ((plan.checkpoint.directory, "the checkpoint"), (Path(), "the working directory")):
+        if kept.resolve().is_relative_to(resolved):
+            raise BadInput(f"the destination holds {what}", where=str(destination), fix="Give another -o.")
+
+
 def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
     if options.dtype not in DTYPES:
         raise BadInput(
@@ -99,9 +121,12 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--max-context",
             fix="Lower it, or extend further with --factor.",
         )
-    if options.dtype == "int4" and plan.description.hidden_size % INT4_BLOCK:
+    matrices = _layer_matrices(plan)
+    if options.dtype == "int4" and not any(quantises(binding.source.shape) for binding in matrices):
+        first = matrices[0]
         raise BadInput(
-            f"a hidden size of {plan.description.hidden_size} does not divide into blocks of {INT4_BLOCK}",
+            f"not one matrix divides into blocks of {INT4_BLOCK}, such as {first.expected.name} of shape "
+            f"{list(first.source.shape)}",
             where="--dtype int4",
             fix="Choose another --dtype.",
         )
@@ -115,7 +140,9 @@ def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
     if found := refusals(plan, options):
         raise found[0]
     graph_options = _graph_options(plan, options)
-    return OnnxJob(graph=build_decoder(plan, graph_options), options=graph_options)
+    return OnnxJob(
+        graph=build_decoder(plan, graph_options), options=graph_options, notes=_notes(plan, graph_options)
+    )
 
 
 def default_name(plan: ConversionPlan, options: OnnxOptions) -> str:
@@ -143,7 +170,9 @@ def emit(
     plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
 ) -> list[Path]:
     """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
-    check_free_space(destination, job.nbytes + HEADROOM_BYTES)
+    _check_destination(plan, destination)
+    fix = "Free some space, write elsewhere with -o, or choose a smaller --dtype."
+    check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
     provenance = {**plan.provenance, "graph": {"dtype": job.options.dtype, "kv": job.options.kv}}
     model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:

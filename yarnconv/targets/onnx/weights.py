@@ -84,6 +84,11 @@ def _codes(blocks: Float32Array) -> NDArray[np.uint8]:
     return packed
 
 
+def quantises(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix [out, in] divides into blocks, and its rows of codes into bytes."""
+    return shape[1] % INT4_BLOCK == 0 and shape[0] % 2 == 0
+
+
 def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
     """(codes INT4[in, out], scales FLOAT[in / INT4_BLOCK, out]) of a matrix [out, in], symmetric."""
     outputs, inputs = source.shape
