@@ -1,5 +1,6 @@
 """The check must be able to fail: every fault, in every type, on every family. And it must not cry wolf."""
 
+import itertools
 import json
 
 import pytest
@@ -31,9 +32,15 @@ def test_fault_is_found(family, fault, outtype, artefacts, checkpoints, yarnconv
     assert failed == wrong, report["reasons"]
 
 
-@pytest.mark.parametrize("outtype", ["f32", "bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_nl"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+def right_cases():
+    """Every family x method in the types that faults are found in; the other types with YaRN, the rest slow."""
+    others = ("bf16", "f16", "q6_k", "q5_k_m", "iq4_nl")
+    for family, method, outtype in itertools.product(FAMILIES, METHODS, (*TYPES, *others)):
+        default = outtype in TYPES or method == "yarn"
+        yield pytest.param(family, method, outtype, marks=() if default else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "method", "outtype"), list(right_cases()))
 def test_right_artefacts_hold(family, method, outtype, artefacts, checkpoints, yarnconv):
     options = METHODS[method][0]
     path = artefacts(family, outtype, *options)
