@@ -33,7 +33,7 @@ def test_fault_is_found(family, fault, outtype, artefacts, checkpoints, yarnconv
 
 
 def right_cases():
-    """Every family x method in the types that faults are found in; the other types with YaRN, the rest slow."""
+    """Every family x method in the types that have faults above; other types with YaRN, the rest slow."""
     others = ("bf16", "f16", "q6_k", "q5_k_m", "iq4_nl")
     for family, method, outtype in itertools.product(FAMILIES, METHODS, (*TYPES, *others)):
         default = outtype in TYPES or method == "yarn"
