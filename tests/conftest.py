@@ -7,9 +7,13 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Tests that run side by side share the processors: torch's and llama.cpp's threads spin while they wait.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _WORKERS)))
+# Tests that run side by side share the processors: torch's and llama.cpp's threads spin while they wait, and
+# two of them on one processor take ten times as long. What the process that starts the workers has set here
+# is theirs too, hence no setdefault.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _SHARE = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ["OMP_NUM_THREADS"] = str(max(1, _SHARE))
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
