@@ -79,6 +79,19 @@ def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:
 
 
 @contextmanager
+def _failures_as_bad_input(place: Path) -> Iterator[None]:
+    """A disk that is full or goes away is no bug of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"writing failed ({error.strerror or error})",
+            where=str(error.filename or place),
+            fix="Nothing was left behind.",
+        ) from error
+
+
+@contextmanager
 def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     """A directory to fill in place of `destination`, renamed to it on success.
 
@@ -94,18 +107,12 @@ def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     path = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), _failures_as_bad_input(destination):
             path.mkdir()
             yield path
             if destination.exists():
                 destination.rename(old)
             path.rename(destination)
-    except OSError as error:
-        raise BadInput(
-            f"writing failed ({error.strerror or error})",
-            where=str(error.filename or destination),
-            fix="Nothing was left behind.",
-        ) from error
     finally:
         if old.exists() and not destination.exists():
             old.rename(destination)
@@ -123,15 +130,9 @@ def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     check_directory(directory)
     paths = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in destinations]
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), _failures_as_bad_input(directory):
             yield paths
             _publish(paths, destinations)
-    except OSError as error:
-        raise BadInput(
-            f"writing failed ({error.strerror or error})",
-            where=str(error.filename or directory),
-            fix="Nothing was left behind.",
-        ) from error
     finally:
         for path in paths:
             with suppress(FileNotFoundError):
