@@ -47,14 +47,20 @@ class RopeTables:
     attention_factor: float = 1.0
     softmax_multiplier: float = 1.0
 
+    def cos(self, first: int, last: int) -> Float32Array:
+        """Cos of positions first..last-1, float32[last - first, rotary_dim/2], the temperature folded in."""
+        return (np.cos(self._angles(first, last)) * self.attention_factor).astype(np.float32)
+
+    def sin(self, first: int, last: int) -> Float32Array:
+        """Sin of positions first..last-1, likewise."""
+        return (np.sin(self._angles(first, last)) * self.attention_factor).astype(np.float32)
+
     def cos_sin(self, positions: int) -> tuple[Float32Array, Float32Array]:
         """Cos and sin float32[positions, rotary_dim/2], the temperature folded in."""
-        angles = np.arange(positions, dtype=np.float64)[:, None] * self.inv_freq
-        scale = self.attention_factor
-        return (
-            (np.cos(angles) * scale).astype(np.float32),
-            (np.sin(angles) * scale).astype(np.float32),
-        )
+        return self.cos(0, positions), self.sin(0, positions)
+
+    def _angles(self, first: int, last: int) -> Float64Array:
+        return np.arange(first, last, dtype=np.float64)[:, None] * self.inv_freq
 
 
 def plain_inv_freq(theta: float, rotary_dim: int) -> Float64Array:
@@ -233,10 +239,15 @@ def count_regimes(scaling: Scaling) -> dict[Regime, int]:
     return {name: counted[name] for name in names}
 
 
-def extended_context(scaling: Extended) -> int:
+def reached_context(original_context: int, factor: float) -> int:
     """Original context x factor, in whole positions.
 
     A factor such as 3.9 leaves a fraction of a position, which is dropped; one that is a quotient
     (target / original) must not lose a position to rounding, hence the nudge.
     """
-    return math.floor(scaling.original_context * scaling.factor * (1.0 + 1e-12))
+    return math.floor(original_context * factor * (1.0 + 1e-12))
+
+
+def extended_context(scaling: Extended) -> int:
+    """The context that a scaling reaches, in whole positions."""
+    return reached_context(scaling.original_context, scaling.factor)

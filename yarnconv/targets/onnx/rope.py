@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.plan import RopeGroup
-from yarnconv.rope.tables import RopeTables
+from yarnconv.rope.tables import RopeTables, reached_context
 from yarnconv.targets.onnx.graph import PIECE_VALUES, ExternalTensor, Graph
 
 
@@ -43,22 +43,21 @@ def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) ->
     kept, positions = [], []
     for tables in group.buckets:
         kept.append(tables)
-        positions.append(min(int(original_context * tables.factor * (1 + 1e-12)), max_context))
+        positions.append(min(reached_context(original_context, tables.factor), max_context))
         if positions[-1] == max_context:
             break
     return TableLayout(buckets=tuple(kept), positions=tuple(positions))
 
 
-def _table_rows(layout: TableLayout, which: int, first: int, last: int) -> NDArray[np.float32]:
-    """Rows first..last-1 of cos (0) or sin (1): float32[last - first, pairs]."""
+def _table_rows(layout: TableLayout, which: str, first: int, last: int) -> NDArray[np.float32]:
+    """Rows first..last-1 of the table of cos or sin: float32[last - first, pairs]."""
     pairs = len(layout.buckets[0].inv_freq)
     out = np.full((last - first, pairs), np.nan, dtype=np.float32)
     for tables, offset, count in zip(layout.buckets, layout.offsets, layout.positions, strict=True):
         begin, end = max(first, offset), min(last, offset + count)
         if begin < end:
-            angles = np.arange(begin - offset, end - offset, dtype=np.float64)[:, None] * tables.inv_freq
-            values = (np.cos if which == 0 else np.sin)(angles) * tables.attention_factor
-            out[begin - first : end - first] = values
+            made = tables.cos if which == "cos" else tables.sin
+            out[begin - first : end - first] = made(begin - offset, end - offset)
     return out
 
 
@@ -67,7 +66,7 @@ def _tables(graph: Graph, layout: TableLayout, suffix: str) -> list[str]:
     return [
         graph.tensor(
             ExternalTensor(
-                name=f"{name}_cache{suffix}",
+                name=f"{which}_cache{suffix}",
                 element="FLOAT",
                 bits=32,
                 shape=(layout.rows + 1, pairs),
@@ -75,7 +74,7 @@ def _tables(graph: Graph, layout: TableLayout, suffix: str) -> list[str]:
                 step=max(1, PIECE_VALUES // pairs),
             )
         )
-        for which, name in enumerate(("cos", "sin"))
+        for which in ("cos", "sin")
     ]
 
 
