@@ -98,7 +98,7 @@ class _Decoder:
             return x
         graph, narrow = self._graph, self._element.name != "FLOAT"
         if narrow:
-            x = graph.node("Cast", x, to=_TYPES["FLOAT"])
+            x = graph.cast(x, "FLOAT")
         rotary_dim = self._plan.rope.main.rotary_dim
         x = graph.node(
             "RotaryEmbedding",
@@ -107,7 +107,7 @@ class _Decoder:
             interleaved=int(attention.pairing == "interleaved"),
             rotary_embedding_dim=0 if rotary_dim == attention.head_dim else rotary_dim,  # 0: all
         )
-        return graph.node("Cast", x, to=_TYPES[self._element.name]) if narrow else x
+        return graph.cast(x, self._element.name) if narrow else x
 
     def _mask(self, cache: Cache, window: int | None) -> str:
         """bool[B, 1, S, C]: real slots up to the query's own rank, and within its window."""
@@ -200,12 +200,8 @@ class _Decoder:
             last = graph.constant([-1]), graph.constant([2**31 - 1]), graph.constant([1])
             x = graph.node("Slice", x, *last)
         logits = self._head(self._norm(x, "final_norm"))
-        graph.node("Cast", logits, output="logits", to=_TYPES["FLOAT"])
+        graph.cast(logits, "FLOAT", output="logits")
         return graph
-
-
-# onnx.TensorProto's numbers
-_TYPES = {"FLOAT": 1, "FLOAT16": 10, "BFLOAT16": 16}
 
 
 def build_decoder(plan: ConversionPlan, options: GraphOptions) -> Graph:

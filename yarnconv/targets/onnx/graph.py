@@ -71,6 +71,12 @@ class Graph:
         )
         return name
 
+    def cast(self, tensor: str, element: str, *, output: str | None = None) -> str:
+        """A tensor as another ONNX type, such as FLOAT, INT64 or BOOL."""
+        from onnx import TensorProto
+
+        return self.node("Cast", tensor, output=output, to=TensorProto.DataType.Value(element))
+
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
         """A small constant inside the graph; equal ones are one."""
         from onnx import numpy_helper

@@ -48,15 +48,12 @@ def _cache(graph: Graph, mask: str, begin: str, end: str) -> Cache:
     own = graph.node("Slice", ranks, begin, end, graph.constant([1]))
     # a query that is padding itself sees the first real token: an empty row would be NaN and spread
     own = graph.node("Max", own, graph.constant([1]))
-    real = graph.node("Cast", mask, to=_BOOL)
+    real = graph.cast(mask, "BOOL")
     return Cache(
         ranks=ranks,
         real=graph.node("Unsqueeze", real, graph.constant([1, 2])),
         query_ranks=graph.node("Unsqueeze", own, graph.constant([1, 3])),
     )
-
-
-_BOOL = 9  # onnx.TensorProto.BOOL
 
 
 class InPlace:

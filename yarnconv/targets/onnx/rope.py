@@ -94,7 +94,7 @@ def rotation(graph: Graph, layout: TableLayout, context: str | None, suffix: str
     if len(layout.buckets) > 1:
         assert context is not None
         beyond = graph.node("Less", graph.constant(list(layout.positions[:-1])), context)
-        counted = graph.node("Cast", beyond, to=_INT64)
+        counted = graph.cast(beyond, "INT64")
         bucket = graph.node("ReduceSum", counted, graph.constant([0]), keepdims=1)
     rows = graph.node("Add", "position_ids", _per_bucket(graph, layout.offsets, bucket))
     limit = _per_bucket(graph, layout.positions, bucket)
@@ -106,6 +106,3 @@ def rotation(graph: Graph, layout: TableLayout, context: str | None, suffix: str
     rows = graph.node("Where", within, rows, graph.constant([layout.rows]))
     cos, sin = (graph.node("Gather", table, rows, axis=0) for table in _tables(graph, layout, suffix))
     return cos, sin
-
-
-_INT64 = 7  # onnx.TensorProto.INT64
