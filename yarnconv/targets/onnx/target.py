@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from yarnconv.targets.onnx.decoder import GraphOptions, build_decoder
 from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import ExternalTensor, Graph
 from yarnconv.targets.onnx.operators import KvForm
+from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK, quantises
 from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
 
@@ -166,6 +167,17 @@ def _pieces(graph: Graph) -> Iterator[Piece]:
             yield partial(_write_rows, tensor, first, last, offset)
 
 
+def _graph_facts(plan: ConversionPlan, options: GraphOptions) -> dict[str, Any]:
+    """What the artefact records of its form. bucket_contexts: the longest request that each bucket serves."""
+    layout = lay_out_tables(plan.rope.main_group, plan.rope.original_context, options.max_context)
+    return {
+        "dtype": options.dtype,
+        "kv": options.kv,
+        "max_context": options.max_context,
+        "bucket_contexts": list(layout.positions),
+    }
+
+
 def emit(
     plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
 ) -> list[Path]:
@@ -173,7 +185,7 @@ def emit(
     _check_destination(plan, destination)
     fix = "Free some space, write elsewhere with -o, or choose a smaller --dtype."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
-    provenance = {**plan.provenance, "graph": {"dtype": job.options.dtype, "kv": job.options.kv}}
+    provenance = {**plan.provenance, "graph": _graph_facts(plan, job.options)}
     model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
         write_pieces(directory / DATA_FILE, job.nbytes, _pieces(job.graph), advance, options.workers)
