@@ -11,7 +11,7 @@ from typing import Any
 
 from yarnconv.checkpoint.hub import TOKENIZER_FILES
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.decoder import GraphOptions
+from yarnconv.targets.onnx.options import GraphOptions
 
 CONFIG_FILE = "genai_config.json"
 # genai asks for the kind of model; these all are plain decoders to it
