@@ -85,6 +85,16 @@ class ConversionPlan:
     checkpoint: Checkpoint
     bindings: tuple[TensorBinding, ...]
 
+    def with_untied_head(self) -> "ConversionPlan":
+        """The plan of a tied model for an artefact that holds the embedding a second time, as its head."""
+        embedding = next(b for b in self.bindings if b.expected.role == "token_embedding")
+        head = replace(embedding.expected, role="output_head", name=self.family.tensors["output_head"])
+        return replace(
+            self,
+            description=replace(self.description, tied_embeddings=False),
+            bindings=(*self.bindings, replace(embedding, expected=head)),
+        )
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What an artefact records of how it was made. It is never evidence for the artefact."""

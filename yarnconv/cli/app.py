@@ -250,7 +250,10 @@ def onnx(
 @takes_rope_options
 def check(
     artefact: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT", help="GGUF; of a split model the first file.")
+        Path,
+        typer.Argument(
+            metavar="ARTEFACT", help="GGUF (of a split model the first file), or an ONNX directory or file."
+        ),
     ],
     request: RopeRequest,
     reference: Annotated[
@@ -267,6 +270,11 @@ def check(
     tokens: Annotated[
         Path | None, typer.Option("--tokens", help="Token ids to run (the first 1024).")
     ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option("--max-context", help="ONNX: positions of the tables [original x factor]."),
+    ] = None,
+    provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
     output_json: Annotated[
         Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
@@ -285,6 +293,8 @@ def check(
         weights=weights,
         text=text,
         tokens=tokens,
+        max_context=max_context,
+        provider=provider,
         seed=seed,
         revision=revision,
         output_json=output_json,

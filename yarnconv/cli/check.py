@@ -1,5 +1,7 @@
 """`yarnconv check`: what it reads, whom it asks, and the exit code that follows."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import check_directory, staged
@@ -9,14 +11,19 @@ from yarnconv.console.check_view import print_report
 from yarnconv.console.messages import json_text, print_json
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.errors import BadInput
+from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
 from yarnconv.verify.gguf.check import check_gguf
-from yarnconv.verify.report import report_document
+from yarnconv.verify.onnx.check import check_onnx
+from yarnconv.verify.report import CheckReport, report_document
+from yarnconv.verify.runners.onnx_runtime import parse_provider
 from yarnconv.verify.weights import parse_coverage
 
+Judge = Callable[[Path, Path, RopeRequest, CheckOptions, Progress], CheckReport]
 HOLDS, DOES_NOT_HOLD, NOT_JUDGED = 0, 1, 5
 LONGEST_TEXT = 16 * MEBIBYTE
 
@@ -56,7 +63,10 @@ def _check_report_path(path: Path, artefact: Path, reference: Path) -> None:
     check_directory(path.parent)
     if path.exists() and not path.is_file():
         raise BadInput("is no regular file", where=str(path), fix="Correct --output-json.")
-    if path.resolve() == artefact.resolve() or path.resolve().parent == reference.resolve():
+    if path.resolve() == artefact.resolve() or path.resolve().parent in {
+        reference.resolve(),
+        *([artefact.resolve()] if artefact.is_dir() else []),
+    }:
         raise BadInput(
             "would be written over the artefact or into the checkpoint",
             where=str(path),
@@ -69,6 +79,24 @@ def _write_json(document: dict[str, object], path: Path) -> None:
         temporary[0].write_text(json_text(document), encoding="utf-8")
 
 
+def _judge_of(artefact: Path, *, max_context: int | None, provider: str) -> Judge:
+    """The check of the artefact's kind, once the artefact has been opened: whatever is wrong with it shows
+    before a model is downloaded.
+    """
+    if artefact.is_dir() or artefact.suffix == ".onnx":
+        require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
+        with open_onnx(artefact):
+            return partial(check_onnx, max_context=max_context, provider=parse_provider(provider))
+    require("check,llama", "torch", "transformers", "llama_cpp")
+    if not artefact.is_file():
+        fix = "Give a GGUF (of a split model the first part), an ONNX file or its directory."
+        raise BadInput("no such file", where=str(artefact), fix=fix)
+    if max_context is not None or provider != "cpu":
+        raise BadInput("is for ONNX models", where="--provider" if max_context is None else "--max-context")
+    with open_gguf(artefact):
+        return check_gguf
+
+
 def run_check(
     artefact: Path,
     reference: str,
@@ -79,19 +107,16 @@ def run_check(
     text: Path | None,
     tokens: Path | None,
     seed: int,
+    max_context: int | None,
+    provider: str,
     revision: str | None,
     output_json: Path | None,
     as_json: bool,
 ) -> int:
     """Check, show, and give the exit code."""
-    require("check,llama", "torch", "transformers", "llama_cpp")
     if text is not None and tokens is not None:
         raise BadInput("both are given", where="--text, --tokens", fix="Give one of them.")
-    if not artefact.is_file():
-        what = "a directory, not a GGUF" if artefact.is_dir() else "no such file"
-        raise BadInput(what, where=str(artefact), fix="Give the GGUF; of a split model the first part.")
-    with open_gguf(artefact):
-        pass  # whatever is wrong with it shows before a model is downloaded
+    judge = _judge_of(artefact, max_context=max_context, provider=provider)
     options = CheckOptions(
         layers=_parse_layers(layers),
         coverage=parse_coverage(weights),
@@ -102,7 +127,7 @@ def run_check(
     directory = locate(reference, revision=revision, files=ALL_FILES)
     if output_json is not None:
         _check_report_path(output_json, artefact, directory)
-    report = check_gguf(artefact, directory, request, options, TerminalProgress(enabled=not as_json))
+    report = judge(artefact, directory, request, options, TerminalProgress(enabled=not as_json))
     document = report_document(report)
     if as_json:
         print_json(document)

@@ -125,10 +125,11 @@ class _Decoder:
             normed = self._norm(x, "attention_norm", index)
             x = graph.node("Add", x, self._attention(normed, index, layer, rotations[index]))
             x = graph.node("Add", x, self._mlp(self._norm(x, "mlp_norm", index), index))
+        x = self._norm(x, "final_norm")
         if self._options.last_token_only:
             last = graph.constant([-1]), graph.constant([2**31 - 1]), graph.constant([1])
             x = graph.node("Slice", x, *last)
-        logits = self._parameters.logits(self._norm(x, "final_norm"))
+        logits = self._parameters.logits(x)
         graph.cast(logits, "FLOAT", output="logits")
         return graph
 

@@ -3,65 +3,17 @@
 Nothing is traced and no shape is inferred; what a graph means stands in `decoder`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from yarnconv.targets.onnx.external_data import ExternalTensor, LinkedTensor, lay_out, reference
 
 if TYPE_CHECKING:
     import onnx
 
-PAGE = 4096  # large tensors begin on one, so that a runtime can map them
-SMALL = 64  # alignment of the others
-PIECE_VALUES = 2**20  # made at once
-
-Array = NDArray[Any]
 Dimension = int | str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExternalTensor:
-    """A tensor of the external data file that is made row by row when it is written.
-
-    element: its ONNX type's name (FLOAT, FLOAT16, BFLOAT16, INT4). bits: of one element.
-    rows: makes rows first..last-1 as an array of the stored bytes, row-major.
-    step: rows made at once.
-    """
-
-    name: str
-    element: str
-    bits: int
-    shape: tuple[int, ...]
-    rows: Callable[[int, int], Array]
-    step: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row (of the first dimension)."""
-        return prod(self.shape[1:]) * self.bits // 8
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of it."""
-        return self.shape[0] * self.row_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkedTensor:
-    """A tensor that stays where it lies, in another file of the model's directory.
-
-    location: that file's name. offset: bytes from its start.
-    """
-
-    name: str
-    element: str
-    shape: tuple[int, ...]
-    location: str
-    offset: int
-    nbytes: int
 
 
 class Graph:
@@ -146,27 +98,14 @@ class Graph:
         """int64[1]: a dimension of a tensor."""
         return self.node("Shape", tensor, start=axis, end=axis + 1)
 
-    def layout(self) -> Iterator[tuple[ExternalTensor, int]]:
-        """Every external tensor and its offset in the data file."""
-        offset = 0
-        for tensor in self.tensors:
-            alignment = PAGE if tensor.nbytes >= PAGE else SMALL
-            offset = -(-offset // alignment) * alignment
-            yield tensor, offset
-            offset += tensor.nbytes
-
     def model(self, data_file: str, metadata: dict[str, str]) -> "onnx.ModelProto":
         """The finished model, its large tensors pointing into `data_file` and into what is linked."""
         from onnx import helper
 
         from yarnconv import __version__
 
-        references = [
-            _reference(tensor, data_file, offset, tensor.nbytes) for tensor, offset in self.layout()
-        ]
-        references += [
-            _reference(tensor, tensor.location, tensor.offset, tensor.nbytes) for tensor in self.linked
-        ]
+        references = [reference(tensor, data_file, offset) for tensor, offset in lay_out(self.tensors)]
+        references += [reference(tensor, tensor.location, tensor.offset) for tensor in self.linked]
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, [*self._small, *references]
         )
@@ -185,23 +124,6 @@ class Graph:
 
 
 IR_VERSION = 11  # that of opset 23 and 24 in ONNX Runtime 1.23 and later
-
-
-def _reference(
-    tensor: ExternalTensor | LinkedTensor, location: str, offset: int, nbytes: int
-) -> "onnx.TensorProto":
-    from onnx import TensorProto
-
-    proto = TensorProto(
-        name=tensor.name,
-        data_type=TensorProto.DataType.Value(tensor.element),
-        dims=tensor.shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    for key, value in {"location": location, "offset": str(offset), "length": str(nbytes)}.items():
-        entry = proto.external_data.add()
-        entry.key, entry.value = key, value
-    return proto
 
 
 def _value_info(name: str, element: str, shape: list[Dimension]) -> "onnx.ValueInfoProto":

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.graph import Graph, LinkedTensor
+from yarnconv.targets.onnx.external_data import LinkedTensor
+from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.weights import (
     FLOAT_TYPES,

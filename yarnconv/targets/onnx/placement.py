@@ -45,6 +45,18 @@ class StoredWeight:
         return self.shape == (wanted[::-1] if self.transposed else wanted)
 
     @property
+    def is_read(self) -> bool:
+        """Whether its values can be read: a float, or 4 bits with a scale for each block."""
+        if self.kind != INT4:
+            return self.kind in FLOAT_DTYPES.values()
+        if self.scales is None or self.scales.element not in FLOAT_DTYPES or len(self.shape) != 2:
+            return False
+        rows, width = self.shape
+        blocks = (rows // INT4_BLOCK, width) if self.transposed else (rows, width // INT4_BLOCK)
+        divides = (rows if self.transposed else width) % INT4_BLOCK == 0 and width % 2 == 0
+        return divides and self.scales.shape == blocks
+
+    @property
     def unit(self) -> int:
         """Rows that can only be read together: a block of 4-bit values runs along the inputs."""
         return INT4_BLOCK if self.kind == INT4 and self.transposed else 1

@@ -56,6 +56,14 @@ class StoredTensor:
         return np.asarray(to_float32(rows, FLOAT_DTYPES[self.element]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a graph says of an input: its ONNX type's name, and its shape, symbolic dimensions by name."""
+
+    element: str
+    shape: list[int | str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
     """An open model. tensors: its initialisers by name. files: what they are mapped from."""
@@ -93,12 +101,18 @@ class OnnxModel:
         """A value of metadata_props."""
         return next((p.value for p in self.proto.metadata_props if p.key == key), None)
 
-    def input_shape(self, name: str) -> "list[int | str] | None":
-        """The declared shape of a graph input, symbolic dimensions by name; None without such an input."""
+    def input(self, name: str) -> Declared | None:
+        """A graph input; None without such."""
+        from onnx import TensorProto
+
+        types = TensorProto.DataType
         for value in self.proto.graph.input:
             if value.name == name:
-                dims = value.type.tensor_type.shape.dim
-                return [d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims]
+                kind = value.type.tensor_type
+                return Declared(
+                    element=types.Name(kind.elem_type) if kind.elem_type in types.values() else "",
+                    shape=[d.dim_param if d.HasField("dim_param") else d.dim_value for d in kind.shape.dim],
+                )
         return None
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from yarnconv.plan import RopeGroup
 from yarnconv.rope.tables import RopeTables, reached_context
-from yarnconv.targets.onnx.graph import PIECE_VALUES, ExternalTensor, Graph
+from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
+from yarnconv.targets.onnx.graph import Graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

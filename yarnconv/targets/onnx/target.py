@@ -2,13 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
-
-import numpy as np
 
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
@@ -17,13 +13,14 @@ from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
 from yarnconv.targets.onnx.decoder import build_decoder
+from yarnconv.targets.onnx.external_data import data_bytes, pieces
 from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
-from yarnconv.targets.onnx.graph import ExternalTensor, Graph
+from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
-from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
+from yarnconv.targets.output_file import write_pieces
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
@@ -61,7 +58,7 @@ class OnnxJob:
     @property
     def nbytes(self) -> int:
         """Bytes of the data file."""
-        return max((offset + tensor.nbytes for tensor, offset in self.graph.layout()), default=0)
+        return data_bytes(self.graph.tensors)
 
 
 def _one_of(text: str, known: tuple[Choice, ...], where: str) -> Choice:
@@ -81,8 +78,8 @@ def parse_dialect(text: str) -> Dialect:
     return _one_of(text, get_args(Dialect), "--dialect")
 
 
-def refusals(plan: ConversionPlan, options: OnnxOptions) -> list[Inexpressible]:
-    """What of a plan the graph cannot say."""
+def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
+    """What of a plan no graph of ours can say."""
     unknown = {layer.mlp.activation for layer in plan.description.layers} - ACTIVATIONS
     found = [
         Inexpressible(
@@ -175,7 +172,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
 
 def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
     """Build the graph. Raises the first refusal; writes nothing."""
-    if found := refusals(plan, options):
+    if found := plan_refusals(plan):
         raise found[0]
     graph_options = _graph_options(plan, options)
     return OnnxJob(
@@ -188,20 +185,6 @@ def default_name(plan: ConversionPlan, options: OnnxOptions) -> str:
     scaling, longest = plan.rope.main, plan.rope.main_group.buckets[-1]
     extension = "" if longest.factor == 1.0 else f"-{method_name(scaling)}-x{longest.factor:g}"
     return f"{model_name(plan.checkpoint.directory)}{extension}-{options.dtype}-onnx"
-
-
-def _write_rows(
-    tensor: ExternalTensor, first: int, last: int, offset: int, output: Output, buffer: Buffer
-) -> None:
-    made = np.ascontiguousarray(tensor.rows(first, last))
-    output.write(made.view(np.uint8).data.cast("B"), offset + first * tensor.row_bytes)
-
-
-def _pieces(graph: Graph) -> Iterator[Piece]:
-    for tensor, offset in graph.layout():
-        for first in range(0, tensor.shape[0], tensor.step):
-            last = min(first + tensor.step, tensor.shape[0])
-            yield partial(_write_rows, tensor, first, last, offset)
 
 
 def _graph_facts(plan: ConversionPlan, options: GraphOptions) -> dict[str, Any]:
@@ -244,7 +227,7 @@ def emit(
     model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
         linked = _link(plan, job.graph, directory)
-        write_pieces(directory / DATA_FILE, job.nbytes, _pieces(job.graph), advance, options.workers)
+        write_pieces(directory / DATA_FILE, job.nbytes, pieces(job.graph.tensors), advance, options.workers)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         config = json.dumps(genai_config(plan, job.options, MODEL_FILE), indent=2)
         (directory / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")

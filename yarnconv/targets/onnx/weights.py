@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import convert_floats, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.onnx.graph import PIECE_VALUES, ExternalTensor
+from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 
 INT4_BLOCK = 32  # values that share a scale, along the input dimension
 _INT4_LOWEST = -8

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,16 +49,9 @@ def _with_head_of_its_own(plan: ConversionPlan, artefact: GgufFile) -> Conversio
     """The plan of a tied model for an artefact that holds the embedding a second time, as its head: llama.cpp
     computes with that one, so it is judged like any other tensor.
     """
-    tied = plan.description.tied_embeddings
-    if not tied or OUTPUT_HEAD not in artefact.tensors:
+    if not plan.description.tied_embeddings or OUTPUT_HEAD not in artefact.tensors:
         return plan
-    embedding = next(b for b in plan.bindings if b.expected.role == "token_embedding")
-    head = replace(embedding.expected, role="output_head", name=plan.family.tensors["output_head"])
-    return replace(
-        plan,
-        description=replace(plan.description, tied_embeddings=False),
-        bindings=(*plan.bindings, replace(embedding, expected=head)),
-    )
+    return plan.with_untied_head()
 
 
 def _check_open(

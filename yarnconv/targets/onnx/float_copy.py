@@ -1,0 +1,255 @@
+"""A small float32 copy of an ONNX model: its own graph, its own weights dequantised, its first layers.
+
+In float32 a right graph stands within 1e-5 of the reference and a wrong one outside 1e-3, whatever type its
+weights are in; ONNX Runtime's CPU has no bfloat16 kernels, and float32 ones for everything; and a few layers
+of a few thousand vocabulary entries show it as well as the whole model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Advance
+from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.onnx.external_data import (
+    PIECE_VALUES,
+    ExternalTensor,
+    data_bytes,
+    lay_out,
+    pieces,
+    reference,
+)
+from yarnconv.targets.onnx.layers import nodes_between, residuals
+from yarnconv.targets.onnx.placement import INT4, StoredWeight
+from yarnconv.targets.onnx.reader import FLOAT_DTYPES, MODEL_FILE, OnnxModel, StoredTensor
+from yarnconv.targets.output_file import write_pieces
+
+if TYPE_CHECKING:
+    import onnx
+
+DATA_FILE = "model.onnx.data"
+VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
+LOGITS = "logits"
+LARGE = 1024  # bytes; smaller tensors stay in the graph
+
+Rows = Callable[[int, int], NDArray[np.generic]]
+
+
+def _is_past(name: str, layers: int) -> bool:
+    """Whether a graph input or output is the cache of a layer beyond the copy's."""
+    kind, _, rest = name.partition(".")
+    return kind in {"past_key_values", "present"} and int(rest.partition(".")[0]) >= layers
+
+
+class FloatCopy:
+    """A copy to be written. layers: how many are kept. vocabulary: the ids that are kept, in order; they
+    become 0, 1, ... weights: the artefact's, by the checkpoint's names.
+
+    Raises NotJudged where the graph does not show its layers.
+    """
+
+    def __init__(
+        self,
+        plan: ConversionPlan,
+        model: OnnxModel,
+        weights: Mapping[str, StoredWeight],
+        *,
+        layers: int,
+        vocabulary: NDArray[np.intp],
+    ) -> None:
+        self._plan, self._model, self._weights = plan, model, weights
+        self._layers, self._vocabulary = layers, vocabulary
+        self._by_tensor = {weight.tensor.name: weight for weight in weights.values()}
+        self._by_scales = {w.scales.name: w for w in weights.values() if w.scales is not None}
+        self._graph = self._cut()
+        self._tensors: list[ExternalTensor] = []
+        self._small: list[onnx.TensorProto] = []
+        used = {name for node in self._graph.node for name in node.input}
+        for tensor in model.tensors.values():
+            if tensor.name in used:
+                self._take(tensor)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data file."""
+        return data_bytes(self._tensors)
+
+    # the graph
+
+    def _cut(self) -> "onnx.GraphProto":
+        """The graph without the later layers, computing in float32."""
+        import onnx
+
+        values = residuals(self._plan, self._model)
+        source = self._model.proto.graph
+        graph = onnx.GraphProto(name=source.name)
+        keeps = [o for o in source.output if not _is_past(o.name, self._layers)]
+        behind = nodes_between(self._model, values[-1], [LOGITS])
+        presents = [o.name for o in keeps if o.name != LOGITS]
+        before = nodes_between(self._model, "", [values[self._layers], *presents])
+        kept = {id(node) for node in (*before, *behind)}
+        renamed = {values[-1]: values[self._layers]}  # the final norm takes what leaves the last kept layer
+        nodes = [self._node(node, renamed) for node in source.node if id(node) in kept]
+        graph.node.extend(self._without_dequantisation(nodes))
+        used = {name for node in graph.node for name in node.input}
+        graph.input.extend(i for i in source.input if i.name in used)
+        graph.output.extend(keeps)
+        for declared in (*graph.input, *graph.output):
+            declared.type.tensor_type.elem_type = self._float_type(declared.type.tensor_type.elem_type)
+        logits = next(o for o in graph.output if o.name == LOGITS)
+        logits.type.tensor_type.shape.dim[-1].dim_value = len(self._vocabulary)
+        return graph
+
+    @staticmethod
+    def _float_type(element: int) -> int:
+        from onnx import TensorProto
+
+        narrow = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+        return int(TensorProto.FLOAT if element in narrow else element)
+
+    def _node(self, source: "onnx.NodeProto", renamed: Mapping[str, str]) -> "onnx.NodeProto":
+        import onnx
+
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = self._float_type(attribute.i)
+            if attribute.HasField("t"):
+                attribute.t.CopyFrom(self._float_tensor(attribute.t))
+        return node
+
+    def _float_tensor(self, tensor: "onnx.TensorProto") -> "onnx.TensorProto":
+        from onnx import numpy_helper
+
+        if self._float_type(tensor.data_type) == tensor.data_type:
+            return tensor
+        return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+    def _without_dequantisation(self, nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.NodeProto]":
+        """The weights of 4 bits are float32 in the copy, under the same names."""
+        dequantised: dict[str, str] = {}
+        for node in nodes:
+            weight = self._by_tensor.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+            if weight is not None and weight.kind == INT4:
+                dequantised[node.output[0]] = node.input[0]
+                continue
+            node.input[:] = [dequantised.get(name, name) for name in node.input]
+            yield node
+
+    # its tensors
+
+    def _selected(self, weight: StoredWeight | None) -> bool:
+        return weight is not None and weight.binding.expected.role in VOCABULARY_ROLES
+
+    def _take(self, tensor: StoredTensor) -> None:
+        weight = self._by_tensor.get(tensor.name) or self._by_scales.get(tensor.name)
+        if weight is not None and weight.kind == INT4 and weight.transposed:
+            self._add(tensor.name, "FLOAT", weight.shape, weight.float32, weight, weight.unit)
+        elif tensor.element in FLOAT_DTYPES:
+            if len(tensor.data) < LARGE and not self._selected(weight):
+                self._keep(tensor)
+            else:
+                self._add(tensor.name, "FLOAT", tensor.shape, tensor.float32, weight)
+        elif weight is not None:  # 4-bit embeddings, looked up as bytes
+            codes = tensor.array().reshape(tensor.shape)
+            self._add(
+                tensor.name, tensor.element, tensor.shape, lambda first, last: codes[first:last], weight
+            )
+        else:
+            self._keep(tensor)
+
+    def _keep(self, tensor: StoredTensor) -> None:
+        import onnx
+
+        proto = onnx.TensorProto(
+            name=tensor.name,
+            data_type=onnx.TensorProto.DataType.Value(tensor.element),
+            dims=tensor.shape,
+            raw_data=bytes(tensor.data),
+        )
+        kept = self._float_tensor(proto)
+        kept.name = tensor.name
+        self._small.append(kept)
+
+    def _add(
+        self,
+        name: str,
+        element: str,
+        shape: tuple[int, ...],
+        rows: Rows,
+        weight: StoredWeight | None,
+        unit: int = 1,
+    ) -> None:
+        """A tensor of the data file, with the kept part of the vocabulary."""
+        vocabulary = self._vocabulary
+        if weight is not None and self._selected(weight):
+            if weight.transposed:
+                everything = rows
+                rows = lambda first, last: everything(first, last)[:, vocabulary]  # noqa: E731
+                shape = (shape[0], len(vocabulary))
+            else:
+                rows = _by_row(rows, vocabulary)
+                shape = (len(vocabulary), *shape[1:])
+        width = int(np.prod(shape[1:], dtype=np.int64)) or 1
+        self._tensors.append(
+            ExternalTensor(
+                name=name,
+                element=element,
+                bits=32 if element == "FLOAT" else 8,
+                shape=shape,
+                rows=rows,
+                step=max(1, PIECE_VALUES // (width * unit)) * unit,
+            )
+        )
+
+    # the files
+
+    def write(self, directory: Path, advance: Advance) -> Path:
+        """Write it; the model's file. advance(bytes) as it goes."""
+        import onnx
+
+        write_pieces(directory / DATA_FILE, self.nbytes, pieces(self._tensors), advance, workers=1)
+        graph = self._graph
+        graph.initializer.extend(self._small)
+        graph.initializer.extend(
+            reference(tensor, DATA_FILE, offset) for tensor, offset in lay_out(self._tensors)
+        )
+        source = self._model.proto
+        copy = onnx.ModelProto(ir_version=source.ir_version, producer_name="yarnconv", graph=graph)
+        copy.opset_import.extend(source.opset_import)
+        path = directory / MODEL_FILE
+        path.write_bytes(copy.SerializeToString())
+        return path
+
+    def written_weights(self, directory: Path) -> dict[str, Float32Array]:
+        """What `write` wrote, by the checkpoint's names and in its layout, mapped and not loaded."""
+        offsets = {tensor.name: (tensor, offset) for tensor, offset in lay_out(self._tensors)}
+        small = {tensor.name: tensor for tensor in self._small}
+        found: dict[str, Float32Array] = {}
+        for name, weight in self._weights.items():
+            if weight.tensor.name in small:
+                found[name] = np.array(weight.tensor.float32(0, weight.shape[0]))
+            elif weight.tensor.name not in offsets:
+                continue  # of a layer beyond the copy's
+            elif weight.kind == INT4 and not weight.transposed:
+                rows = [weight.float32(int(row), int(row) + 1) for row in self._vocabulary]
+                found[name] = np.concatenate(rows)
+            else:
+                tensor, offset = offsets[weight.tensor.name]
+                values: Float32Array = np.memmap(
+                    directory / DATA_FILE, dtype="<f4", mode="c", offset=offset, shape=tensor.shape
+                )
+                found[name] = values.T if weight.transposed else values
+        return found
+
+
+def _by_row(rows: Rows, vocabulary: NDArray[np.intp]) -> Rows:
+    return lambda first, last: np.concatenate(
+        [rows(int(row), int(row) + 1) for row in vocabulary[first:last]]
+    )

@@ -1,0 +1,238 @@
+"""The RoPE that an ONNX directory carries, held against a plan fact by fact.
+
+Tables may be exact (float64, rounded once), as `yarnconv onnx` writes them, or made in float32 as
+transformers makes them: each angle is allowed what that arithmetic may lose (ANGLE_ROUNDING), and the fact
+says which it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yarnconv.checkpoint.json_files import read_json_object
+from yarnconv.plan import ConversionPlan, RopeGroup
+from yarnconv.rope.tables import Float32Array, RopeTables
+from yarnconv.targets.facts import FactComparison
+from yarnconv.targets.onnx.reader import OnnxModel, StoredTensor
+from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
+
+if TYPE_CHECKING:
+    import onnx
+
+GENAI_CONFIG = "genai_config.json"
+ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
+# transformers' float32 frequencies are up to 1.1e-6 off (tests/rope/test_transformers.py holds them to 2e-6),
+# and each angle is rounded once more
+ANGLE_ROUNDING = 2e-6
+VALUE_ROUNDING = 2.0**-22  # of a cosine in float32, by whoever computes it
+EXACT = 2.0**-23
+TABLE_VALUES = 2**20  # compared at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """One RotaryEmbedding node. cos, sin: names of the tables it takes its rows from, None where they are no
+    tensors of the model.
+    """
+
+    pairing: str
+    rotary_dim: int
+    cos: str | None
+    sin: str | None
+
+
+def _table(model: OnnxModel, value: str) -> str | None:
+    """The tensor that a value's rows are taken from."""
+    while value not in model.tensors:
+        node = model.producers.get(value)
+        if node is None or node.op_type not in {"Gather", "Cast", "Unsqueeze", "Identity"}:
+            return None
+        value = node.input[0]
+    return value
+
+
+def _attention_of(model: OnnxModel, index: int) -> "onnx.NodeProto | None":
+    present = f"present.{index}.key"
+    around = [*model.consumers.get(present, ()), *filter(None, [model.producers.get(present)])]
+    return next((node for node in around if node.op_type in ATTENTION), None)
+
+
+def read_rotations(model: OnnxModel, index: int) -> list[Rotation]:
+    """What rotates the queries and keys of a layer: the nodes between its projections and its attention."""
+    from onnx import helper
+
+    attention = _attention_of(model, index)
+    found, stack, seen = [], list(attention.input) if attention else [], set()
+    while stack:
+        value = stack.pop()
+        node = model.producers.get(value)
+        if node is None or value in seen or node.op_type == "MatMul":
+            continue
+        seen.add(value)
+        if node.op_type != "RotaryEmbedding":
+            stack += node.input
+            continue
+        values: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        found.append(
+            Rotation(
+                pairing="interleaved" if values.get("interleaved") else "half",
+                rotary_dim=values.get("rotary_embedding_dim", 0),
+                cos=_table(model, node.input[1]),
+                sin=_table(model, node.input[2]),
+            )
+        )
+    return found
+
+
+def _compare_rotations(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
+    """That each layer's query and key rotate as they should."""
+    for group in plan.rope.groups:
+        for layer in group.layers:
+            attention = plan.description.layers[layer].attention
+            rotations = read_rotations(model, layer)
+            wanted, found = "none", "none"
+            if group.scaling is not None:
+                wanted = f"2 of {group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
+            if rotations:
+                kinds = sorted({(r.rotary_dim or attention.head_dim, r.pairing) for r in rotations})
+                found = f"{len(rotations)} of " + " and ".join(f"{d} dimensions, pairs {p}" for d, p in kinds)
+            yield FactComparison(
+                key=f"rotations of layer {layer}", expected=wanted, found=found, agrees=wanted == found
+            )
+
+
+def _block(tables: RopeTables, cos: Float32Array, sin: Float32Array, first: int) -> tuple[float, int | None]:
+    """(largest difference from the exact table, by the attention factor; first position that is further off
+    than rounding explains).
+    """
+    last = first + len(cos)
+    with np.errstate(invalid="ignore"):
+        off = np.maximum(np.abs(cos - tables.cos(first, last)), np.abs(sin - tables.sin(first, last)))
+        off = off.astype(np.float64) / tables.attention_factor
+        angles = np.arange(first, last, dtype=np.float64)[:, None] * tables.inv_freq
+        bad = ~(off <= VALUE_ROUNDING + ANGLE_ROUNDING * angles)  # True for NaN
+    rows = np.flatnonzero(bad.any(axis=1))
+    return float(np.nanmax(off, initial=0.0)), first + int(rows[0]) if len(rows) else None
+
+
+def _described(tables: RopeTables, cos: StoredTensor, sin: StoredTensor, offset: int, bad: int) -> str:
+    """What a table says that disagrees, from its second position: there the angle is the frequency."""
+    c, s = (table.float32(offset + 1, offset + 2)[0].astype(np.float64) for table in (cos, sin))
+    factor = float(np.median(np.hypot(c, s)))
+    with np.errstate(all="ignore"):
+        off = np.abs(np.arctan2(s, c) / tables.inv_freq - 1.0)
+    worst = int(np.argmax(off))
+    return (
+        f"attention factor {factor:.6g}, frequencies off by up to {off[worst]:.2g} (pair {worst}), "
+        f"the first position that differs is {bad}"
+    )
+
+
+def _compare_bucket(
+    tables: RopeTables, cos: StoredTensor, sin: StoredTensor, offset: int, count: int
+) -> tuple[str, bool]:
+    step = max(1, TABLE_VALUES // len(tables.inv_freq))
+    worst = 0.0
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        begin, end = offset + first, offset + last
+        off, bad = _block(tables, cos.float32(begin, end), sin.float32(begin, end), first)
+        if bad is not None:
+            return _described(tables, cos, sin, offset, bad), False
+        worst = max(worst, off)
+    made = "exact" if worst <= EXACT else f"made in float32, off by up to {worst:.1g}"
+    return f"attention factor {tables.attention_factor:.6g}, {made}", True
+
+
+def _compare_tables(
+    cos: StoredTensor, sin: StoredTensor, layout: TableLayout, name: str
+) -> Iterator[FactComparison]:
+    pairs = len(layout.buckets[0].inv_freq)
+    wanted = f"FLOAT, {layout.rows} positions and one of no number, {pairs} pairs"
+    kinds = []
+    for table in (cos, sin):
+        rows = table.shape[0] if table.shape else 0
+        width = table.shape[1] if len(table.shape) == 2 else 0
+        nan = width > 0 and rows > 0 and table.element == "FLOAT"
+        nan = nan and bool(np.isnan(table.float32(rows - 1, rows)).all())
+        kept = f"{rows - 1} positions and one of no number" if nan else f"{rows} positions"
+        kinds.append(f"{table.element}, {kept}, {width} pairs")
+    found = " and ".join(sorted(set(kinds)))
+    yield FactComparison(key=name, expected=wanted, found=found, agrees=wanted == found)
+    if any(len(t.shape) != 2 or t.shape[1] != pairs or t.element != "FLOAT" for t in (cos, sin)):
+        return
+    for tables, offset, count in zip(layout.buckets, layout.offsets, layout.positions, strict=True):
+        key = f"{name}, factor {tables.factor:g}, positions 0 to {count - 1}"
+        expected = f"attention factor {tables.attention_factor:.6g}"
+        if offset + count > min(cos.shape[0], sin.shape[0]) or count < 2:
+            yield FactComparison(key=key, expected=expected, found="too short", agrees=False)
+            continue
+        said, agrees = _compare_bucket(tables, cos, sin, offset, count)
+        yield FactComparison(key=key, expected=expected, found=said, agrees=agrees)
+
+
+def _compare_group(
+    plan: ConversionPlan, model: OnnxModel, group: RopeGroup, max_context: int
+) -> Iterator[FactComparison]:
+    """Every table that the group's layers take rows from; they may share one or have one each."""
+    layout = lay_out_tables(group, plan.rope.original_context, max_context)
+    used = {(r.cos, r.sin) for layer in group.layers for r in read_rotations(model, layer)}
+    for cos, sin in sorted(used, key=str):
+        if cos is None or sin is None:
+            yield FactComparison(
+                key="tables",
+                expected="tensors of the model",
+                found="computed in the graph",
+                agrees=False,
+            )
+        else:
+            yield from _compare_tables(model.tensors[cos], model.tensors[sin], layout, f"{cos}, {sin}")
+
+
+def _at(document: Any, *path: str) -> Any:
+    for key in path:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _compare_client(plan: ConversionPlan, model: OnnxModel, max_context: int) -> Iterator[FactComparison]:
+    """What genai_config.json, where there is one, tells a client of the context and of the cache."""
+    if not (model.directory / GENAI_CONFIG).exists():
+        return
+    config = read_json_object(model.directory / GENAI_CONFIG)
+    past = model.input("past_key_values.0.key")
+    in_place = past is not None and past.shape[2:3] == ["kv_capacity"]
+    wanted: Sequence[tuple[tuple[str, ...], object, bool]] = (
+        (("model", "context_length"), max_context, True),
+        (("search", "past_present_share_buffer"), in_place, True),
+        # a default that a client may well change, but what it gets unless it asks for more
+        (("search", "max_length"), min(plan.rope.original_context, max_context), False),
+    )
+    for path, expected, decisive in wanted:
+        found = _at(config, *path)
+        yield FactComparison(
+            key=f"{GENAI_CONFIG}: {'.'.join(path)}",
+            expected=str(expected),
+            found=str(found)[:80],
+            agrees=type(found) is type(expected) and found == expected,
+            decisive=decisive,
+        )
+
+
+def compare_metadata(plan: ConversionPlan, model: OnnxModel, max_context: int) -> tuple[FactComparison, ...]:
+    """Every rotation, every table, and what clients are told, against the plan.
+
+    max_context: positions that the tables should reach.
+    """
+    return (
+        *_compare_rotations(plan, model),
+        *(
+            fact
+            for group in plan.rope.groups
+            if group.scaling is not None
+            for fact in _compare_group(plan, model, group, max_context)
+        ),
+        *_compare_client(plan, model, max_context),
+    )

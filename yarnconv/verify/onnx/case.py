@@ -1,0 +1,48 @@
+"""What one check of an ONNX model works on: the plan, the artefact, and what is run through it."""
+
+from dataclasses import dataclass
+
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Progress
+from yarnconv.targets.onnx.placement import StoredWeight
+from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
+from yarnconv.verify.case import CheckOptions
+from yarnconv.verify.passages import Tokens
+from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """plan: the expected one. weights: where its tensors stand, None where one is missing. max_context: what
+    the tables should reach. tokens: int64 ids to run. layers: how many the structure is judged with.
+    """
+
+    plan: ConversionPlan
+    artefact: OnnxModel
+    weights: dict[str, StoredWeight | None]
+    max_context: int
+    tokens: Tokens
+    layers: int
+    options: CheckOptions
+    runner: OnnxRuntime
+    progress: Progress
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The artefact's and the checkpoint's."""
+        sources = {id(b.source.file): b.source.file for b in self.plan.bindings}
+        return (*self.artefact.files, *sources.values())
+
+    @property
+    def on_cpu_without_kernels(self) -> bool:
+        """Whether the model computes in bfloat16, for which the CPU has no kernels."""
+        cache = self.artefact.input("past_key_values.0.key")
+        return self.runner.provider == "cpu" and cache is not None and cache.element == "BFLOAT16"
+
+    @property
+    def layout(self) -> TableLayout:
+        """The buckets of the scaling that is judged, and how far each reaches."""
+        rope = self.plan.rope
+        return lay_out_tables(rope.main_group, rope.original_context, self.max_context)

@@ -1,0 +1,157 @@
+"""The whole check of an ONNX model: metadata, weights and structure, each judged on its own."""
+
+import gc
+import json
+from pathlib import Path
+
+from yarnconv.artifact import termination_as_interrupt
+from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.errors import BadInput
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Progress, Silent
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.placement import stored_weights
+from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
+from yarnconv.targets.onnx.rope_reading import compare_metadata
+from yarnconv.targets.onnx.target import plan_refusals
+from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers
+from yarnconv.verify.components import require
+from yarnconv.verify.expectation import Expectation, expect
+from yarnconv.verify.onnx.case import Case
+from yarnconv.verify.onnx.structure import judge_structure, run_as_is
+from yarnconv.verify.onnx.weights import judge_weights
+from yarnconv.verify.reference import reference_version
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
+from yarnconv.verify.runners.worker import RuntimeRefused
+from yarnconv.verify.structure import NOT_RUN
+from yarnconv.verify.verdict import Verdict, conclude_facts
+
+RECORD = "yarnconv.plan"
+
+
+def _expected_context(expectation: Expectation, asked: int | None, record: str | None) -> int:
+    """Positions that the tables should reach: as asked, else the whole target context. What the artefact
+    records only counts where the rope options come from there as well.
+    """
+    target = expectation.plan.rope.target_context
+    if asked is not None:
+        if not 1 <= asked <= target:
+            raise BadInput(
+                f"{asked} is not between 1 and the target context of {target}", where="--max-context"
+            )
+        return asked
+    if expectation.source == "provenance" and record is not None:
+        graph = json.loads(record).get("graph")  # `expect` has read it as an object before
+        recorded = graph.get("max_context") if isinstance(graph, dict) else None
+        if isinstance(recorded, int) and not isinstance(recorded, bool) and 1 <= recorded <= target:
+            return recorded
+    return target
+
+
+def _with_head_of_its_own(plan: ConversionPlan, artefact: OnnxModel) -> ConversionPlan:
+    """The plan of a tied model for a graph that holds the embedding a second time, as its head, as one of 4
+    bits does: the runtime computes with that one, so it is judged like any other tensor.
+    """
+    head_name = plan.family.tensors["output_head"]
+    if not plan.description.tied_embeddings or head_name not in artefact.tensors:
+        return plan
+    return plan.with_untied_head()
+
+
+def _tokenize(artefact: OnnxModel, text: str) -> list[int]:
+    """By the tokenizer beside the model, without special tokens."""
+    require("check", "tokenizers")
+    from tokenizers import Tokenizer
+
+    path = artefact.directory / "tokenizer.json"
+    if not path.is_file():
+        raise BadInput(
+            "there is none to tokenise the text with", where=str(path), fix="Give --tokens instead."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more specific
+        raise BadInput(f"cannot be read ({str(error)[:200]})", where=path.name) from None
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _check_open(
+    runner: OnnxRuntime,
+    artefact: OnnxModel,
+    checkpoint: Checkpoint,
+    request: RopeRequest,
+    options: CheckOptions,
+    max_context: int | None,
+    progress: Progress,
+) -> CheckReport:
+    record = artefact.metadata(RECORD)
+    expectation = expect(checkpoint, request, record)
+    plan = _with_head_of_its_own(expectation.plan, artefact)
+    if refusals := plan_refusals(plan):
+        raise refusals[0]
+    vocab_size = plan.description.vocab_size
+    case = Case(
+        plan=plan,
+        artefact=artefact,
+        weights=stored_weights(plan, artefact),
+        max_context=_expected_context(expectation, max_context, record),
+        tokens=choose_tokens(options, vocab_size, lambda text: _tokenize(artefact, text)),
+        layers=judged_layers(plan, options.layers),
+        options=options,
+        runner=runner,
+        progress=progress,
+    )
+    keys = compare_metadata(plan, artefact, case.max_context)
+    weights, tensors = judge_weights(case)
+    structure, windows = judge_structure(case)
+    gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
+    as_is = NOT_RUN
+    if windows:
+        try:
+            as_is = run_as_is(case)
+        except RuntimeRefused as error:
+            structure = Verdict(outcome="fails", reason=f"the model itself: {error.what}")
+    return CheckReport(
+        artifact=str(artefact.path),
+        reference=str(checkpoint.directory),
+        expected_from=expectation.source,
+        expected=plan.rope,
+        runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
+        seed=options.seed,
+        layers=case.layers,
+        all_layers=len(plan.description.layers),
+        structure=structure,
+        weights=weights,
+        metadata=conclude_facts(keys),
+        windows=windows,
+        keys=keys,
+        tensors=tensors,
+        as_is=as_is,
+    )
+
+
+def check_onnx(
+    artefact: Path,
+    checkpoint: Path,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress | None = None,
+    *,
+    max_context: int | None = None,
+    provider: Provider = "cpu",
+) -> CheckReport:
+    """Judge an ONNX model against the checkpoint it was made from and the plan it should carry.
+
+    max_context: positions that its tables should reach, None for the whole target context. Raises BadInput
+    where one of them cannot be read, Inexpressible where the plan is none that a graph can carry,
+    MissingComponent, and RuntimeCrashed where ONNX Runtime dies.
+    """
+    require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
+    with (
+        termination_as_interrupt(),
+        open_onnx(artefact) as opened,
+        open_checkpoint(checkpoint) as source,
+        OnnxRuntime(provider) as runner,
+    ):
+        return _check_open(runner, opened, source, request, options, max_context, progress or Silent())

@@ -1,0 +1,161 @@
+"""The structure verdict of an ONNX model, and the model run as it is.
+
+ONNX Runtime runs a float32 copy of the first layers, in every bucket of a dynamic scaling, the longest
+first; what was proved of them holds for the other layers if those are built the same, which is looked at in
+the graph.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from yarnconv.artifact import check_free_space
+from yarnconv.errors import NotJudged, RuntimeCrashed
+from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.onnx.float_copy import FloatCopy
+from yarnconv.targets.onnx.layers import difference, read_layers
+from yarnconv.targets.onnx.placement import StoredWeight
+from yarnconv.verify.case import kept_vocabulary, layer_kinds
+from yarnconv.verify.compare import Sharpness, Window
+from yarnconv.verify.onnx.case import Case
+from yarnconv.verify.passages import Passage, Tokens, make_passages
+from yarnconv.verify.reference import Reference
+from yarnconv.verify.report import AsIs
+from yarnconv.verify.runners.worker import RuntimeRefused
+from yarnconv.verify.structure import (
+    AS_IS_INSIDE,
+    AS_IS_PREFIX,
+    References,
+    Run,
+    as_is,
+    compare_all,
+    conclude,
+    measured_sharpness,
+)
+from yarnconv.verify.verdict import Verdict
+
+# Exact tables are the better ones; transformers rounds each frequency (measured on its own buffers) and each
+# angle, which is what may stand between.
+PRODUCT_ROUNDING = 2.0**-23
+
+
+def bucket_passages(case: Case, tokens: Tokens, **sizes: int) -> Iterator[Passage]:
+    """Passages for each bucket, the longest first, so that what a long request left behind would show in a
+    short one. A dynamic model is asked with the least context that chooses the bucket, and at its far end
+    with the most.
+    """
+    layout, original = case.layout, case.plan.rope.original_context
+    dynamic = len(case.plan.rope.main_group.buckets) > 1
+    for bucket in reversed(range(len(layout.positions))):
+        reach = layout.positions[bucket]
+        least = layout.positions[bucket - 1] + 1 if bucket else 1
+        passages = make_passages(
+            tokens,
+            original_context=min(original, reach),
+            target_context=reach,
+            jumps=False,
+            **sizes,
+        )
+        for passage in passages:
+            context = reach if passage.name == "far end" else max(least, len(passage.tokens))
+            yield replace(passage, bucket=bucket, context=context if dynamic else None)
+
+
+def _run(case: Case, path: Path) -> Run:
+    return lambda passages, advance: case.runner.logits(path, passages, advance)
+
+
+def _sharpness_of(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    inv_freq = case.layout.buckets[passage.bucket].inv_freq
+    rounding = reference.frequency_error(inv_freq) + PRODUCT_ROUNDING
+    return measured_sharpness(reference, passage, wanted, rounding)
+
+
+def _usable_weights(case: Case) -> dict[str, StoredWeight]:
+    """All weights. Raises NotJudged where one is missing or of another shape."""
+    found = {}
+    for name, weight in case.weights.items():
+        if weight is None:
+            raise NotJudged(f"{name} is missing")
+        if not weight.fits or not weight.is_read:
+            raise NotJudged(f"{name} has another shape or is of a type that is not read")
+        found[name] = weight
+    return found
+
+
+def _unlike_layer(case: Case) -> str | None:
+    """The first layer that is not built like an earlier one of its kind, and how."""
+    layers, kinds = read_layers(case.plan, case.artefact), layer_kinds(case.plan)
+    for index, layer in enumerate(layers):
+        first = kinds.index(kinds[index])
+        if layer.signature != layers[first].signature:
+            what = difference(layers[first], layer)
+            return f"layer {index} is not built like layer {first}: {what}"
+    return None
+
+
+def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
+    """Write the float32 copy and hold what ONNX Runtime makes of it against the references."""
+    vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
+    tokens = np.searchsorted(vocabulary, case.tokens).astype(np.int64)
+    copy = FloatCopy(
+        case.plan, case.artefact, _usable_weights(case), layers=case.layers, vocabulary=vocabulary
+    )
+    fix = "Free some space, set TMPDIR to another place, or lower --layers."
+    check_free_space(directory / "copy", copy.nbytes, fix)
+    with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
+        path = copy.write(directory, advance)
+    return compare_all(
+        _run(case, path),
+        References(case.plan, copy.written_weights(directory), layers=case.layers),
+        list(bucket_passages(case, tokens)),
+        lambda reference, passage, wanted: _sharpness_of(case, reference, passage, wanted),
+        runtime=case.runner.name,
+        title=f"{case.layers} layers in float32",
+        progress=case.progress,
+    )
+
+
+def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
+    """Run a float32 copy and hold it against the reference, window by window; then look at the other layers.
+
+    Raises RuntimeCrashed where ONNX Runtime dies of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
+        try:
+            windows = _float_copy_windows(case, Path(directory))
+            unlike = _unlike_layer(case)
+        except NotJudged as error:
+            return Verdict(outcome="not_judged", reason=str(error)), []
+        except RuntimeRefused as error:
+            return Verdict(outcome="fails", reason=error.what), []
+        except RuntimeCrashed as error:
+            where = f"{case.artefact.path} (a float32 copy of its first {case.layers} layers)"
+            raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
+    verdict = conclude(windows)
+    if unlike is not None and verdict.outcome != "fails":
+        return Verdict(outcome="fails", reason=unlike), windows
+    return verdict, windows
+
+
+def run_as_is(case: Case) -> AsIs:
+    """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
+
+    Raises RuntimeRefused where ONNX Runtime loads its float32 copy but not the model itself.
+    """
+    if case.on_cpu_without_kernels:
+        return AsIs(windows=(), note="not run: ONNX Runtime has no bfloat16 kernels on a CPU")
+    passages: Sequence[Passage] = list(
+        bucket_passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE)
+    )
+    return as_is(
+        _run(case, case.artefact.path),
+        case.plan,
+        passages,
+        size=case.artefact.nbytes,
+        runtime=case.runner.name,
+        progress=case.progress,
+    )

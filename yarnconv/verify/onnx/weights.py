@@ -1,0 +1,85 @@
+"""The weights verdict of an ONNX model."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from yarnconv.checkpoint.floats import to_float32
+from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.onnx.placement import INT4, StoredWeight
+from yarnconv.targets.onnx.weights import INT4_BLOCK
+from yarnconv.verify.onnx.case import Case
+from yarnconv.verify.verdict import Verdict
+from yarnconv.verify.weights import (
+    Coverage,
+    TensorComparison,
+    WeightJudge,
+    conclude_weights,
+    sampled_rows,
+)
+
+
+def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
+    """The checkpoint's values for stored rows first..last-1, in the stored layout."""
+    values = weight.binding.source.load()
+    rows = np.ascontiguousarray(values[:, first:last].T if weight.transposed else values[first:last])
+    return np.asarray(to_float32(rows, weight.binding.source.dtype))
+
+
+def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
+    """Flat values with those of one 4-bit block side by side."""
+    if weight.kind == INT4 and weight.transposed:
+        return np.ascontiguousarray(values.reshape(-1, INT4_BLOCK, values.shape[1]).swapaxes(1, 2)).reshape(
+            -1
+        )
+    return values.reshape(-1)
+
+
+def _steps(weight: StoredWeight, first: int, last: int) -> Float32Array | None:
+    """How far apart the values are that each one's block can hold."""
+    if weight.kind != INT4:
+        return None
+    return np.repeat(np.abs(weight.block_scales(first, last)).reshape(-1), INT4_BLOCK)
+
+
+def _compare_tensor(
+    name: str, weight: StoredWeight | None, coverage: Coverage, seed: int
+) -> TensorComparison:
+    """One tensor of the checkpoint against the artefact's."""
+    if weight is None:
+        return TensorComparison(name=name, stored_as=None, problem="is missing")
+    comparison = TensorComparison(name=name, stored_as=weight.kind)
+    if not weight.is_read:
+        return replace(comparison, known=False)
+    if not weight.fits:
+        wanted = list(weight.binding.source.shape)
+        return replace(comparison, problem=f"has shape {list(weight.shape)}, for {wanted} of the checkpoint")
+    judge = WeightJudge(weight.kind, INT4_BLOCK)
+    unit = weight.unit
+    width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
+    for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
+        for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
+            first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
+            found, wanted_values = weight.float32(first, last), _source(weight, first, last)
+            judge.add(
+                _blocks(weight, found),
+                _blocks(weight, wanted_values),
+                run * unit,
+                _steps(weight, first, last),
+            )
+    judge.conclude()
+    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
+
+
+def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
+    """Every tensor of the checkpoint."""
+    if case.options.coverage == "none":
+        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    compared = []
+    with case.progress.stage("Comparing weights", len(case.weights)) as advance:
+        for name, weight in case.weights.items():
+            compared.append(_compare_tensor(name, weight, case.options.coverage, case.options.seed))
+            advance(1)
+    for file in case.files:
+        file.forget()
+    return conclude_weights(compared, ()), compared

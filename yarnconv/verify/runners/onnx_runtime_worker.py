@@ -1,0 +1,169 @@
+"""Runs ONNX models for `onnx_runtime`, one request a line on stdin, one answer a line on stdout.
+
+A process of its own: a graph from a stranger may crash the runtime, and its memory goes with it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+BFLOAT16 = 16  # TensorProto.DataType; numpy has none
+PROVIDERS = {
+    "cpu": [("CPUExecutionProvider", {})],
+    # its reduced float32 would hide what is judged
+    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})],
+}
+
+
+class Model:
+    """A session, and the cache of one sequence."""
+
+    def __init__(self, path: str, provider: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]:
+            options.intra_op_num_threads = int(threads)
+        self.session = onnxruntime.InferenceSession(path, options, providers=PROVIDERS[provider])
+        self.device = "cuda" if provider == "cuda" else "cpu"
+        inputs = {i.name: i for i in self.session.get_inputs()}
+        outputs = {o.name: o for o in self.session.get_outputs()}
+        self.slots = [i for i in inputs.values() if i.name.startswith("past_key_values.")]
+        present = outputs["present.0.key"].shape[2]
+        self.in_place = self.slots[0].shape[2] == present
+        self.last_only = outputs["logits"].shape[1] != inputs["input_ids"].shape[1]
+        overridable = [i.name for i in self.session.get_overridable_initializers()]
+        self.declares = "rope_context" in overridable or "rope_context" in inputs
+        self.caches: dict[str, onnxruntime.OrtValue] = {}
+        self.length = 0
+        self.context: int | None = None
+
+    def start(self, tokens: int, context: int | None) -> None:
+        """Forget everything. context: what the request declares."""
+        self.length, self.context = 0, context
+        capacity = (context or tokens) if self.in_place else 0
+        self.caches = {}
+        for slot in self.slots:
+            shape = [1, slot.shape[1], capacity, slot.shape[3]]
+            if slot.type == "tensor(bfloat16)":
+                value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, BFLOAT16, self.device, 0)
+            else:
+                kind = np.float16 if slot.type == "tensor(float16)" else np.float32
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, kind), self.device, 0)
+            self.caches[slot.name] = value
+
+    def feed(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits of new tokens: float32[n, vocabulary]; of the last one, where the graph gives only that."""
+        binding = self.session.io_binding()
+        self.length += len(tokens)
+        binding.bind_cpu_input("input_ids", tokens[None])
+        binding.bind_cpu_input("attention_mask", np.ones((1, self.length), np.int64))
+        binding.bind_cpu_input("position_ids", positions[None])
+        if self.declares and self.context is not None:
+            # as an OrtValue: an input with a default is none that bind_cpu_input finds
+            declared = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(self.context))
+            binding.bind_ortvalue_input("rope_context", declared)
+        order = []
+        for name, value in self.caches.items():
+            present = name.replace("past_key_values", "present")
+            binding.bind_ortvalue_input(name, value)
+            if self.in_place:  # one buffer, or each step would copy it
+                binding.bind_ortvalue_output(present, value)
+            else:
+                binding.bind_output(present, self.device)
+            order.append(present)
+        binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        made = dict(zip([*order, "logits"], binding.get_outputs(), strict=True))
+        if not self.in_place:  # the buffer's own values keep its memory alive, what is given back does not
+            self.caches = {name: made[name.replace("past_key_values", "present")] for name in self.caches}
+        logits: NDArray[np.float32] = made["logits"].numpy()[0]
+        return logits
+
+    def run(
+        self,
+        *,
+        tokens: list[int],
+        positions: list[int],
+        jump: int | None,
+        judged: int,
+        decoded: int,
+        context: int | None,
+        chunk: int,
+    ) -> NDArray[np.float32]:
+        """Logits of the tokens from `judged` on. jump: positions are taken as they are, gaps and all."""
+        all_tokens, all_positions = np.array(tokens, np.int64), np.array(positions, np.int64)
+        self.start(len(tokens), context)
+        found, begin = [], 0
+        while begin < len(tokens):
+            alone = begin >= decoded or (self.last_only and begin >= judged)
+            end = begin + 1 if alone else min(begin + chunk, decoded)
+            if self.last_only and begin < judged:
+                end = min(end, judged)
+            logits = self.feed(all_tokens[begin:end], all_positions[begin:end])
+            if end > judged:
+                found.append(logits[-(end - max(begin, judged)) :])
+            begin = end
+        return np.concatenate(found).astype(np.float32)
+
+
+class Refused(Exception):
+    """ONNX Runtime says no."""
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 600 else f"{text[:600]} ..."
+
+
+def run_passages(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+    """Run all and write their logits to the file that was asked for."""
+    passages = request["passages"]
+    try:
+        model = Model(request["path"], request["provider"])
+    except Exception as error:
+        raise Refused(f"ONNX Runtime does not load it: {_reason(error)}") from None
+    rows, first = sum(len(passage["tokens"]) - passage["judged"] for passage in passages), 0
+    logits = None
+    for passage in passages:
+        try:
+            found = model.run(**passage, chunk=request["chunk"])
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise Refused(f"ONNX Runtime does not run it: {_reason(error)}") from None
+        if logits is None:
+            shape = (rows, found.shape[1])
+            logits = np.lib.format.open_memmap(request["out"], mode="w+", dtype=np.float32, shape=shape)
+        logits[first : first + len(found)] = found
+        first += len(found)
+        answer({"done": 1})
+    if logits is not None:
+        logits.flush()
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    # whatever else writes to stdout writes to stderr
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
+    for line in sys.stdin:
+        try:
+            run_passages(json.loads(line), answer)
+            answer({"ok": True})
+        except Refused as error:
+            answer({"refused": str(error)})
+
+
+if __name__ == "__main__":
+    main()
