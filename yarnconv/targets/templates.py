@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PACKAGE, ROOM = "yarnconv", "templates"
 # what can begin markup, a link, HTML, mathematics or a table's cell within a line
-_MARKUP = re.compile(r"([\\`*_\[\]<>&|~$#!:@])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>&|~$#@]|:(?=/))")
 
 
 def markdown(text: object) -> str:

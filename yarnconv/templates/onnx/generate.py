@@ -57,9 +57,10 @@ class Model:
         self.run_options.log_severity_level = 2  # and that a cache is copied, which none should be
         if accurate:  # 4-bit matrices times float32 activations, not 8-bit ones
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+        wanted = f"{provider.upper()}ExecutionProvider"
         if wanted not in onnxruntime.get_available_providers():
             raise Refusal(f"this onnxruntime has no {wanted}. Install it: pip install onnxruntime-gpu", 4)
+        self.device = provider
         try:
             self.session = onnxruntime.InferenceSession(directory / MODEL, options, providers=[wanted])
         except Exception as error:  # its exceptions have no common base
@@ -67,17 +68,15 @@ class Model:
             raise Refusal(f"{directory / MODEL}: onnxruntime {version} does not load it ({reason})") from None
         if wanted not in self.session.get_providers():
             raise Refusal(f"{wanted} does not start on this machine. Try --provider cpu")
-        self.device = provider
         self.slots = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values.")]
+        self.storage, self.element = TYPES[self.slots[0].type[len("tensor(") : -1]]
         self.vocabulary: int = self.session.get_outputs()[0].shape[-1]
-        self.takes_context = "rope_context" in {
-            i.name for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())
-        }
         try:
             facts = json.loads(self.session.get_modelmeta().custom_metadata_map["yarnconv.plan"])["graph"]
             self.in_place: bool = facts["kv"] == "in-place"
             self.max_context: int = facts["max_context"]
             self.buckets: list[int] = facts["bucket_contexts"]
+            self.takes_context = len(self.buckets) > 1 and not self.in_place
         except (KeyError, TypeError, ValueError):
             raise Refusal(f"{directory / MODEL}: no yarnconv.plan in its metadata says what it is") from None
 
@@ -85,21 +84,21 @@ class Model:
         """Which set of frequencies a context gets."""
         return sum(reach < context for reach in self.buckets[:-1])
 
-    def value(self, contents: Any, slot: Any) -> Any:
-        """An OrtValue of a cache's type on the model's device."""
-        element = TYPES[slot.type[len("tensor(") : -1]][1]
-        held = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(contents, element)
-        made = onnxruntime.OrtValue.ortvalue_from_shape_and_type(contents.shape, element, self.device)
-        if contents.size:
-            made.update_inplace(held)
-        return made
+    def to_device(self, array: Any) -> Any:
+        """An OrtValue of the cache's type where the model runs."""
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, self.element, self.device)
+        if array.size:
+            value.update_inplace(self._over(array))
+        return value
 
-    def contents(self, value: Any, slot: Any) -> Any:
+    def from_device(self, value: Any) -> Any:
         """A cache as an array."""
-        storage, element = TYPES[slot.type[len("tensor(") : -1]]
-        array = np.empty(value.shape(), storage)
-        onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element).update_inplace(value)
+        array = np.empty(value.shape(), self.storage)
+        self._over(array).update_inplace(value)
         return array
+
+    def _over(self, array: Any) -> Any:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, self.element)
 
 
 class Conversation:
@@ -149,13 +148,12 @@ class Conversation:
             return
         for slot in self.model.slots:
             _, heads, _, width = slot.shape
-            storage, _ = TYPES[slot.type[len("tensor(") : -1]]
             # zeros, because a masked slot's value counts 0 times: a NaN there would stay one
-            room = np.zeros((1, heads, context if self.model.in_place else 0, width), storage)
+            room = np.zeros((1, heads, context if self.model.in_place else 0, width), self.model.storage)
             if self.cached:
-                kept = self.model.contents(self.cache[slot.name], slot)
+                kept = self.model.from_device(self.cache[slot.name])
                 room[:, :, : self.cached] = kept[:, :, : self.cached]
-            self.cache[slot.name] = self.model.value(room, slot)
+            self.cache[slot.name] = self.model.to_device(room)
 
     def _run(self, tokens: list[int]) -> Any:
         """Run the next tokens. Returns the logits after the last one."""
@@ -195,7 +193,7 @@ def greedy(logits: Any) -> int:
 
 def sampler(temperature: float, top_p: float, seed: int | None) -> Choose:
     """Draws from the fewest tokens that together have the probability top_p."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(None if seed is None else seed % 2**64)
 
     def choose(logits: Any) -> int:
         shares = np.exp((logits - logits.max()).astype(np.float64) / temperature)
@@ -262,7 +260,8 @@ def read_prompt(arguments: argparse.Namespace, tokenizer: Any, vocabulary: int) 
     else:
         try:
             file = arguments.prompt_file
-            tokens = tokenizer.encode(arguments.prompt if file is None else file.read_text("utf-8")).ids
+            text = arguments.prompt if file is None else file.read_text("utf-8")
+            tokens = tokenizer.encode(text.encode().decode()).ids  # an argument's stray bytes end here
         except OSError as error:
             raise Refusal(f"{arguments.prompt_file}: {error.strerror}") from None
         except UnicodeError:
@@ -284,7 +283,7 @@ def read_tokenizer(directory: Path) -> Any:
 
 
 def read_end_tokens(directory: Path) -> set[int]:
-    """Tokens that end an answer."""
+    """The tokens that end an answer."""
     try:
         found = json.loads((directory / CONFIG).read_text("utf-8"))["model"].get("eos_token_id", [])
     except (KeyError, OSError, ValueError) as error:
@@ -292,29 +291,21 @@ def read_end_tokens(directory: Path) -> set[int]:
     return set(found if isinstance(found, list) else [found])
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or len(text) > 10:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+def number(text: str) -> float:
+    """Above 0, for argparse, which makes a message of a ValueError and of this function's name."""
+    if not 0.0 < float(text) < 1e6:
+        raise ValueError
+    return float(text)
+
+
+def count(text: str) -> int:
+    """Whole and above 0, likewise."""
+    if not 0 < int(text) < 2**31:
+        raise ValueError
     return int(text)
 
 
-def _count(text: str) -> int:
-    if _whole(text) == 0:
-        raise argparse.ArgumentTypeError("0 is none")
-    return _whole(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Generate text with the model beside this file.")
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -322,28 +313,23 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     prompt.add_argument("--prompt-file", type=Path, help="file with the text to continue")
     prompt.add_argument("--tokens", help="token ids to continue, such as 1,2,3")
     parser.add_argument("--print-tokens", action="store_true", help="print token ids instead of text")
-    parser.add_argument("--max-new-tokens", type=_count, help="without it, as long as it goes on")
-    parser.add_argument("--max-context", type=_count, help="context to declare [prompt and new tokens]")
-    parser.add_argument("--chunk", type=_count, default=512, help="tokens of the prompt run at a time [512]")
+    parser.add_argument("--max-new-tokens", type=count, help="without it, as long as it goes on")
+    parser.add_argument("--max-context", type=count, help="context to declare [prompt and new tokens]")
+    parser.add_argument("--chunk", type=count, default=512, help="tokens of the prompt run at a time [512]")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--temperature", type=_share, help="draw the tokens; without it, the likeliest one")
-    parser.add_argument("--top-p", type=_share, help="share of probability to draw from [1]")
-    parser.add_argument("--seed", type=_whole, help="of the draws")
-    parser.add_argument("--threads", type=_count, default=0, help="processors to use [all]")
+    parser.add_argument("--temperature", type=number, help="draw the tokens; without it, the likeliest one")
+    parser.add_argument("--top-p", type=number, help="share of probability to draw from [1]")
+    parser.add_argument("--seed", type=int, help="of the draws")
+    parser.add_argument("--threads", type=count, default=0, help="processors to use [all]")
     parser.add_argument("--accurate", action="store_true", help="multiply 4-bit matrices with float32")
-    arguments = parser.parse_args(words)
-    if arguments.temperature is None and not arguments.top_p is arguments.seed is None:
+    arguments = parser.parse_args()
+    if arguments.temperature is None and (arguments.top_p, arguments.seed) != (None, None):
         parser.error("--top-p and --seed need --temperature")
     return arguments
 
 
-def run(arguments: argparse.Namespace, directory: Path) -> None:
-    """Generate, show, and say what it took."""
-    ids_only = arguments.print_tokens and arguments.tokens is not None
-    tokenizer = None if ids_only else read_tokenizer(directory)
-    stop = read_end_tokens(directory)
-    model = Model(directory, arguments.provider, arguments.threads, arguments.accurate)
-    prompt = read_prompt(arguments, tokenizer, model.vocabulary)
+def begin(arguments: argparse.Namespace, model: Model, prompt: list[int]) -> Conversation:
+    """A conversation with the prompt in it, not run yet, and with room for an answer."""
     context = arguments.max_context
     if context is not None and context > model.max_context:
         raise Refusal(f"--max-context {context}: the model's own is {model.max_context}")
@@ -353,6 +339,30 @@ def run(arguments: argparse.Namespace, directory: Path) -> None:
     if len(prompt) >= conversation.limit:
         raise Refusal(f"the prompt's {len(prompt)} tokens leave no room in a context of {conversation.limit}")
     conversation.tokens.extend(prompt)
+    return conversation
+
+
+def report(conversation: Conversation, made: int, before: float, after: float) -> str:
+    """What it took. before, after: seconds up to the first new token, and from there on."""
+    model, read = conversation.model, len(conversation.tokens) - made
+    parts = [
+        f"prompt of {read} tokens in {before:.2f} s ({read / before:.0f}/s)",
+        f"{made - 1} after the first new one in {after:.2f} s ({(made - 1) / after:.1f}/s)",
+        f"context {conversation.declared} of at most {model.max_context}",
+        f"bucket {model.bucket(conversation.declared) + 1} of {len(model.buckets)}",
+        f"all run again {conversation.reruns} times",
+    ]
+    return ", ".join(parts)
+
+
+def run(arguments: argparse.Namespace, directory: Path) -> None:
+    """Generate, show, and say what it took."""
+    ids_only = arguments.print_tokens and arguments.tokens is not None
+    tokenizer = None if ids_only else read_tokenizer(directory)
+    stop = read_end_tokens(directory)
+    model = Model(directory, arguments.provider, arguments.threads, arguments.accurate)
+    prompt = read_prompt(arguments, tokenizer, model.vocabulary)
+    conversation = begin(arguments, model, prompt)
     choose: Choose = greedy
     if arguments.temperature is not None:
         choose = sampler(arguments.temperature, arguments.top_p or 1.0, arguments.seed)
@@ -361,21 +371,12 @@ def run(arguments: argparse.Namespace, directory: Path) -> None:
     for token in generate(conversation, arguments.max_new_tokens, choose, stop):
         first = first or time.perf_counter()
         if text is None:
-            sys.stdout.write(f"{',' if made else ''}{token}")
+            print(f"{',' if made else ''}{token}", end="", flush=True)
         elif token not in stop:
-            sys.stdout.write(text.add(token))
-        sys.stdout.flush()
+            print(text.add(token), end="", flush=True)
         made += 1
-    sys.stdout.write(f"{'' if text is None else text.rest()}\n")
-    sys.stdout.flush()
-    before, after = first - started, time.perf_counter() - first
-    print(
-        f"prompt of {len(prompt)} tokens in {before:.2f} s ({len(prompt) / before:.0f}/s), {made - 1} after the "
-        f"first new one in {after:.2f} s ({(made - 1) / after:.1f}/s); context {conversation.declared} of at "
-        f"most {model.max_context}, bucket {model.bucket(conversation.declared) + 1} of {len(model.buckets)}, "
-        f"all run again {conversation.reruns} times",
-        file=sys.stderr,
-    )
+    print("" if text is None else text.rest(), flush=True)
+    print(report(conversation, made, first - started, time.perf_counter() - first), file=sys.stderr)
     if len(conversation.tokens) == conversation.limit and made != arguments.max_new_tokens:
         print(f"stopped: the context of {conversation.limit} is full", file=sys.stderr)
 
