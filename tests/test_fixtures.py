@@ -80,7 +80,7 @@ def test_static_scaling_costs_something_at_short_lengths(recalled):
 
 
 def test_only_a_factor_that_follows_the_request_keeps_short_prompts(tmp_path):
-    """Static YaRN loses 0.14 nats at half the trained context (512 prompts: standard error 0.007). Within that
+    """Static YaRN loses 0.14 nats at half the trained context (standard error 0.007 of 512 prompts). In that
     context Dynamic-YaRN is the original model, and at the whole extension it is YaRN."""
     found = onnx_recall.measure(tmp_path, lengths=(64, 512), count=64)
     plain, static, dynamic = found.values()
