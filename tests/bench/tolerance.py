@@ -23,7 +23,7 @@ from tests.support.gguf_editing import load
 from tests.support.models import make_checkpoint
 from yarnconv.cli import app
 from yarnconv.rope.request import RopeRequest
-from yarnconv.verify.gguf.case import CheckOptions
+from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.gguf.check import check_gguf
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

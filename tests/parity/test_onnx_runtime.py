@@ -44,19 +44,27 @@ def convert(yarnconv, tmp_path):
     return run
 
 
+def dequantised(codes, scales, axis):
+    return codes.astype(np.float32) * np.repeat(scales, 32, axis=axis)
+
+
 def stored_weights(directory, checkpoint):
-    """The graph's matrices by the checkpoint's names, dequantised by the onnx package's own reading."""
+    """The graph's matrices by the checkpoint's names, dequantised by the onnx package's own reading. A tied
+    model's head is among them where the graph has one of its own."""
     from safetensors.numpy import load_file
 
     model = onnx.load(directory / "model.onnx")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    weights = {}
-    for name, values in load_file(checkpoint / "model.safetensors").items():
-        if f"{name}.scales" in stored:
-            scales = np.repeat(stored[f"{name}.scales"], 32, axis=0)
-            weights[name] = np.ascontiguousarray((stored[name].astype(np.float32) * scales).T)
-        else:
-            weights[name] = values
+    weights = load_file(checkpoint / "model.safetensors")
+    for name in {*weights, "lm_head.weight"}:
+        if name in stored and f"{name}.scales" in stored:
+            weights[name] = dequantised(stored[name], stored[f"{name}.scales"], axis=0).T
+        elif f"{name}.int4" in stored:
+            packed = stored[f"{name}.int4"]
+            codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).astype(int) - 8
+            weights[name] = dequantised(codes, stored[f"{name}.scales"], axis=1)
+        elif name in stored and name not in weights:
+            weights[name] = stored[name].T
     return weights
 
 
@@ -224,6 +232,84 @@ def test_structures_within_a_family(family, overrides, convert, tmp_path):
     for kv in KV:
         found = OnnxModel(convert(directory, "--factor", "4", "--kv", kv)).run(tokens(), capacity=1024)
         assert relative_error(found, reference_logits(directory, tokens(), YARN)) <= TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_group_query_attention(family, dtype, checkpoints, convert):
+    """The dialect for CUDA, on the CPU's kernel: prefilled, then decoded across the boundary."""
+    options = ("--factor", "4", "--method", "dynamic-yarn", "--dialect", "ort-cuda", "--dtype", dtype)
+    out = convert(checkpoints(family), *options)
+    weights = stored_weights(out, checkpoints(family)) if dtype == "int4" else None
+    model = OnnxModel(out)
+    for capacity, factor in ((1024, 4.0), (256, 1.0)):
+        spelled = {"rope_type": "default"} if factor == 1 else {**YARN, "factor": factor}
+        length = min(capacity, 400)
+        wanted = reference_logits(checkpoints(family), tokens(length), spelled, weights=weights)
+        model.start(np.array([tokens(length)]), capacity)
+        position = 0
+        for step in (100, 100, 50, *[1] * 6, length - 256):
+            if step:
+                new = slice(position, position + step)
+                found = model.feed(tokens()[new], np.arange(*new.indices(LENGTH)))[0]
+                assert relative_error(found, wanted[new]) <= TOLERANCE[dtype]
+            position += step
+
+
+def test_group_query_attention_does_not_take_padding_for_text(checkpoints, convert):
+    model = OnnxModel(convert(checkpoints("llama"), "--factor", "4", "--dialect", "ort-cuda"))
+    batch, mask = np.array([tokens(20), tokens(20)]), np.ones((2, 20), np.int64)
+    mask[1, :3] = 0
+    model.start(batch, 64)
+    found = model.feed(batch, np.maximum(mask.cumsum(axis=1) - 1, 0), mask)
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+def test_group_query_attention_with_a_window(convert, tmp_path):
+    directory = make_checkpoint(tmp_path / "model", "mistral", sliding_window=64)
+    found = OnnxModel(convert(directory, "--factor", "4", "--dialect", "ort-cuda")).run(
+        tokens(), capacity=1024
+    )
+    assert relative_error(found, reference_logits(directory, tokens(), YARN)) <= TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "more", ["", "--int4-embeddings", "--no-int4-head", "--int4-embeddings --no-int4-head"]
+)
+def test_int4_head_and_embeddings(more, tied, convert, tmp_path):
+    """Where a tied head is no longer the embedding it has a matrix of its own."""
+    directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=tied)
+    out = convert(directory, "--factor", "4", "--dtype", "int4", *more.split())
+    stored = {
+        t.name: t.data_type for t in onnx.load(out / "model.onnx", load_external_data=False).graph.initializer
+    }
+    assert ("model.embed_tokens.weight.int4" in stored) == ("--int4-embeddings" in more)
+    assert (stored.get("lm_head.weight") == onnx.TensorProto.INT4) == ("--no-int4-head" not in more)
+    wanted = reference_logits(directory, tokens(), YARN, weights=stored_weights(out, directory))
+    found = OnnxModel(out).run(tokens(), capacity=1024)
+    assert relative_error(found, wanted) <= TOLERANCE["int4"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int4"])
+@pytest.mark.parametrize(("own", "tied"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_linked_weights(own, tied, dtype, convert, tmp_path):
+    """The checkpoint's own file in the model's directory, and the same logits as when it is converted."""
+    import torch
+
+    shape = {"dtype": getattr(torch, own), "shard": "1MB", "tie_word_embeddings": tied}
+    directory = make_checkpoint(tmp_path / "model", "llama", **shape)
+    for kv in KV:
+        written = OnnxModel(convert(directory, "--factor", "4", "--dtype", dtype, "--kv", kv))
+        wanted = written.run(tokens(300), capacity=512)
+        out = convert(directory, "--factor", "4", "--dtype", dtype, "--kv", kv, "--link-weights")
+        shards = sorted(path.name for path in out.glob("*.safetensors"))
+        assert shards
+        assert all((out / name).samefile(directory / name) for name in shards)
+        found = OnnxModel(out).run(tokens(300), capacity=512)
+        # MatMul adds up in another order where its right side is turned round
+        assert relative_error(found, wanted) <= (5e-3 if dtype == "fp16" else 1e-5)
 
 
 def test_last_token_only(checkpoints, convert):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Linear, Llama3, NtkAware, Unscaled, Yarn
 from yarnconv.rope.spelling import read_rope
-from yarnconv.rope.tables import buckets, correction_range, plain_inv_freq
+from yarnconv.rope.tables import buckets, correction_range, plain_inv_freq, static_scalings
 from yarnconv.rope.writing import write_rope
 
 thetas = st.floats(1000.0, 1e8)
@@ -83,6 +83,14 @@ def test_dynamic_yarn_begins_plain_and_ends_as_yarn(scaling):
         np.testing.assert_allclose(
             tables[-1].attention_factor, buckets(static)[0].attention_factor, rtol=1e-12
         )
+
+
+@given(yarns() | yarns(DynamicYarn) | others())
+def test_each_bucket_is_a_static_scaling(scaling):
+    for tables, static in zip(buckets(scaling), static_scalings(scaling), strict=True):
+        (alone,) = buckets(static)
+        np.testing.assert_allclose(alone.inv_freq, tables.inv_freq, rtol=1e-12)
+        assert alone.attention_factor == tables.attention_factor
 
 
 @given(yarns() | yarns(DynamicYarn) | others())

@@ -70,7 +70,7 @@ def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None
     """float32 logits [positions, vocabulary] of transformers' own model, freshly built.
 
     rope_parameters: replaces the config's, in transformers 5's spelling.
-    weights: replaces parameters by name.
+    weights: replaces parameters by name; one with an output head unties it.
     """
     config = transformers.AutoConfig.from_pretrained(directory)
     if rope_parameters is not None:
@@ -80,11 +80,14 @@ def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None
         }
         if getattr(config, "head_dim", None) is None:
             config.head_dim = config.hidden_size // config.num_attention_heads
+    if weights and "lm_head.weight" in weights:
+        config.tie_word_embeddings = False
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     if weights:
-        model.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
+        state = {name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()}
+        model.load_state_dict(state, strict=False)
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
     return logits[select].numpy()

@@ -193,12 +193,24 @@ def onnx(
         str, typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs) or int4 (4-bit matrices).")
     ] = "fp32",
     kv: Annotated[str, typer.Option("--kv", help="in-place (opset 24) or concat (opset 23).")] = "in-place",
+    dialect: Annotated[
+        str, typer.Option("--dialect", help="standard, or ort-cuda (GroupQueryAttention, no padding).")
+    ] = "standard",
     max_context: Annotated[
         int | None,
         typer.Option("--max-context", help="Positions of the tables [original x factor]."),
     ] = None,
     last_token_only: Annotated[
         bool, typer.Option("--last-token-only", help="Logits of the last token instead of all.")
+    ] = False,
+    int4_head: Annotated[
+        bool, typer.Option("--int4-head/--no-int4-head", help="int4: the output head too.")
+    ] = True,
+    int4_embeddings: Annotated[
+        bool, typer.Option("--int4-embeddings/--no-int4-embeddings", help="int4: the embeddings too.")
+    ] = False,
+    link_weights: Annotated[
+        bool, typer.Option("--link-weights", help="Hard-link the checkpoint's files instead of converting.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
@@ -208,16 +220,25 @@ def onnx(
     as_json: AsJson = False,
 ) -> None:
     """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
-    from yarnconv.cli.convert import convert_to_onnx
+    from yarnconv.cli.convert import convert_to_onnx, processors
+    from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
+    options = OnnxOptions(
+        dtype=dtype,
+        kv=parse_kv(kv),
+        dialect=parse_dialect(dialect),
+        max_context=max_context,
+        last_token_only=last_token_only,
+        int4_head=int4_head,
+        int4_embeddings=int4_embeddings,
+        link_weights=link_weights,
+        replace=force,
+        workers=processors(),
+    )
     convert_to_onnx(
         model,
         request,
-        dtype=dtype,
-        kv=kv,
-        max_context=max_context,
-        last_token_only=last_token_only,
-        force=force,
+        options,
         output=output,
         revision=revision,
         as_json=as_json,

@@ -11,8 +11,8 @@ from yarnconv.console.progress import TerminalProgress
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
-from yarnconv.verify.gguf.case import CheckOptions
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.report import report_document
 from yarnconv.verify.weights import parse_coverage

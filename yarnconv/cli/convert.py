@@ -23,7 +23,8 @@ def _show(plan: ConversionPlan, written: Written, *, as_json: bool) -> None:
         print_written(plan.rope, written)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -43,7 +44,7 @@ def convert_to_gguf(
         outtype=gguf.parse_outtype(outtype),
         pre=pre,
         split_max_size=split_max_size,
-        workers=_processors(),
+        workers=processors(),
     )
     started = time.perf_counter()
     directory = locate(model, revision=revision, files=ALL_FILES)
@@ -69,26 +70,14 @@ def convert_to_gguf(
 def convert_to_onnx(
     model: str,
     request: RopeRequest,
+    options: onnx.OnnxOptions,
     *,
-    dtype: str,
-    kv: str,
-    max_context: int | None,
-    last_token_only: bool,
-    force: bool,
     output: Path | None,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """`yarnconv onnx`."""
     require("onnx", "onnx")
-    options = onnx.OnnxOptions(
-        dtype=dtype,
-        kv=onnx.parse_kv(kv),
-        max_context=max_context,
-        last_token_only=last_token_only,
-        replace=force,
-        workers=_processors(),
-    )
     started = time.perf_counter()
     directory = locate(model, revision=revision, files=ALL_FILES)
     with open_checkpoint(directory) as checkpoint:
@@ -100,7 +89,7 @@ def convert_to_onnx(
             files = onnx.emit(plan, job, destination, options, advance)
     written = Written(
         target="onnx",
-        kind=dtype,
+        kind=options.dtype,
         files=[(path, path.stat().st_size) for path in files],
         notes=job.notes,
         seconds=time.perf_counter() - started,

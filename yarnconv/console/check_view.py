@@ -10,7 +10,8 @@ from rich.text import Text
 from yarnconv.console.messages import printable
 from yarnconv.rope.scaling import method_name
 from yarnconv.verify.compare import Window
-from yarnconv.verify.report import CheckReport, Outcome, Verdict
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.verdict import Outcome, Verdict
 
 _MARKS: dict[Outcome, tuple[str, str]] = {
     "holds": ("holds", "green"),

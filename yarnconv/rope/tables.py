@@ -5,7 +5,7 @@ Shapes: a rotary dimension D has D/2 pairs; `inv_freq` is float64[D/2] in radian
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from yarnconv.rope.scaling import (
     LongRope,
     NtkAware,
     Scaling,
+    Unscaled,
     Yarn,
 )
 
@@ -182,6 +183,27 @@ def _in_bucket(scaling: DynamicYarn, factor: float) -> DynamicYarn:
     return replace(scaling, factor=factor, attention_factor=attention_factor)
 
 
+def static_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
+    """What each bucket of a dynamic scaling is by itself; a static one is its own only bucket.
+
+    LongRope's two sets are no scaling that stands alone: it is given back whole.
+    """
+    if isinstance(scaling, DynamicNtk):
+        return tuple(
+            Unscaled(theta=ntk_base(scaling, _bucket_length(scaling, f)), rotary_dim=scaling.rotary_dim)
+            for f in bucket_factors(scaling.factor)
+        )
+    if isinstance(scaling, DynamicYarn):
+        static = [field.name for field in fields(Yarn)]
+        inside = [_in_bucket(scaling, f) for f in bucket_factors(scaling.factor)]
+        return tuple(Yarn(**{name: getattr(bucket, name) for name in static}) for bucket in inside)
+    return (scaling,)
+
+
+def _bucket_length(scaling: DynamicNtk, factor: float) -> int:
+    return math.ceil(factor * scaling.original_context)
+
+
 def buckets(scaling: Scaling) -> tuple[RopeTables, ...]:
     """The tables of a scaling: one where it is static, one per length regime where it is not.
 
@@ -197,9 +219,7 @@ def buckets(scaling: Scaling) -> tuple[RopeTables, ...]:
         return tuple(
             RopeTables(
                 factor=f,
-                inv_freq=plain_inv_freq(
-                    ntk_base(scaling, math.ceil(f * scaling.original_context)), scaling.rotary_dim
-                ),
+                inv_freq=plain_inv_freq(ntk_base(scaling, _bucket_length(scaling, f)), scaling.rotary_dim),
             )
             for f in bucket_factors(scaling.factor)
         )

@@ -143,7 +143,7 @@ def compare_logits(
 
 
 def compare_passage(
-    passage: Passage, found: Float32Array, wanted: Float32Array, *, sharpness: Sharpness, bucket: int = 0
+    passage: Passage, found: Float32Array, wanted: Float32Array, *, sharpness: Sharpness
 ) -> list[Window]:
     """One window for each phase of a passage."""
     positions = passage.judged_positions
@@ -155,7 +155,7 @@ def compare_passage(
             found[part],
             wanted[part],
             sharpness=sharpness,
-            bucket=bucket,
+            bucket=passage.bucket,
         )
         for phase, part in passage.phases()
     ]

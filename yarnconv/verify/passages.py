@@ -1,10 +1,10 @@
 """What is run to judge an artefact: short passages of tokens at telling positions.
 
 A rotation error shows wherever a query looks far back, so a passage need not be as long as its positions
-are high: a prefix at positions 0, 1, ... and then a jump to where it is judged. llama.cpp wants the
-positions of a sequence consecutive; the jump is made there by a token that stands alone in a sequence of
-its own, to which the prefix is copied afterwards. So that token sees only itself, and the reference is told
-the same.
+are high: a prefix at positions 0, 1, ... and then a gap to where it is judged. llama.cpp wants the
+positions of a sequence consecutive; the gap is made there by a jump: a token that stands alone in a sequence
+of its own, to which the prefix is copied afterwards. So that token sees only itself, and the reference is
+told the same. ONNX graphs take positions as they are given.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,11 @@ class Passage:
     """One run of a model, at chosen positions.
 
     tokens, positions: int64[n]; positions increase.
-    jump: index of the token that stands alone behind a gap in the positions; None without a gap.
+    jump: index of the token that stands alone behind a gap in the positions; None where none does.
     judged: index of the first token whose logits count.
     decoded: index of the first token that is fed alone, as in generation.
+    bucket, context: of a dynamic scaling, the bucket that is judged and the context that the client declares
+        to get it, in positions; None where the frequencies are the same for all.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Passage:
     jump: int | None
     judged: int
     decoded: int
+    bucket: int = 0
+    context: int | None = None
 
     def visible(self) -> NDArray[np.bool_]:
         """bool[n, n]: whether token i (row) attends to token j."""
@@ -92,20 +96,21 @@ def make_passages(
     target_context: int,
     prefix: int = PREFIX,
     inside: int = INSIDE,
+    jumps: bool = True,
 ) -> tuple[Passage, ...]:
     """Passages inside the original context, at its edge, beyond it, and at the end of the target context.
 
     tokens: taken in order, from the start again where they run out. Where a prefix and a gap do not fit
-    in front of the judged positions, a passage begins at position 0.
+    in front of the judged positions, a passage begins at position 0. jumps: whether the first token behind
+    a gap stands alone, as llama.cpp wants it.
     """
     passages = []
     taken = 0
     for span in _spans(original_context, target_context, inside):
         first, last = max(span.first, 0), min(span.last, target_context - 1)
-        jump = prefix if first > prefix + 1 else None
-        if jump is None:
-            positions = np.arange(last + 1)
-        else:
+        gap = first > prefix + 1
+        positions = np.arange(last + 1)
+        if gap:
             positions = np.concatenate([np.arange(prefix), np.arange(first - 1, last + 1)])
         count = len(positions)
         judged = 0 if span.first == 0 else count - (last - first + 1)
@@ -114,7 +119,7 @@ def make_passages(
                 name=span.name,
                 tokens=np.resize(np.roll(tokens, -taken), count),
                 positions=positions.astype(np.int64),
-                jump=jump,
+                jump=prefix if gap and jumps else None,
                 judged=judged,
                 decoded=max(count - span.decoded, judged),
             )

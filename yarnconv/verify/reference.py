@@ -36,7 +36,7 @@ def transformers_rope(scaling: Scaling) -> dict[str, Any]:
     return write_rope(scaling)
 
 
-def _config(plan: ConversionPlan, layers: int, vocab_size: int) -> Any:
+def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int) -> Any:
     import transformers
 
     all_layers = len(plan.description.layers)
@@ -58,8 +58,8 @@ def _config(plan: ConversionPlan, layers: int, vocab_size: int) -> Any:
             "max_position_embeddings": plan.rope.target_context,
             "tie_word_embeddings": plan.description.tied_embeddings,
             "rope_parameters": {
-                **transformers_rope(plan.rope.main),
-                "partial_rotary_factor": plan.rope.main.rotary_dim / head.head_dim,
+                **transformers_rope(scaling),
+                "partial_rotary_factor": scaling.rotary_dim / head.head_dim,
             },
         },
     )
@@ -73,11 +73,14 @@ def reference_version() -> str:
 class Reference:
     """A transformers model of the plan's first layers.
 
+    scaling: static; of a dynamic plan, that of one bucket.
     weights: by the checkpoint's names, float32; as many layers and vocabulary rows as are asked for. They
         are used in place, and must stay alive and writable.
     """
 
-    def __init__(self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int) -> None:
+    def __init__(
+        self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int, scaling: Scaling
+    ) -> None:
         require("check", "torch", "transformers")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,7 +90,7 @@ class Reference:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         vocab_size = len(weights[plan.family.tensors["token_embedding"]])
-        config = _config(plan, layers, vocab_size)
+        config = _config(plan, scaling, layers, vocab_size)
         with torch.device("meta"):
             model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, attn_implementation="eager"
@@ -100,6 +103,12 @@ class Reference:
             )
             .eval()
         )
+
+    def frequency_error(self, inv_freq: Float64Array) -> Float64Array:
+        """Relative error of transformers' float32 frequencies, from exact ones: float64[rotary_dim/2]."""
+        buffers = [buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")]
+        error: Float64Array = np.abs(buffers[0].double().numpy() / inv_freq - 1.0)
+        return error
 
     @contextmanager
     def disturbed(self, relative: Float64Array) -> Iterator[None]:

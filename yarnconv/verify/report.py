@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.targets.facts import FactComparison
 from yarnconv.verify.compare import Window
 from yarnconv.verify.expectation import Source
+from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import TensorComparison
 
 # The fields of a window that mean something where there is no tolerance.
@@ -15,17 +16,6 @@ INFORMATIVE = (
     *("name", "phase", "bucket", "first", "last"),
     *("relative", "relative_max", "max_abs", "mean_abs", "kl_max", "kl_mean", "top1_agreement"),
 )
-
-Outcome = Literal["holds", "fails", "not_judged"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """One of the three. reason: one sentence, for people. waived: left out because the user said so."""
-
-    outcome: Outcome
-    reason: str
-    waived: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ prints the measurement. Weights that a type cannot hold fail: all but zero in ni
 IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.tables import Float32Array
+from yarnconv.verify.verdict import Verdict
 
 Coverage = Literal["sampled", "all", "none"]
 COVERAGES: tuple[Coverage, ...] = ("sampled", "all", "none")
 
 SAMPLED_VALUES = 2**18  # of each tensor, in whole rows spread over it; smaller tensors are judged whole
 BLOCK_VALUES = 2**20  # compared at once
+SHOWN_PROBLEMS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,21 @@ class WeightJudge:
                 f"all in all not the checkpoint's: relative error {self.relative:.2g}, "
                 f"{self._type} explains {explained.tensor:g}"
             )
+
+
+def conclude_weights(compared: Sequence[TensorComparison], surplus: Sequence[str]) -> Verdict:
+    """What follows from all tensors. surplus: the artefact's tensors that are none of the checkpoint's."""
+    problems = [f"{tensor.name} {tensor.problem}" for tensor in compared if tensor.problem is not None]
+    problems += [f"{name} is none of the checkpoint's tensors" for name in surplus]
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        reason = "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        return Verdict(outcome="fails", reason=reason)
+    if unknown := sorted({str(tensor.stored_as) for tensor in compared if not tensor.known}):
+        reason = f"how far {', '.join(unknown)} may move a weight has not been measured"
+        return Verdict(outcome="not_judged", reason=reason)
+    millions = sum(tensor.judged for tensor in compared) / 1e6
+    return Verdict(outcome="holds", reason=f"{len(compared)} tensors, {millions:.3g} M values compared")
 
 
 def parse_coverage(text: str) -> Coverage:

@@ -21,6 +21,7 @@ FORMS = [
     ("--dtype", "fp16"),
     ("--dtype", "fp16", "--kv", "concat"),
     ("--dtype", "int4"),
+    ("--dialect", "ort-cuda"),
     ("--last-token-only",),
 ]
 # measured: 4e-7, 1e-4 and, against unquantised weights, 0.016; another factor is 0.04 and more away

@@ -7,8 +7,8 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import ConversionPlan, rope_facts
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Unscaled, Yarn
-from yarnconv.targets.onnx.decoder import GraphOptions
 from yarnconv.targets.onnx.genai import default_length
+from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.templates import render
 
@@ -45,6 +45,7 @@ def model_card(plan: ConversionPlan, options: GraphOptions) -> str:
         "vocab_size": model.vocab_size,
         "dtype": options.dtype,
         "cache_type": options.element.name.lower(),
+        "padding": options.dialect == "standard",
         "in_place": options.kv == "in-place",
         "max_context": options.max_context,
         "last_token_only": options.last_token_only,

@@ -11,7 +11,7 @@ from typing import Any
 
 from yarnconv.checkpoint.hub import TOKENIZER_FILES
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.decoder import GraphOptions
+from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.templates import render
 
 CONFIG_FILE = "genai_config.json"

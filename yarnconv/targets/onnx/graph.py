@@ -3,7 +3,7 @@
 Nothing is traced and no shape is inferred; what a graph means stands in `decoder`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -49,25 +49,54 @@ class ExternalTensor:
         return self.shape[0] * self.row_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkedTensor:
+    """A tensor that stays where it lies, in another file of the model's directory.
+
+    location: that file's name. offset: bytes from its start.
+    """
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    nbytes: int
+
+
 class Graph:
     """Collects nodes; every method that adds one returns the name of its output."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
+        self._domains: set[str] = {""}
         self._constants: dict[tuple[Any, ...], str] = {}
         self._small: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self.tensors: list[ExternalTensor] = []
+        self.linked: list[LinkedTensor] = []
 
-    def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """A node with one output. An empty input name leaves an optional input out."""
+    def node(
+        self,
+        operator: str,
+        *inputs: str,
+        output: str | None = None,
+        more_outputs: Sequence[str] = (),
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """A node; the name of its first output. An empty input name leaves an optional input out."""
         from onnx import helper
 
         name = output or f"{operator}_{len(self._nodes)}"
+        outputs = [name, *more_outputs]
+        self._domains.add(domain)
         self._nodes.append(
-            helper.make_node(operator, list(inputs), [name], name=f"node_{name}", **attributes)
+            helper.make_node(
+                operator, list(inputs), outputs, name=f"node_{name}", domain=domain, **attributes
+            )
         )
         return name
 
@@ -99,6 +128,11 @@ class Graph:
         self.tensors.append(tensor)
         return tensor.name
 
+    def link(self, tensor: LinkedTensor) -> str:
+        """A tensor that is not written; its name."""
+        self.linked.append(tensor)
+        return tensor.name
+
     def input(self, name: str, element: str, shape: list[Dimension]) -> str:
         """A graph input."""
         self._inputs.append(_value_info(name, element, shape))
@@ -122,30 +156,26 @@ class Graph:
             offset += tensor.nbytes
 
     def model(self, data_file: str, metadata: dict[str, str]) -> "onnx.ModelProto":
-        """The finished model, its large tensors pointing into `data_file`."""
-        from onnx import TensorProto, helper
+        """The finished model, its large tensors pointing into `data_file` and into what is linked."""
+        from onnx import helper
 
         from yarnconv import __version__
 
-        references = []
-        for tensor, offset in self.layout():
-            proto = TensorProto(
-                name=tensor.name,
-                data_type=TensorProto.DataType.Value(tensor.element),
-                dims=tensor.shape,
-                data_location=TensorProto.EXTERNAL,
-            )
-            place = {"location": data_file, "offset": str(offset), "length": str(tensor.nbytes)}
-            for key, value in place.items():
-                entry = proto.external_data.add()
-                entry.key, entry.value = key, value
-            references.append(proto)
+        references = [
+            _reference(tensor, data_file, offset, tensor.nbytes) for tensor, offset in self.layout()
+        ]
+        references += [
+            _reference(tensor, tensor.location, tensor.offset, tensor.nbytes) for tensor in self.linked
+        ]
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, [*self._small, *references]
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[
+                helper.make_opsetid(domain, self.opset if domain == "" else 1)
+                for domain in sorted(self._domains)
+            ],
             ir_version=IR_VERSION,
             producer_name="yarnconv",
             producer_version=__version__,
@@ -155,6 +185,23 @@ class Graph:
 
 
 IR_VERSION = 11  # that of opset 23 and 24 in ONNX Runtime 1.23 and later
+
+
+def _reference(
+    tensor: ExternalTensor | LinkedTensor, location: str, offset: int, nbytes: int
+) -> "onnx.TensorProto":
+    from onnx import TensorProto
+
+    proto = TensorProto(
+        name=tensor.name,
+        data_type=TensorProto.DataType.Value(tensor.element),
+        dims=tensor.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in {"location": location, "offset": str(offset), "length": str(nbytes)}.items():
+        entry = proto.external_data.add()
+        entry.key, entry.value = key, value
+    return proto
 
 
 def _value_info(name: str, element: str, shape: list[Dimension]) -> "onnx.ValueInfoProto":

@@ -1,62 +1,128 @@
-"""Where the two forms of the KV cache differ, and nothing else.
+"""Where the dialects and the forms of the KV cache differ, and nothing else.
 
 in-place: a buffer of the client's size, new keys scattered into it (TensorScatter, opset 24); attention runs
     over the whole buffer, and the buffer's size is the context that the request declared.
 concat: past and new keys concatenated (opset 23), which older runtimes and TensorRT take.
+ort-cuda: ONNX Runtime's own GroupQueryAttention in place of the standard Attention, whose CUDA kernel decodes
+    faster. It has no mask: a row with padding in it gives NaN.
 
-The mask comes from each slot's rank, the count of real tokens up to it, never from position_ids: those feed
-RoPE only and may be sparse. Shapes: B batch, S new tokens, T past and new tokens, C slots of the cache.
+The standard dialect's mask comes from each slot's rank, the count of real tokens up to it, never from
+position_ids: those feed RoPE only and may be sparse. Shapes: B batch, S new tokens, T past and new tokens, C
+slots of the cache, H heads, D head_dim.
 """
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from yarnconv.model.description import AttentionDescription
 from yarnconv.targets.onnx.graph import Graph
 
 KvForm = Literal["in-place", "concat"]
+Dialect = Literal["standard", "ort-cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cache:
-    """What the layers share. ranks: int64[B, C]; real: bool[B, 1, 1, C]; query_ranks: int64[B, 1, S, 1]."""
+class Slots:
+    """Names of one layer's cache: graph inputs and outputs, [B, key/value heads, C, D]."""
 
-    ranks: str
-    real: str
-    query_ranks: str
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
 
 
 class Operators(Protocol):
-    """One form of the cache."""
+    """One dialect with one form of the cache."""
 
     opset: int
     past_dimension: str
     present_dimension: str
 
-    def begin(self, graph: Graph) -> Cache:
+    def begin(self, graph: Graph) -> None:
         """What is computed once, from the inputs attention_mask and input_ids."""
 
-    def extend(self, graph: Graph, past: str, new: str, present: str) -> str:
-        """Past keys or values with the new ones: [B, heads, C, head_dim]."""
+    def guarded(self, graph: Graph, embedded: str) -> str:
+        """The embedded tokens, NaN in rows that this dialect cannot serve."""
+
+    def attend(
+        self,
+        graph: Graph,
+        attention: AttentionDescription,
+        heads: tuple[str, str, str],
+        slots: Slots,
+        scale: float,
+    ) -> str:
+        """Attention of rotated queries to past and new keys: [B, S, H D]. heads: query, key and value, each
+        [B, H, S, D]. scale: of the scores.
+        """
 
     def context(self, graph: Graph, target_context: int) -> str:
         """int64[1]: the context that the request declared."""
 
 
-def _cache(graph: Graph, mask: str, begin: str, end: str) -> Cache:
-    """Ranks of all slots, and those of the new tokens, which stand at begin..end-1."""
-    ranks = graph.node("CumSum", mask, graph.constant(1))
-    own = graph.node("Slice", ranks, begin, end, graph.constant([1]))
-    # a query that is padding itself sees the first real token: an empty row would be NaN and spread
-    own = graph.node("Max", own, graph.constant([1]))
-    real = graph.cast(mask, "BOOL")
-    return Cache(
-        ranks=ranks,
-        real=graph.node("Unsqueeze", real, graph.constant([1, 2])),
-        query_ranks=graph.node("Unsqueeze", own, graph.constant([1, 3])),
-    )
+def _joined(graph: Graph, heads_first: str, width: int) -> str:
+    """[B, H, S, D] as [B, S, H D]."""
+    last = graph.node("Transpose", heads_first, perm=[0, 2, 1, 3])
+    return graph.node("Reshape", last, graph.constant([0, 0, width]))
 
 
-class InPlace:
+def _buffer_size(graph: Graph) -> str:
+    return graph.size("past_key_values.0.key", 2)
+
+
+class _Standard:
+    """The standard Attention with an explicit mask."""
+
+    def __init__(self) -> None:
+        self._ranks = self._real = self._query_ranks = ""
+        self._masks: dict[int | None, str] = {}
+
+    def guarded(self, graph: Graph, embedded: str) -> str:
+        """As they are: the mask serves every row."""
+        return embedded
+
+    def _rank(self, graph: Graph, mask: str, begin: str, end: str) -> None:
+        """Ranks of all slots, and those of the new tokens, which stand at begin..end-1."""
+        self._ranks = graph.node("CumSum", mask, graph.constant(1))
+        own = graph.node("Slice", self._ranks, begin, end, graph.constant([1]))
+        # a query that is padding itself sees the first real token: an empty row would be NaN and spread
+        own = graph.node("Max", own, graph.constant([1]))
+        self._real = graph.node("Unsqueeze", graph.cast(mask, "BOOL"), graph.constant([1, 2]))
+        self._query_ranks = graph.node("Unsqueeze", own, graph.constant([1, 3]))
+
+    def _mask(self, graph: Graph, window: int | None) -> str:
+        """bool[B, 1, S, C]: real slots up to the query's own rank, and within its window."""
+        if window not in self._masks:
+            ranks = graph.node("Unsqueeze", self._ranks, graph.constant([1, 2]))
+            seen = graph.node("And", graph.node("LessOrEqual", ranks, self._query_ranks), self._real)
+            if window is not None:
+                reach = graph.node("Add", ranks, graph.constant([window]))
+                seen = graph.node("And", seen, graph.node("Greater", reach, self._query_ranks))
+            self._masks[window] = seen
+        return self._masks[window]
+
+    def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
+        """Past keys or values with the new ones."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        graph: Graph,
+        attention: AttentionDescription,
+        heads: tuple[str, str, str],
+        slots: Slots,
+        scale: float,
+    ) -> str:
+        """Attention of the new tokens to the whole cache."""
+        query, key, value = heads
+        keys = self._extend(graph, slots.past_key, key, slots.present_key)
+        values = self._extend(graph, slots.past_value, value, slots.present_value)
+        mask = self._mask(graph, attention.window)
+        attended = graph.node("Attention", query, keys, values, mask, scale=scale)
+        return _joined(graph, attended, attention.heads * attention.head_dim)
+
+
+class InPlace(_Standard):
     """The client's buffer, written in place."""
 
     opset = 24
@@ -64,46 +130,41 @@ class InPlace:
     present_dimension = "kv_capacity"
 
     def __init__(self) -> None:
+        super().__init__()
         self._write_at = ""
 
-    def begin(self, graph: Graph) -> Cache:
+    def begin(self, graph: Graph) -> None:
         """Pads attention_mask to the buffer's size; new tokens go behind the past ones."""
         new, total = graph.size("input_ids", 1), graph.size("attention_mask", 1)
         past = graph.node("Sub", total, new)
-        missing = graph.node("Sub", self._capacity(graph), total)
+        missing = graph.node("Sub", _buffer_size(graph), total)
         pads = graph.node("Concat", graph.constant([0, 0, 0]), missing, axis=0)
         mask = graph.node("Pad", "attention_mask", pads)
         self._write_at = graph.node("Expand", past, graph.size("input_ids", 0))
-        return _cache(graph, mask, past, total)
+        self._rank(graph, mask, past, total)
 
-    def extend(self, graph: Graph, past: str, new: str, present: str) -> str:
-        """Scattered at the end of the past."""
+    def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
         return graph.node("TensorScatter", past, new, self._write_at, output=present, axis=2)
 
     def context(self, graph: Graph, target_context: int) -> str:
         """The buffer's size: it cannot change in mid-sequence, and the client need not know of it."""
-        return self._capacity(graph)
-
-    @staticmethod
-    def _capacity(graph: Graph) -> str:
-        return graph.size("past_key_values.0.key", 2)
+        return _buffer_size(graph)
 
 
-class Concat:
+class Concat(_Standard):
     """A cache that grows with the sequence."""
 
     opset = 23
     past_dimension = "past_sequence_length"
     present_dimension = "total_sequence_length"
 
-    def begin(self, graph: Graph) -> Cache:
+    def begin(self, graph: Graph) -> None:
         """attention_mask is as long as the cache will be."""
         total = graph.size("attention_mask", 1)
         past = graph.node("Sub", total, graph.size("input_ids", 1))
-        return _cache(graph, "attention_mask", past, total)
+        self._rank(graph, "attention_mask", past, total)
 
-    def extend(self, graph: Graph, past: str, new: str, present: str) -> str:
-        """Concatenated."""
+    def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
         return graph.node("Concat", past, new, output=present, axis=2)
 
     def context(self, graph: Graph, target_context: int) -> str:
@@ -113,4 +174,68 @@ class Concat:
         return graph.node("Unsqueeze", "rope_context", graph.constant([0]))
 
 
-OPERATORS: dict[KvForm, type[InPlace] | type[Concat]] = {"in-place": InPlace, "concat": Concat}
+class GroupQuery:
+    """ONNX Runtime's GroupQueryAttention over a buffer of the client's. Keys are rotated before it, by the
+    same tables and the same nodes as elsewhere.
+    """
+
+    opset = 23
+    past_dimension = "kv_capacity"
+    present_dimension = "kv_capacity"
+
+    def __init__(self) -> None:
+        self._last = self._total = ""
+
+    def begin(self, graph: Graph) -> None:
+        """The operator wants int32: each row's last slot, and the count of past and new tokens."""
+        total = graph.size("attention_mask", 1)
+        counted = graph.node("Sub", total, graph.constant([1]))
+        last = graph.node("Expand", counted, graph.size("input_ids", 0))
+        self._last = graph.cast(last, "INT32")
+        self._total = graph.cast(graph.node("Squeeze", total, graph.constant([0])), "INT32")
+
+    def guarded(self, graph: Graph, embedded: str) -> str:
+        """NaN where a row is padded, which the operator would take for text."""
+        least = graph.node("ReduceMin", "attention_mask", graph.constant([1]), keepdims=1)
+        padded = graph.node("Unsqueeze", graph.node("Less", least, graph.constant([1])), graph.constant([2]))
+        nan = graph.node("CastLike", graph.constant(float("nan"), "float32"), embedded)
+        return graph.node("Where", padded, nan, embedded)
+
+    def attend(
+        self,
+        graph: Graph,
+        attention: AttentionDescription,
+        heads: tuple[str, str, str],
+        slots: Slots,
+        scale: float,
+    ) -> str:
+        """Attention of the new tokens to the whole cache, which the operator extends itself."""
+        query, key, value = heads
+        narrow = attention.key_value_heads * attention.head_dim
+        return graph.node(
+            "GroupQueryAttention",
+            _joined(graph, query, attention.heads * attention.head_dim),
+            _joined(graph, key, narrow),
+            _joined(graph, value, narrow),
+            slots.past_key,
+            slots.past_value,
+            self._last,
+            self._total,
+            more_outputs=(slots.present_key, slots.present_value),
+            domain="com.microsoft",
+            num_heads=attention.heads,
+            kv_num_heads=attention.key_value_heads,
+            scale=scale,
+            local_window_size=-1 if attention.window is None else attention.window,
+        )
+
+    def context(self, graph: Graph, target_context: int) -> str:
+        """The buffer's size, as in the standard dialect."""
+        return _buffer_size(graph)
+
+
+OPERATORS: dict[tuple[Dialect, KvForm], type[InPlace] | type[Concat] | type[GroupQuery]] = {
+    ("standard", "in-place"): InPlace,
+    ("standard", "concat"): Concat,
+    ("ort-cuda", "in-place"): GroupQuery,
+}

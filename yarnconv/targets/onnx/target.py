@@ -1,11 +1,12 @@
 """The ONNX target: what it refuses, and how a plan becomes a directory that ONNX Runtime loads."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -16,31 +17,37 @@ from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
 from yarnconv.targets.onnx.card import CARD_FILE, RUNNER_FILE, model_card
-from yarnconv.targets.onnx.decoder import GraphOptions, build_decoder
+from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import ExternalTensor, Graph
-from yarnconv.targets.onnx.operators import KvForm
+from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
+from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
-from yarnconv.targets.onnx.weights import FLOAT_TYPES, INT4_BLOCK, quantises
+from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
 from yarnconv.targets.output_file import Buffer, Output, Piece, write_pieces
 from yarnconv.targets.templates import verbatim
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-DTYPES = (*FLOAT_TYPES, "int4")
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
+
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxOptions:
-    """max_context: positions of the tables, None for the plan's target context. replace: whether an existing
+    """As in `GraphOptions`; max_context: None for the plan's target context. replace: whether an existing
     destination gives way.
     """
 
     dtype: str = "fp32"
     kv: KvForm = "in-place"
+    dialect: Dialect = "standard"
     max_context: int | None = None
     last_token_only: bool = False
+    int4_head: bool = True
+    int4_embeddings: bool = False
+    link_weights: bool = False
     replace: bool = False
     workers: int = 1
 
@@ -59,13 +66,21 @@ class OnnxJob:
         return max((offset + tensor.nbytes for tensor, offset in self.graph.layout()), default=0)
 
 
+def _one_of(text: str, known: tuple[Choice, ...], where: str) -> Choice:
+    for choice in known:
+        if text == choice:
+            return choice
+    raise BadInput(f"{text!r} is not known", where=where, fix=f"Choose {' or '.join(known)}.")
+
+
 def parse_kv(text: str) -> KvForm:
     """The `--kv` of that name."""
-    known: tuple[KvForm, ...] = get_args(KvForm)
-    for form in known:
-        if text == form:
-            return form
-    raise BadInput(f"{text!r} is no form of the cache", where="--kv", fix=f"Choose {' or '.join(known)}.")
+    return _one_of(text, get_args(KvForm), "--kv")
+
+
+def parse_dialect(text: str) -> Dialect:
+    """The `--dialect` of that name."""
+    return _one_of(text, get_args(Dialect), "--dialect")
 
 
 def refusals(plan: ConversionPlan, options: OnnxOptions) -> list[Inexpressible]:
@@ -90,15 +105,23 @@ def refusals(plan: ConversionPlan, options: OnnxOptions) -> list[Inexpressible]:
     return found
 
 
-def _layer_matrices(plan: ConversionPlan) -> list[TensorBinding]:
-    return [b for b in plan.bindings if b.expected.layer is not None and len(b.source.shape) == 2]
+def _int4_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:
+    """The matrices that were asked for in 4 bits."""
+    return [b for b in plan.bindings if len(b.source.shape) == 2 and options.quantises(b.expected.role)]
 
 
 def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
-    whole = [b.expected.name for b in _layer_matrices(plan) if not quantises(b.source.shape)]
-    if options.dtype != "int4" or not whole:
-        return ()
-    return (f"{len(whole)} matrices stay fp32: they do not divide into blocks ({whole[0]}, ...).",)
+    notes = []
+    whole = [b.expected.name for b in _int4_matrices(plan, options) if not quantises(b.source.shape)]
+    if whole:
+        notes.append(f"{len(whole)} matrices stay fp32: they do not divide into blocks ({whole[0]}, ...).")
+    if options.link_weights:
+        notes.append("The checkpoint's files are hard-linked: who changes them in place changes this model.")
+        if any(b.source.dtype != options.element.dtype for b in plan.bindings):
+            notes.append(f"The runtime converts what is linked to {options.element.name} when it loads it.")
+    if options.dialect == "ort-cuda" and options.element.name == "FLOAT":
+        notes.append("CUDA's GroupQueryAttention takes fp16 and bf16; in fp32 it runs on the CPU.")
+    return tuple(notes)
 
 
 def _check_destination(plan: ConversionPlan, destination: Path) -> None:
@@ -124,8 +147,24 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--max-context",
             fix="Lower it, or extend further with --factor.",
         )
-    matrices = _layer_matrices(plan)
-    if options.dtype == "int4" and not any(quantises(binding.source.shape) for binding in matrices):
+    if (options.dialect, options.kv) not in OPERATORS:
+        raise BadInput(
+            f"{options.dialect} keeps its cache in place",
+            where=f"--kv {options.kv}",
+            fix="Leave out --kv, or --dialect.",
+        )
+    chosen = GraphOptions(
+        dtype=options.dtype,
+        kv=options.kv,
+        dialect=options.dialect,
+        max_context=wanted,
+        last_token_only=options.last_token_only,
+        int4_head=options.int4_head,
+        int4_embeddings=options.int4_embeddings,
+        link_weights=options.link_weights,
+    )
+    matrices = _int4_matrices(plan, chosen)
+    if matrices and not any(quantises(binding.source.shape) for binding in matrices):
         first = matrices[0]
         raise BadInput(
             f"not one matrix divides into blocks of {INT4_BLOCK}, such as {first.expected.name} of shape "
@@ -133,9 +172,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--dtype int4",
             fix="Choose another --dtype.",
         )
-    return GraphOptions(
-        dtype=options.dtype, kv=options.kv, max_context=wanted, last_token_only=options.last_token_only
-    )
+    return chosen
 
 
 def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
@@ -175,9 +212,27 @@ def _graph_facts(plan: ConversionPlan, options: GraphOptions) -> dict[str, Any]:
     return {
         "dtype": options.dtype,
         "kv": options.kv,
+        "dialect": options.dialect,
         "max_context": options.max_context,
         "bucket_contexts": list(layout.positions),
     }
+
+
+def _link(plan: ConversionPlan, graph: Graph, directory: Path) -> list[Path]:
+    """Hard links to the checkpoint's files that the graph points into; runtimes follow no symbolic ones."""
+    sources = {b.source.file.path.name: b.source.file.path for b in plan.bindings}
+    linked = []
+    for name in sorted({tensor.location for tensor in graph.linked}):
+        try:
+            os.link(sources[name].resolve(), directory / name)
+        except OSError as error:
+            raise BadInput(
+                f"cannot be hard-linked from {directory.parent} ({error.strerror})",
+                where=name,
+                fix="Write to the checkpoint's own file system with -o, or leave out --link-weights.",
+            ) from None
+        linked.append(directory / name)
+    return linked
 
 
 def emit(
@@ -185,18 +240,19 @@ def emit(
 ) -> list[Path]:
     """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
     _check_destination(plan, destination)
-    fix = "Free some space, write elsewhere with -o, or choose a smaller --dtype."
+    fix = "Free some space, write elsewhere with -o, choose a smaller --dtype, or --link-weights."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
     provenance = {**plan.provenance, "graph": _graph_facts(plan, job.options)}
     model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
+        linked = _link(plan, job.graph, directory)
         write_pieces(directory / DATA_FILE, job.nbytes, _pieces(job.graph), advance, options.workers)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         config = genai_config(plan, job.options, MODEL_FILE)
         (directory / CONFIG_FILE).write_text(config, encoding="utf-8")
         (directory / CARD_FILE).write_text(model_card(plan, job.options), encoding="utf-8")
         (directory / RUNNER_FILE).write_bytes(verbatim(f"onnx/{RUNNER_FILE}"))
-        tokenizer = copy_tokenizer(plan.checkpoint.directory, directory)
+        beside = copy_tokenizer(plan.checkpoint.directory, directory)
     written = (MODEL_FILE, DATA_FILE, CONFIG_FILE, CARD_FILE, RUNNER_FILE)
-    names = (*written, *(path.name for path in tokenizer))
+    names = (*written, *(path.name for path in (*beside, *linked)))
     return [destination / name for name in names]

@@ -12,6 +12,7 @@ from yarnconv.targets.onnx.graph import PIECE_VALUES, ExternalTensor
 
 INT4_BLOCK = 32  # values that share a scale, along the input dimension
 _INT4_LOWEST = -8
+PACKED_OFFSET = 8  # added to a code that is looked up as a byte, which has no sign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,33 +61,58 @@ def transposed(name: str, source: TensorRef, element: ElementType) -> ExternalTe
     )
 
 
-def _blocks(source: TensorRef, first: int, last: int) -> Float32Array:
-    """float32[blocks, INT4_BLOCK, out] of the inputs first..last-1."""
-    values = np.ascontiguousarray(source.load()[:, first:last].T)
-    wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, source.shape[0])
-    return wide
+def scales_name(name: str) -> str:
+    """What the scales of a 4-bit tensor are called."""
+    return f"{name}.scales"
 
 
-def _scales(blocks: Float32Array) -> Float32Array:
-    """float32[blocks, out]: the value of largest magnitude becomes -8, the code that has no opposite."""
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None, :], axis=1)[:, 0, :]
-    scales: Float32Array = largest / np.float32(_INT4_LOWEST)
-    return scales
-
-
-def _codes(blocks: Float32Array) -> NDArray[np.uint8]:
-    """Two codes a byte, the first in the low half, rows of the matrix [in, out] one after the other."""
-    scales = _scales(blocks)[:, None, :]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.where(scales == 0, 0, blocks / scales)
-    codes = np.clip(np.rint(scaled), -8, 7).astype(np.int8).reshape(-1, blocks.shape[2]) & 0xF
-    packed: NDArray[np.uint8] = (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8)
-    return packed
+def packed_name(name: str) -> str:
+    """What the codes of a 4-bit tensor are called that is looked up by bytes."""
+    return f"{name}.int4"
 
 
 def quantises(shape: tuple[int, ...]) -> bool:
     """Whether a matrix [out, in] divides into blocks, and its rows of codes into bytes."""
     return shape[1] % INT4_BLOCK == 0 and shape[0] % 2 == 0
+
+
+def _scales(blocks: Float32Array) -> Float32Array:
+    """float32[blocks, n] of [blocks, INT4_BLOCK, n]: the value of largest magnitude becomes -8, the code that
+    has no opposite.
+    """
+    highest, lowest = blocks.max(axis=1), blocks.min(axis=1)
+    scales: Float32Array = np.where(highest > -lowest, highest, lowest) / np.float32(_INT4_LOWEST)
+    return scales
+
+
+def _codes(blocks: Float32Array) -> NDArray[np.int8]:
+    """Codes from -8 to 7 of [blocks, INT4_BLOCK, n], of the same shape."""
+    scales = _scales(blocks)[:, None, :]
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        scaled = blocks * np.where(scales == 0, 0, np.float32(1) / scales)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, _INT4_LOWEST, -_INT4_LOWEST - 1, out=scaled)
+    return scaled.astype(np.int8)
+
+
+def _packed(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two codes of a row [rows, n] a byte, the first in the low half."""
+    bits = codes.view(np.uint8) & np.uint8(0xF)
+    return bits[:, 0::2] | (bits[:, 1::2] << np.uint8(4))
+
+
+def unpack(packed: NDArray[np.uint8], offset: int) -> Float32Array:
+    """The codes of packed bytes, flat. offset: what was added to them; 0: they are signed."""
+    halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1).astype(np.int8)
+    codes: Float32Array = (halves - offset if offset else (halves ^ 8) - 8).astype(np.float32)
+    return codes
+
+
+def _columns(source: TensorRef, first: int, last: int) -> Float32Array:
+    """float32[blocks, INT4_BLOCK, out] of the inputs first..last-1."""
+    values = np.ascontiguousarray(source.load()[:, first:last].T)
+    wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, source.shape[0])
+    return wide
 
 
 def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
@@ -98,15 +124,49 @@ def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTen
         element="INT4",
         bits=4,
         shape=(inputs, outputs),
-        rows=lambda first, last: _codes(_blocks(source, first, last)),
+        rows=lambda first, last: _packed(_codes(_columns(source, first, last)).reshape(-1, outputs)),
         step=step * INT4_BLOCK,
     )
     scales = ExternalTensor(
-        name=f"{name}.scales",
+        name=scales_name(name),
         element="FLOAT",
         bits=32,
         shape=(inputs // INT4_BLOCK, outputs),
-        rows=lambda first, last: _scales(_blocks(source, first * INT4_BLOCK, last * INT4_BLOCK)),
+        rows=lambda first, last: _scales(_columns(source, first * INT4_BLOCK, last * INT4_BLOCK)),
+        step=step,
+    )
+    return codes, scales
+
+
+def _rows(source: TensorRef, first: int, last: int) -> Float32Array:
+    """float32[blocks, INT4_BLOCK, 1] of the rows first..last-1."""
+    values = np.ascontiguousarray(source.load()[first:last])
+    wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, 1)
+    return wide
+
+
+def quantised_rows(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
+    """(codes as bytes UINT8[rows, width / 2], PACKED_OFFSET added to each; scales FLOAT[rows, width /
+    INT4_BLOCK]) of a matrix that is looked up by rows, symmetric.
+    """
+    count, width = source.shape
+    step = max(1, PIECE_VALUES // width)
+    codes = ExternalTensor(
+        name=packed_name(name),
+        element="UINT8",
+        bits=8,
+        shape=(count, width // 2),
+        rows=lambda first, last: _packed(
+            (_codes(_rows(source, first, last)) + np.int8(PACKED_OFFSET)).reshape(-1, width)
+        ),
+        step=step,
+    )
+    scales = ExternalTensor(
+        name=scales_name(name),
+        element="FLOAT",
+        bits=32,
+        shape=(count, width // INT4_BLOCK),
+        rows=lambda first, last: _scales(_rows(source, first, last)).reshape(last - first, -1),
         step=step,
     )
     return codes, scales

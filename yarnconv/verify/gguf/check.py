@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -17,14 +18,18 @@ from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
 from yarnconv.targets.gguf.rope_reading import compare_metadata
 from yarnconv.targets.gguf.target import structure_refusals
+from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import expect
-from yarnconv.verify.gguf.case import Case, CheckOptions, choose_tokens, judged_layers, random_tokens
-from yarnconv.verify.gguf.structure import NOT_RUN, judge_structure, run_as_is
+from yarnconv.verify.gguf.case import Case
+from yarnconv.verify.gguf.structure import judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.reference import reference_version
-from yarnconv.verify.report import CheckReport, Verdict
-from yarnconv.verify.runners.llama_cpp import LlamaCpp, RuntimeRefused
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.runners.llama_cpp import LlamaCpp
+from yarnconv.verify.runners.worker import RuntimeRefused
+from yarnconv.verify.structure import NOT_RUN
+from yarnconv.verify.verdict import Verdict, conclude_facts
 
 OUTPUT_HEAD = "output.weight"
 
@@ -38,11 +43,7 @@ def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, 
         return Verdict(outcome="fails", reason=f"no keys can say the plan: {error.what}"), ()
     except NotJudged as error:
         return Verdict(outcome="not_judged", reason=str(error)), ()
-    decisive = [key for key in keys if key.decisive]
-    if wrong := [key for key in decisive if not key.agrees]:
-        listed = "; ".join(f"{key.key} is {key.found}, expected {key.expected}" for key in wrong)
-        return Verdict(outcome="fails", reason=listed), keys
-    return Verdict(outcome="holds", reason=f"{len(decisive)} facts agree"), keys
+    return conclude_facts(keys), keys
 
 
 def _with_head_of_its_own(plan: ConversionPlan, artefact: GgufFile) -> ConversionPlan:
@@ -82,7 +83,7 @@ def _check_open(
         raise refusals[0]
     vocab_size, refused = plan.description.vocab_size, None
     try:
-        tokens = choose_tokens(runner, artefact.path, options, vocab_size)
+        tokens = choose_tokens(options, vocab_size, partial(runner.tokenize, artefact.path))
     except RuntimeRefused as error:
         tokens, refused = random_tokens(vocab_size, options.seed), error.what
     case = Case(

@@ -12,17 +12,16 @@ from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
 from yarnconv.targets.gguf.steps import value_steps
 from yarnconv.verify.gguf.case import Case
-from yarnconv.verify.report import Verdict
+from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import (
     BLOCK_TYPES,
     FLOAT_TYPES,
     Coverage,
     TensorComparison,
     WeightJudge,
+    conclude_weights,
     sampled_rows,
 )
-
-SHOWN_PROBLEMS = 3
 
 
 def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
@@ -84,16 +83,4 @@ def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
         return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
     compared = _compare_all(case)
     surplus = case.artefact.tensors.keys() - {place.name for place in case.places} - {ROPE_FREQS}
-    problems = [f"{tensor.name} {tensor.problem}" for tensor in compared if tensor.problem is not None]
-    problems += [f"{name} is none of the checkpoint's tensors" for name in sorted(surplus)]
-    if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        reason = "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        return Verdict(outcome="fails", reason=reason), compared
-    if unknown := sorted({str(tensor.stored_as) for tensor in compared if not tensor.known}):
-        reason = f"how far {', '.join(unknown)} may move a weight has not been measured"
-        return Verdict(outcome="not_judged", reason=reason), compared
-    millions = sum(tensor.judged for tensor in compared) / 1e6
-    return Verdict(
-        outcome="holds", reason=f"{len(compared)} tensors, {millions:.3g} M values compared"
-    ), compared
+    return conclude_weights(compared, sorted(surplus)), compared

@@ -133,9 +133,16 @@ class Decoder:
                     yield np.ctypeslib.as_array(pointer, (self.vocab_size,)).copy()
 
     def run(
-        self, tokens: list[int], positions: list[int], jump: int | None, judged: int, decoded: int
+        self,
+        *,
+        tokens: list[int],
+        positions: list[int],
+        jump: int | None,
+        judged: int,
+        decoded: int,
+        context: int | None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Logits of the tokens from `judged` on."""
+        """Logits of the tokens from `judged` on. context: a GGUF has one set of frequencies for all."""
         llama_cpp.llama_memory_clear(self.memory, True)
         begin = 0
         if jump is not None:

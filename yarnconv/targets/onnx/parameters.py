@@ -1,0 +1,112 @@
+"""The checkpoint's tensors as values of the graph, each in the form that the options ask for."""
+
+from collections.abc import Mapping
+
+from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.plan import ConversionPlan
+from yarnconv.targets.onnx.graph import Graph, LinkedTensor
+from yarnconv.targets.onnx.options import GraphOptions
+from yarnconv.targets.onnx.weights import (
+    FLOAT_TYPES,
+    INT4_BLOCK,
+    PACKED_OFFSET,
+    as_it_lies,
+    quantised,
+    quantised_rows,
+    quantises,
+    transposed,
+)
+
+Role = tuple[str, int | None]
+_ONNX_TYPES = {element.dtype: element.name for element in FLOAT_TYPES.values()}
+
+
+class Parameters:
+    """Puts tensors into a graph when they are first asked for."""
+
+    def __init__(self, graph: Graph, plan: ConversionPlan, options: GraphOptions) -> None:
+        self._graph = graph
+        self._options = options
+        self._element = options.element
+        self._sources: dict[Role, tuple[str, TensorRef]] = {
+            (b.expected.role, b.expected.layer): (b.expected.name, b.source) for b in plan.bindings
+        }
+        self._tied = plan.description.tied_embeddings
+        self._names: Mapping[str, str] = plan.family.tensors
+        self._values: dict[Role, str] = {}
+
+    def has(self, role: str, layer: int | None) -> bool:
+        """Whether the model has such a tensor."""
+        return (role, layer) in self._sources
+
+    def _linked(self, name: str, source: TensorRef) -> str:
+        """A tensor in the checkpoint's own file; the runtime converts it, once, where the dtypes differ."""
+        tensor = LinkedTensor(
+            name=name,
+            element=_ONNX_TYPES[source.dtype],
+            shape=source.shape,
+            location=source.file.path.name,
+            offset=source.offset,
+            nbytes=source.nbytes,
+        )
+        value = self._graph.link(tensor)
+        return value if source.dtype == self._element.dtype else self._graph.cast(value, self._element.name)
+
+    def value(self, role: str, layer: int | None = None) -> str:
+        """A tensor in its own layout, in the type the graph computes in."""
+        if (role, layer) not in self._values:
+            name, source = self._sources[role, layer]
+            self._values[role, layer] = (
+                self._linked(name, source)
+                if self._options.link_weights
+                else self._graph.tensor(as_it_lies(name, source, self._element))
+            )
+        return self._values[role, layer]
+
+    def _matrix(self, role: str, name: str, source: TensorRef) -> str:
+        """A matrix [out, in] as [in, out]."""
+        if self._options.quantises(role) and quantises(source.shape):
+            codes, scales = (self._graph.tensor(tensor) for tensor in quantised(name, source))
+            return self._graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
+        if self._options.link_weights:
+            return self._graph.node("Transpose", self._linked(name, source), perm=[1, 0])
+        return self._graph.tensor(transposed(name, source, self._element))
+
+    def linear(self, x: str, role: str, layer: int | None) -> str:
+        """X times a matrix, and its bias where the model has one."""
+        y = self._graph.node("MatMul", x, self._matrix(role, *self._sources[role, layer]))
+        bias = f"{role}_bias"
+        return self._graph.node("Add", y, self.value(bias, layer)) if self.has(bias, layer) else y
+
+    def _quantises_embeddings(self) -> bool:
+        _, source = self._sources["token_embedding", None]
+        return self._options.quantises("token_embedding") and quantises(source.shape)
+
+    def embedded(self, tokens: str) -> str:
+        """Embeddings of token ids: [B, S] as [B, S, hidden]."""
+        graph, (name, source) = self._graph, self._sources["token_embedding", None]
+        if not self._quantises_embeddings():
+            return graph.node("Gather", self.value("token_embedding"), tokens, axis=0)
+        # Gather takes no 4-bit type, so its rows are taken as bytes; and a whole table is not dequantised
+        # for the sake of a few rows
+        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source))
+        packed = graph.node("Unsqueeze", graph.node("Gather", codes, tokens, axis=0), graph.constant([-1]))
+        low = graph.node("BitwiseAnd", packed, graph.constant(15, "uint8"))
+        high = graph.node("BitShift", packed, graph.constant(4, "uint8"), direction="RIGHT")
+        both = graph.cast(graph.node("Concat", low, high, axis=-1), self._element.name)
+        blocks = graph.node("Reshape", both, graph.constant([0, 0, -1, INT4_BLOCK]))
+        zero = graph.node("CastLike", graph.constant(PACKED_OFFSET, "float32"), blocks)
+        own = graph.node("Unsqueeze", graph.node("Gather", scales, tokens, axis=0), graph.constant([-1]))
+        values = graph.node("Mul", graph.node("Sub", blocks, zero), own)
+        return graph.node("Reshape", values, graph.constant([0, 0, source.shape[1]]))
+
+    def logits(self, x: str) -> str:
+        """X times the output head, which is the embedding where the model ties them."""
+        if not self._tied:
+            return self.linear(x, "output_head", None)
+        _, source = self._sources["token_embedding", None]
+        if not self._options.quantises("output_head") and not self._quantises_embeddings():
+            matrix = self._graph.node("Transpose", self.value("token_embedding"), perm=[1, 0])
+        else:
+            matrix = self._matrix("output_head", self._names["output_head"], source)
+        return self._graph.node("MatMul", x, matrix)

@@ -1,0 +1,230 @@
+"""An ONNX model as strangers send it: graph and tensors, checked before anything of them is believed.
+
+Large tensors are mapped where they lie and never loaded as a whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.checkpoint.floats import NUMPY_DTYPES, to_float32
+from yarnconv.checkpoint.json_files import read_bytes
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.errors import BadInput
+from yarnconv.rope.tables import Float32Array
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL_FILE = "model.onnx"
+_GIVE = "Give an ONNX file or its directory."
+MAXIMUM_MODEL = 2**31 - 1  # of a protobuf message
+MAXIMUM_ELEMENTS = 2**48
+ELEMENT_BITS = {
+    "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "DOUBLE": 64, "INT4": 4, "UINT4": 4,
+    "INT8": 8, "UINT8": 8, "INT16": 16, "UINT16": 16, "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64,
+    "BOOL": 8,
+}  # fmt: skip
+FLOAT_DTYPES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}  # as a checkpoint calls them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """An initialiser. element: its ONNX type's name. data: its bytes, mapped or from the graph itself."""
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    def array(self) -> NDArray[np.generic]:
+        """The values without a copy; bfloat16 as its 16 bits, 4-bit types as packed bytes (flat)."""
+        if self.element in FLOAT_DTYPES:
+            return np.frombuffer(self.data, NUMPY_DTYPES[FLOAT_DTYPES[self.element]]).reshape(self.shape)
+        return np.frombuffer(self.data, np.uint8)
+
+    def float32(self, first: int, last: int) -> Float32Array:
+        """Rows first..last-1 of a float tensor."""
+        rows = np.ascontiguousarray(self.array()[first:last])
+        return np.asarray(to_float32(rows, FLOAT_DTYPES[self.element]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """An open model. tensors: its initialisers by name. files: what they are mapped from."""
+
+    path: Path
+    proto: "onnx.ModelProto"
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[MappedFile, ...]
+
+    @property
+    def directory(self) -> Path:
+        """Where the model lies."""
+        return self.path.parent
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(len(tensor.data) for tensor in self.tensors.values())
+
+    @cached_property
+    def producers(self) -> "Mapping[str, onnx.NodeProto]":
+        """The node that makes each value."""
+        return {output: node for node in self.proto.graph.node for output in node.output if output}
+
+    @cached_property
+    def consumers(self) -> "Mapping[str, list[onnx.NodeProto]]":
+        """The nodes that take each value."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.proto.graph.node:
+            for name in set(node.input):
+                found.setdefault(name, []).append(node)
+        return found
+
+    def metadata(self, key: str) -> str | None:
+        """A value of metadata_props."""
+        return next((p.value for p in self.proto.metadata_props if p.key == key), None)
+
+    def input_shape(self, name: str) -> "list[int | str] | None":
+        """The declared shape of a graph input, symbolic dimensions by name; None without such an input."""
+        for value in self.proto.graph.input:
+            if value.name == name:
+                dims = value.type.tensor_type.shape.dim
+                return [d.dim_param if d.HasField("dim_param") else d.dim_value for d in dims]
+        return None
+
+
+def _bad(name: str, what: str, path: Path) -> BadInput:
+    return BadInput(f"{name[:200]}: {what}", where=path.name, fix="Convert or download the model again.")
+
+
+def _number(text: str, name: str, path: Path) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise _bad(name, f"its place in the external data is {text[:40]!r}, not a number", path)
+    return int(text)
+
+
+class _Files:
+    """The external data files of one directory, each mapped once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.mapped: dict[str, MappedFile] = {}
+
+    def view(self, location: str, offset: int, nbytes: int, name: str) -> memoryview:
+        if location in {"", ".", ".."} or any(forbidden in location for forbidden in ("/", "\\", "\0")):
+            raise _bad(name, f"its data lies at {location[:80]!r}, outside the directory", self._path)
+        if location not in self.mapped:
+            place = self._path.parent / location
+            if not place.is_file():
+                raise _bad(name, f"its data file {location[:80]} is missing", self._path)
+            try:
+                self.mapped[location] = MappedFile(place)
+            except (OSError, ValueError) as error:
+                raise _bad(name, f"its data file cannot be mapped ({error})", self._path) from None
+        file = self.mapped[location]
+        if offset + nbytes > file.size:
+            raise _bad(
+                name,
+                f"its bytes {offset}..{offset + nbytes} lie outside the {file.size} bytes of {location[:80]}",
+                self._path,
+            )
+        return file.view(offset, nbytes)
+
+    def close(self) -> None:
+        for file in self.mapped.values():
+            file.close()
+
+
+def _inline(proto: "onnx.TensorProto", nbytes: int) -> memoryview | None:
+    from onnx import numpy_helper
+
+    if proto.HasField("raw_data"):
+        return memoryview(proto.raw_data) if len(proto.raw_data) == nbytes else None
+    fields = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data, proto.uint64_data)
+    if nbytes > 8 * max(map(len, fields)):
+        return None
+    try:
+        values = np.ascontiguousarray(numpy_helper.to_array(proto))
+    except (ValueError, TypeError, KeyError):
+        return None
+    data = values.view(np.uint8).reshape(-1)
+    return memoryview(data.tobytes()) if data.nbytes == nbytes else None
+
+
+def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTensor:
+    from onnx import TensorProto
+
+    name = proto.name
+    types = TensorProto.DataType
+    element = types.Name(proto.data_type) if proto.data_type in types.values() else str(proto.data_type)
+    shape = tuple(proto.dims)
+    if element not in ELEMENT_BITS:
+        raise _bad(name, f"is of type {element}, which is not read", path)
+    if any(dimension < 0 for dimension in shape) or len(shape) > 8 or prod(shape) > MAXIMUM_ELEMENTS:
+        raise _bad(name, f"has the shape {list(shape)[:8]}", path)
+    nbytes = -(-prod(shape) * ELEMENT_BITS[element] // 8)
+    if proto.data_location == TensorProto.EXTERNAL:
+        place = {entry.key: entry.value for entry in proto.external_data}
+        offset = _number(place.get("offset", "0"), name, path)
+        if _number(place.get("length", str(nbytes)), name, path) != nbytes:
+            raise _bad(name, f"its length is not the {nbytes} bytes of its shape {list(shape)}", path)
+        data: memoryview | None = files.view(place.get("location", ""), offset, nbytes, name)
+    else:
+        data = _inline(proto, nbytes)
+    if data is None:
+        raise _bad(name, f"does not hold the {nbytes} bytes of its shape {list(shape)}", path)
+    return StoredTensor(name=name, element=element, shape=shape, data=data)
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(read_bytes(path, MAXIMUM_MODEL))
+    except (DecodeError, RecursionError):
+        raise BadInput(
+            "is no ONNX model", where=path.name, fix="Give an ONNX file or its directory."
+        ) from None
+    if not model.graph.node:
+        raise BadInput("holds no graph", where=path.name, fix="Give an ONNX file or its directory.")
+    return model
+
+
+def find_model(artefact: Path) -> Path:
+    """The model file of a directory, or the file itself."""
+    if artefact.is_file():
+        return artefact
+    found = sorted(artefact.glob("*.onnx"))
+    if len(found) == 1:
+        return found[0]
+    if artefact / MODEL_FILE in found:
+        return artefact / MODEL_FILE
+    what = "there is no .onnx file in it" if not found else f"there are {len(found)} .onnx files in it"
+    raise BadInput(what, where=str(artefact), fix="Give the file itself.")
+
+
+@contextmanager
+def open_onnx(artefact: Path) -> Iterator[OnnxModel]:
+    """Open a model; every tensor's place is checked, none is read."""
+    path = find_model(artefact)
+    proto, files = _parse(path), _Files(path)
+    try:
+        tensors: dict[str, StoredTensor] = {}
+        for initialiser in proto.graph.initializer:
+            if initialiser.name in tensors:
+                raise _bad(initialiser.name, "stands twice among the tensors", path)
+            tensors[initialiser.name] = _tensor(initialiser, files, path)
+        yield OnnxModel(path=path, proto=proto, tensors=tensors, files=tuple(files.mapped.values()))
+    finally:
+        files.close()

@@ -1,0 +1,161 @@
+"""The structure verdict, and the artefact run as it is: what every runtime's check has in common.
+
+A runtime runs a float32 copy of the artefact (its own structure and metadata, its own weights, its first
+layers) against transformers with the same weights and the expected plan. Whether those weights are the
+checkpoint's is the weights verdict's question, so a quantised file is judged as sharply as a float one.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from yarnconv.checkpoint.floats import to_float32
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Advance, Progress
+from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
+from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpness
+from yarnconv.verify.passages import Passage
+from yarnconv.verify.reference import Reference
+from yarnconv.verify.report import AsIs
+from yarnconv.verify.verdict import Verdict
+
+AS_IS_PREFIX, AS_IS_INSIDE = 16, 32  # every layer of a large model takes its time
+AS_IS_PASSAGES = frozenset({"inside", "far end"})
+AS_IS_REFERENCE_BYTES = 2 * 10**9  # float32 weights of a full-depth reference that is still made
+AS_IS_SHARE_OF_MEMORY = 0.8
+NOT_HELD = Sharpness(allowed=math.inf)  # to any tolerance
+NOT_RUN = AsIs(windows=(), note="not run, or refused by the runtime")
+
+# Runs passages through the artefact; advance(1) after each.
+Run = Callable[[Sequence[Passage], Advance], Sequence[Float32Array]]
+SharpnessOf = Callable[[Reference, Passage, Float32Array], Sharpness]
+
+
+class References:
+    """The reference of each bucket, made afresh for it when first asked for: transformers' own dynamic modes
+    remember what they were asked before.
+    """
+
+    def __init__(self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int) -> None:
+        self._plan, self._weights, self._layers = plan, weights, layers
+        self._made: dict[int, Reference] = {}
+
+    def of(self, passage: Passage) -> Reference:
+        """The reference that a passage is held against."""
+        if passage.bucket not in self._made:
+            scaling = static_scalings(self._plan.rope.main)[passage.bucket]
+            self._made[passage.bucket] = Reference(
+                self._plan, self._weights, layers=self._layers, scaling=scaling
+            )
+        return self._made[passage.bucket]
+
+
+def measured_sharpness(
+    reference: Reference, passage: Passage, wanted: Float32Array, rounding: Float64Array
+) -> Sharpness:
+    """What the passage can tell on this model, from the reference with its frequencies disturbed.
+
+    rounding: relative error that the runtime's angles may have, by pair.
+    """
+    with reference.disturbed(rounding):
+        rounded = reference.logits(passage)
+    with reference.disturbed(np.ones_like(rounding)):
+        doubled = reference.logits(passage)
+    return sharpness(wanted, rounded, doubled)
+
+
+def not_held(reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    """For information only."""
+    return NOT_HELD
+
+
+def compare_all(
+    run: Run,
+    references: References,
+    passages: Sequence[Passage],
+    sharpness_of: SharpnessOf,
+    *,
+    runtime: str,
+    title: str,
+    progress: Progress,
+) -> list[Window]:
+    """Run all passages in the runtime and in their references, and hold the logits against each other."""
+    with progress.stage(f"{runtime}, {title}", len(passages)) as advance:
+        found = run(passages, advance)
+    windows: list[Window] = []
+    with progress.stage(f"Reference, {title}", len(passages)) as advance:
+        for passage, logits in zip(passages, found, strict=True):
+            reference = references.of(passage)
+            wanted = reference.logits(passage)
+            allowed = sharpness_of(reference, passage, wanted)
+            windows += compare_passage(passage, logits, wanted, sharpness=allowed)
+            advance(1)
+    return windows
+
+
+def conclude(windows: Sequence[Window]) -> Verdict:
+    """What follows from the windows."""
+    bad = [w for w in windows if w.first_bad_position is not None and w.blind is None]
+    blind = [window for window in windows if window.blind is not None]
+    worst = max(bad or windows, key=lambda window: window.relative_max)
+    if bad:
+        first = min(window.first_bad_position or 0 for window in bad)
+        reason = (
+            f"{len(bad)} of {len(windows)} windows lie outside their tolerance, the first position that does "
+            f"is {first}; relative error up to {worst.relative_max:.2g} ({worst.name}, {worst.phase})"
+        )
+        return Verdict(outcome="fails", reason=reason)
+    if blind:
+        reason = f"{len(blind)} of {len(windows)} windows cannot tell ({blind[0].name}: {blind[0].blind})"
+        return Verdict(outcome="not_judged", reason=reason)
+    reason = f"{len(windows)} windows, relative error up to {worst.relative_max:.2g}"
+    return Verdict(outcome="holds", reason=reason)
+
+
+def source_weights(plan: ConversionPlan) -> dict[str, Float32Array]:
+    """The checkpoint's own weights in float32."""
+    return {
+        binding.expected.name: np.array(to_float32(binding.source.load(), binding.source.dtype))
+        for binding in plan.bindings
+    }
+
+
+def as_is(
+    run: Run,
+    plan: ConversionPlan,
+    passages: Sequence[Passage],
+    *,
+    size: int,
+    runtime: str,
+    progress: Progress,
+) -> AsIs:
+    """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
+
+    passages: of which those named in AS_IS_PASSAGES are run. size: bytes that the runtime must hold. Raises
+    RuntimeRefused where the runtime does not load the artefact itself.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > AS_IS_SHARE_OF_MEMORY * memory:
+        note = f"not run: its {size / 1e9:.3g} GB do not fit into {memory / 1e9:.3g} GB of memory"
+        return AsIs(windows=(), note=note)
+    chosen = [passage for passage in passages if passage.name in AS_IS_PASSAGES]
+    layers = len(plan.description.layers)
+    title = f"all {layers} layers as they are"
+    needed = 4 * sum(prod(binding.source.shape) for binding in plan.bindings)
+    if needed <= AS_IS_REFERENCE_BYTES:
+        references = References(plan, source_weights(plan), layers=layers)
+        windows = compare_all(
+            run, references, chosen, not_held, runtime=runtime, title=title, progress=progress
+        )
+        return AsIs(windows=windows, note=f"{title}, against the checkpoint's own weights")
+    with progress.stage(f"{runtime}, {title}", len(chosen)) as advance:
+        found = run(chosen, advance)
+    finite = all(np.isfinite(logits).all() for logits in found)
+    return AsIs(
+        windows=(),
+        note=f"{title}: {sum(map(len, found))} positions, all logits {'finite' if finite else 'NOT FINITE'}; "
+        f"not compared, a reference of all layers would take {needed / 1e9:.3g} GB",
+    )
