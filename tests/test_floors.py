@@ -1,6 +1,7 @@
 """Imports point down only."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "yarnconv"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "templates": 0,
     "rope": 0,
     "model": 1,
     "checkpoint": 2,
@@ -59,6 +61,12 @@ def test_imports_point_down(path):
             continue
         lower = FLOORS[other] < FLOORS[own] or (own, other) in SAME_FLOOR
         assert lower, f"{path} (floor {FLOORS[own]}) imports {module} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "templates").rglob("*.py")), ids=lambda p: p.name)
+def test_what_is_copied_beside_an_artefact_needs_nothing_of_ours(path):
+    third_party = {m.split(".")[0] for m in imported_modules(ast.parse(path.read_text()))}
+    assert third_party - sys.stdlib_module_names <= {"numpy", "onnxruntime", "tokenizers"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -12,10 +12,9 @@ from typing import Any
 from yarnconv.checkpoint.hub import TOKENIZER_FILES
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.options import GraphOptions
+from yarnconv.targets.templates import render
 
 CONFIG_FILE = "genai_config.json"
-# genai asks for the kind of model; these all are plain decoders to it
-_MODEL_TYPE = "decoder"
 
 
 def _special_ids(config: dict[str, Any], key: str) -> int | list[int] | None:
@@ -27,7 +26,12 @@ def _special_ids(config: dict[str, Any], key: str) -> int | list[int] | None:
     return valid if isinstance(value, list) else valid[0]
 
 
-def genai_config(plan: ConversionPlan, options: GraphOptions, model_file: str) -> dict[str, Any]:
+def default_length(plan: ConversionPlan, options: GraphOptions) -> int:
+    """Positions that a client gets which asks for no other number."""
+    return min(plan.rope.original_context, options.max_context)
+
+
+def genai_config(plan: ConversionPlan, options: GraphOptions, model_file: str) -> str:
     """The document. Raises nothing: what config.json leaves out is left out here."""
     model, config = plan.description, dict(plan.config)
     attention = model.layers[0].attention
@@ -36,42 +40,22 @@ def genai_config(plan: ConversionPlan, options: GraphOptions, model_file: str) -
     special = {
         "bos_token_id": _special_ids(config, "bos_token_id"),
         "eos_token_id": eos,
-        "pad_token_id": config.get("pad_token_id", last_eos),
+        "pad_token_id": _special_ids(config, "pad_token_id") if "pad_token_id" in config else last_eos,
     }
-    return {
-        "model": {
-            **{key: value for key, value in special.items() if value is not None},
-            "type": _MODEL_TYPE,
-            "context_length": options.max_context,
-            "vocab_size": model.vocab_size,
-            "decoder": {
-                "filename": model_file,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": attention.head_dim,
-                "hidden_size": model.hidden_size,
-                "num_attention_heads": attention.heads,
-                "num_key_value_heads": attention.key_value_heads,
-                "num_hidden_layers": len(model.layers),
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "position_ids": "position_ids",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {
-            "do_sample": False,
-            "max_length": min(plan.rope.original_context, options.max_context),
-            "past_present_share_buffer": options.kv == "in-place",
-        },
+    values = {
+        "special_ids": {key: value for key, value in special.items() if value is not None},
+        "max_context": options.max_context,
+        "vocab_size": model.vocab_size,
+        "model_file": model_file,
+        "head_dim": attention.head_dim,
+        "hidden_size": model.hidden_size,
+        "heads": attention.heads,
+        "key_value_heads": attention.key_value_heads,
+        "layers": len(model.layers),
+        "default_length": default_length(plan, options),
+        "in_place": options.kv == "in-place",
     }
+    return render("onnx/genai_config.json", values)
 
 
 def copy_tokenizer(source: Path, directory: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
+from yarnconv.targets.onnx.card import CARD_FILE, RUNNER_FILE, model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
 from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
@@ -21,6 +22,7 @@ from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
 from yarnconv.targets.output_file import write_pieces
+from yarnconv.targets.templates import verbatim
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
@@ -229,8 +231,11 @@ def emit(
         linked = _link(plan, job.graph, directory)
         write_pieces(directory / DATA_FILE, job.nbytes, pieces(job.graph.tensors), advance, options.workers)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        config = json.dumps(genai_config(plan, job.options, MODEL_FILE), indent=2)
-        (directory / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        config = genai_config(plan, job.options, MODEL_FILE)
+        (directory / CONFIG_FILE).write_text(config, encoding="utf-8")
+        (directory / CARD_FILE).write_text(model_card(plan, job.options), encoding="utf-8")
+        (directory / RUNNER_FILE).write_bytes(verbatim(f"onnx/{RUNNER_FILE}"))
         beside = copy_tokenizer(plan.checkpoint.directory, directory)
-    names = (MODEL_FILE, DATA_FILE, CONFIG_FILE, *(path.name for path in (*beside, *linked)))
+    written = (MODEL_FILE, DATA_FILE, CONFIG_FILE, CARD_FILE, RUNNER_FILE)
+    names = (*written, *(path.name for path in (*beside, *linked)))
     return [destination / name for name in names]

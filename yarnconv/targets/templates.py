@@ -1,0 +1,46 @@
+"""What is written beside a model: Jinja templates, and files that are copied as they are."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+PACKAGE, ROOM = "yarnconv", "templates"
+# what can begin markup, a link, HTML, mathematics or a table's cell within a line
+_MARKUP = re.compile(r"([\\`*_\[\]<>&|~$#@]|:(?=/))")
+
+
+def markdown(text: object) -> str:
+    """A stranger's text as one line of Markdown that says just that."""
+    line = " ".join(str(text).split())
+    return _MARKUP.sub(r"\\\1", "".join(letter if letter.isprintable() else "?" for letter in line))
+
+
+@cache
+def _environment() -> "jinja2.Environment":
+    import jinja2  # here, because most commands render nothing
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(PACKAGE, ROOM),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - none of it is HTML; each template says how a value is quoted
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = markdown
+    return environment
+
+
+def render(name: str, values: Mapping[str, Any]) -> str:
+    """The template `name`.jinja with its values."""
+    return _environment().get_template(f"{name}.jinja").render(values)
+
+
+def verbatim(name: str) -> bytes:
+    """A file that needs no values."""
+    return (files(PACKAGE) / ROOM / name).read_bytes()
