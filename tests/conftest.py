@@ -100,3 +100,25 @@ def artefacts(checkpoints, tmp_path_factory):
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def onnx_artefacts(checkpoints, tmp_path_factory):
+    """(family, options of `yarnconv onnx`) -> a right ONNX directory of the family's tiny checkpoint, made
+    once. Not to be edited: copy it."""
+    from typer.testing import CliRunner
+
+    from yarnconv.cli import app
+
+    root = tmp_path_factory.mktemp("onnx")
+    made = {}
+
+    def get(family, *options):
+        if (family, options) not in made:
+            out = root / str(len(made))
+            result = CliRunner().invoke(app, ["onnx", str(checkpoints(family)), *options, "-o", str(out)])
+            assert result.exit_code == 0, result.output
+            made[family, options] = out
+        return made[family, options]
+
+    return get

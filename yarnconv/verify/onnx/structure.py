@@ -64,6 +64,25 @@ def bucket_passages(case: Case, tokens: Tokens, **sizes: int) -> Iterator[Passag
             yield replace(passage, bucket=bucket, context=context if dynamic else None)
 
 
+def _probes(case: Case, tokens: Tokens) -> list[Passage]:
+    """For each bucket a token at the first position that it has no row for."""
+    layout = case.layout
+    dynamic = len(case.plan.rope.main_group.buckets) > 1
+    return [
+        Passage(
+            name="beyond the tables",
+            tokens=tokens[:3],
+            positions=np.array([0, 1, reach], np.int64),
+            jump=None,
+            judged=2,
+            decoded=2,
+            bucket=bucket,
+            context=max(reach, 3) if dynamic else None,
+        )
+        for bucket, reach in enumerate(layout.positions)
+    ]
+
+
 def _run(case: Case, path: Path) -> Run:
     return lambda passages, advance: case.runner.logits(path, passages, advance)
 
@@ -97,8 +116,10 @@ def _unlike_layer(case: Case) -> str | None:
     return None
 
 
-def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
-    """Write the float32 copy and hold what ONNX Runtime makes of it against the references."""
+def _float_copy_windows(case: Case, directory: Path) -> tuple[list[Window], str | None]:
+    """Write the float32 copy and hold what ONNX Runtime makes of it against the references; and what is wrong
+    with it beyond its tables, if anything is.
+    """
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     tokens = np.searchsorted(vocabulary, case.tokens).astype(np.int64)
     copy = FloatCopy(
@@ -108,8 +129,9 @@ def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
     check_free_space(directory / "copy", copy.nbytes, fix)
     with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
         path = copy.write(directory, advance)
-    return compare_all(
-        _run(case, path),
+    run = _run(case, path)
+    windows = compare_all(
+        run,
         References(case.plan, copy.written_weights(directory), layers=case.layers),
         list(bucket_passages(case, tokens)),
         lambda reference, passage, wanted: _sharpness_of(case, reference, passage, wanted),
@@ -117,6 +139,11 @@ def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
         title=f"{case.layers} layers in float32",
         progress=case.progress,
     )
+    probes = _probes(case, np.resize(tokens, 3))
+    for probe, logits in zip(probes, run(probes, lambda done: None), strict=True):
+        if not np.isnan(logits).all():
+            return windows, f"position {probe.positions[-1]}, which has no row in the tables, gives numbers"
+    return windows, None
 
 
 def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
@@ -126,8 +153,8 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
     """
     with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
         try:
-            windows = _float_copy_windows(case, Path(directory))
-            unlike = _unlike_layer(case)
+            windows, beyond = _float_copy_windows(case, Path(directory))
+            problem = _unlike_layer(case) or beyond
         except NotJudged as error:
             return Verdict(outcome="not_judged", reason=str(error)), []
         except RuntimeRefused as error:
@@ -136,8 +163,8 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
             where = f"{case.artefact.path} (a float32 copy of its first {case.layers} layers)"
             raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
     verdict = conclude(windows)
-    if unlike is not None and verdict.outcome != "fails":
-        return Verdict(outcome="fails", reason=unlike), windows
+    if problem is not None and verdict.outcome != "fails":
+        return Verdict(outcome="fails", reason=problem), windows
     return verdict, windows
 
 

@@ -1,0 +1,81 @@
+"""The check of an ONNX model must be able to fail, on every fault; and must not cry wolf."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.parity.test_llama_cpp import BEYOND_THE_KEYS
+from tests.support.onnx_faults import DYNAMIC_FAULTS, FAULTS, Editor
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+DTYPES = ("fp32", "fp16", "int4")
+YARN = ("--factor", "4")
+DYNAMIC = (*YARN, "--method", "dynamic-yarn")
+
+
+def run_check(yarnconv, directory, checkpoint, *options):
+    code, stdout, stderr = yarnconv("check", directory, "--reference", checkpoint, *options, "--json")
+    return code, json.loads(stdout) if stdout else None, stderr
+
+
+def fault_cases():
+    """Every fault in one form of each kind; all forms of it under `slow`."""
+    forms = list(itertools.product(FAMILIES, DTYPES))
+    for number, fault in enumerate((*FAULTS, *DYNAMIC_FAULTS)):
+        for place, (family, dtype) in enumerate(forms):
+            default = place == (5 * number) % len(forms)
+            for options in (YARN, DYNAMIC):
+                if fault in DYNAMIC_FAULTS and options is YARN:
+                    continue
+                plain = default and (options is DYNAMIC) == (number % 2 == 0 or fault in DYNAMIC_FAULTS)
+                yield pytest.param(fault, family, dtype, options, marks=() if plain else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("fault", "family", "dtype", "options"), list(fault_cases()))
+def test_fault_is_found(fault, family, dtype, options, onnx_artefacts, checkpoints, yarnconv, tmp_path):
+    edit, wrong = {**FAULTS, **DYNAMIC_FAULTS}[fault]
+    editor = Editor(onnx_artefacts(family, *options, "--dtype", dtype), tmp_path / "faulty")
+    edit(editor)
+    code, report, stderr = run_check(yarnconv, editor.save(), checkpoints(family), *options)
+    assert code == 1, stderr
+    failed = {name for name, verdict in report["verdicts"].items() if verdict == "fails"}
+    assert failed == wrong, report["reasons"]
+
+
+METHODS = {
+    "none": (),
+    "linear": (*YARN, "--method", "linear"),
+    "ntk": (*YARN, "--method", "ntk"),
+    "ntk-by-parts": (*YARN, "--method", "ntk-by-parts"),
+    "yarn": YARN,
+    "dynamic-yarn": DYNAMIC,
+    "dynamic-ntk": (*YARN, "--method", "dynamic-ntk"),
+}
+FORMS = ((), ("--kv", "concat"), ("--dialect", "ort-cuda"), ("--link-weights",), ("--last-token-only",))
+
+
+def right_cases():
+    """Every family x method, with dtypes and forms of a graph in turn; the product under `slow`."""
+    cases = itertools.product(FAMILIES, METHODS, DTYPES)
+    for number, (family, method, dtype) in enumerate(cases):
+        for place, form in enumerate(FORMS):
+            # two factors vary against each other: the dtype with the method, the form with the family
+            default = place == number % len(FORMS) and number % 3 == (number // 21) % 3
+            yield pytest.param(family, method, dtype, form, marks=() if default else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "method", "dtype", "form"), list(right_cases()))
+def test_right_models_hold(family, method, dtype, form, onnx_artefacts, checkpoints, yarnconv):
+    directory = onnx_artefacts(family, *METHODS[method], "--dtype", dtype, *form)
+    code, report, stderr = run_check(yarnconv, directory, checkpoints(family), *METHODS[method])
+    assert code == 0, report["reasons"] if report else stderr
+
+
+@pytest.mark.parametrize("case", BEYOND_THE_KEYS)
+def test_betas_and_truncation(case, onnx_artefacts, checkpoints, yarnconv):
+    """Exact here; and a plan without them fails."""
+    options = (*YARN, *BEYOND_THE_KEYS[case][0])
+    directory = onnx_artefacts("qwen3", *options)
+    assert run_check(yarnconv, directory, checkpoints("qwen3"), *options)[0] == 0
+    assert run_check(yarnconv, directory, checkpoints("qwen3"), *YARN)[0] == 1
