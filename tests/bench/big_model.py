@@ -65,6 +65,7 @@ SHAPE_0_7B = {
     "num_attention_heads": 24,
     "num_key_value_heads": 8,
     "head_dim": 64,
+    "max_position_embeddings": 32768,
     "tie_word_embeddings": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
