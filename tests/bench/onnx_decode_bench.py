@@ -11,6 +11,7 @@ whole model.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -47,6 +48,8 @@ class Decoder:
         )
         self._binding = self._session.io_binding()
         generator = np.random.default_rng(0)
+        described = json.loads((directory / "genai_config.json").read_text())["model"]["decoder"]
+        heads, head_dim = described["num_key_value_heads"], described["head_size"]
         tokens = {
             "input_ids": np.ones((1, 1), np.int64),
             "attention_mask": np.ones((1, context), np.int64),
@@ -56,7 +59,6 @@ class Decoder:
             if slot.name in tokens:
                 self._bind_input(slot.name, tokens[slot.name])
                 continue
-            heads, head_dim = SHAPE_0_7B["num_key_value_heads"], SHAPE_0_7B["head_dim"]
             past = context if shared else context - 1
             filled = generator.standard_normal((1, heads, past, head_dim), dtype=np.float32)
             buffer = self._bind_input(slot.name, filled)
