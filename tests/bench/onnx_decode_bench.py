@@ -91,10 +91,8 @@ class GenaiDecoder:
         import onnxruntime_genai
 
         config = onnxruntime_genai.Config(str(directory))
-        config.overlay(
-            f'{{"model": {{"decoder": {{"session_options": {{"intra_op_num_threads": {THREADS}, '
-            f'"{STOP_SPINNING}": "1"}}}}}}}}'
-        )
+        options = {"intra_op_num_threads": THREADS, STOP_SPINNING: "1"}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = onnxruntime_genai.Model(config)
         parameters = onnxruntime_genai.GeneratorParams(self._model)
         # the end-of-text token may come up at any time among random weights
