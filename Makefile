@@ -28,6 +28,10 @@ test-slow: $(VENV)/.installed-for-tests
 bench: $(VENV)/.installed-for-tests
 	$(BIN)/python -m tests.bench.gguf_bench
 	$(BIN)/python -m tests.bench.check_bench
+	$(BIN)/python -m tests.bench.onnx_bench
+	$(BIN)/python -m tests.bench.onnx_large_bench
+	$(BIN)/python -m tests.bench.onnx_decode_bench
+	$(BIN)/python -m tests.bench.dynamic_step_bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,8 +9,6 @@ the process's anonymous memory (RssAnon), polled.
 
 import argparse
 import os
-import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,15 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.big_model import make_big_model
-from tests.bench.measuring import measure
+from tests.bench.measuring import measure_rounds, median_ratio
 from tests.support.llama_cpp_source import fetch_source
 
 OUT_TYPES = ("bf16", "f16", "q8_0")
-
-
-def median_ratio(numerators, denominators):
-    """The median over rounds of one command's time over another's."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def main():
@@ -54,18 +47,8 @@ def main():
                 *(sys.executable, str(converter), str(model)),
                 *("--outtype", outtype, "--outfile", target),
             ]
-    seconds = {name: [] for name in commands}
-    peaks = dict.fromkeys(commands, 0)
-    for run in range(arguments.runs + 1):  # the first fills the page cache and is not counted
-        for name, command in random.sample(sorted(commands.items()), len(commands)):
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            os.sync()  # nobody pays for writing back another's output
-            cost = measure(command)
-            if run:
-                seconds[name].append(cost.seconds)
-                peaks[name] = max(peaks[name], cost.peak_anonymous)
-    shutil.rmtree(out)
+    costs = measure_rounds(commands, arguments.runs, out)
+    seconds = {name: [cost.seconds for cost in spent] for name, spent in costs.items()}
     table = Table(
         title=f"Llama of {size / 1e9:.2f} GB in bf16, {arguments.runs} rounds, {os.cpu_count()} cores"
     )
@@ -79,7 +62,7 @@ def main():
             f"{min(values):.2f}-{max(values):.2f}",
             f"{median_ratio(values, seconds['cp']):.2f}",
             f"{median_ratio(theirs, values):.1f}" if theirs else "",
-            f"{peaks[name] / 1e6:.0f}",
+            f"{max(cost.peak_anonymous for cost in costs[name]) / 1e6:.0f}",
         )
     Console(width=110).print(table)
 

@@ -1,5 +1,9 @@
-"""What a command costs: time, and the memory of its whole process tree, polled."""
+"""What commands cost: time, and the memory of their whole process tree, polled."""
 
+import os
+import random
+import shutil
+import statistics
 import subprocess
 import threading
 import time
@@ -64,3 +68,24 @@ def measure(command, *, allowed=(0,), stdout=subprocess.DEVNULL) -> Cost:
     if status not in allowed:
         raise SystemExit(f"{command} ended with {status}")
     return Cost(seconds, anonymous, proportional, status)
+
+
+def measure_rounds(commands, runs, out: Path) -> dict[str, list[Cost]]:
+    """Costs of every command, name -> argv, over so many rounds, each in another order and each command with
+    an empty directory `out`. A round more than that comes first, fills the page cache and is not counted."""
+    costs = {name: [] for name in commands}
+    for run in range(runs + 1):
+        for name, command in random.sample(sorted(commands.items()), len(commands)):
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            os.sync()  # nobody pays for writing back another's output
+            cost = measure(command)
+            if run:
+                costs[name].append(cost)
+    shutil.rmtree(out)
+    return costs
+
+
+def median_ratio(numerators, denominators):
+    """The median over rounds of one thing's time over another's."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
