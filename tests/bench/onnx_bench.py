@@ -47,7 +47,7 @@ def commands_for(model: Path, out: Path) -> dict[str, list[str]]:
         commands[f"builder {dtype}"] = builder(model, out / "model", dtype)
     known = subprocess.run([*YARNCONV, "--help"], check=True, capture_output=True, text=True).stdout
     if "--link-weights" in known:
-        commands[LINKED] = [*ours, "--dtype", "bf16", "--link-weights"]
+        commands[LINKED] = [*ours, "--link-weights"]
     else:
         print(f"left out: {LINKED}, an option that this yarnconv does not have", file=sys.stderr)
     return commands

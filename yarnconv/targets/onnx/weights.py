@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import convert_floats, to_float32
+from yarnconv.checkpoint.floats import Rows, convert_floats, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 
+# A matrix is turned round in tiles: so many of its rows at once (a tile's cache lines then stay in the cache
+# until they are used up), and at least so many columns, however long the rows of the result are.
+TILE_ROWS, TILE_COLUMNS = 256, 64
 INT4_BLOCK = 32  # values that share a scale, along the input dimension
 _INT4_LOWEST = -8
 PACKED_OFFSET = 8  # added to a code that is looked up as a byte, which has no sign
@@ -45,19 +48,25 @@ def as_it_lies(name: str, source: TensorRef, element: ElementType) -> ExternalTe
     )
 
 
+def _turned(source: TensorRef, first: int, last: int) -> Rows:
+    """Columns first..last-1 of a matrix as contiguous rows."""
+    values = source.load()
+    turned = np.empty((last - first, len(values)), values.dtype)
+    for row in range(0, len(values), TILE_ROWS):
+        turned[:, row : row + TILE_ROWS] = values[row : row + TILE_ROWS, first:last].T
+    return turned
+
+
 def transposed(name: str, source: TensorRef, element: ElementType) -> ExternalTensor:
     """A matrix [out, in] as [in, out]."""
-    values = source.load()
     outputs, inputs = source.shape
     return ExternalTensor(
         name=name,
         element=element.name,
         bits=element.bits,
         shape=(inputs, outputs),
-        rows=lambda first, last: convert_floats(
-            np.ascontiguousarray(values[:, first:last].T), source.dtype, element.dtype
-        ),
-        step=max(1, PIECE_VALUES // outputs),
+        rows=lambda first, last: convert_floats(_turned(source, first, last), source.dtype, element.dtype),
+        step=max(TILE_COLUMNS, PIECE_VALUES // outputs),
     )
 
 
@@ -110,15 +119,14 @@ def unpack(packed: NDArray[np.uint8], offset: int) -> Float32Array:
 
 def _columns(source: TensorRef, first: int, last: int) -> Float32Array:
     """float32[blocks, INT4_BLOCK, out] of the inputs first..last-1."""
-    values = np.ascontiguousarray(source.load()[:, first:last].T)
-    wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, source.shape[0])
-    return wide
+    wide: Float32Array = to_float32(_turned(source, first, last), source.dtype)
+    return wide.reshape(-1, INT4_BLOCK, source.shape[0])
 
 
 def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
     """(codes INT4[in, out], scales FLOAT[in / INT4_BLOCK, out]) of a matrix [out, in], symmetric."""
     outputs, inputs = source.shape
-    step = max(1, PIECE_VALUES // (outputs * INT4_BLOCK))
+    step = max(TILE_COLUMNS, PIECE_VALUES // outputs) // INT4_BLOCK
     codes = ExternalTensor(
         name=name,
         element="INT4",
