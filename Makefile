@@ -41,7 +41,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt tests/support/llama_cpp_source.py | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) "$$($(BIN)/python tests/support/llama_cpp_source.py)"
-	$(PIP) --editable ".[check,llama]"
+	$(PIP) --editable ".[check,llama,onnx]"
 	touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed

@@ -40,11 +40,13 @@ def _expected(report: CheckReport) -> str:
     )
 
 
-def _windows_table(windows: Sequence[Window], *, judged: bool) -> Table:
-    """One row each; narrow enough for 80 columns, whatever the positions."""
+def _windows_table(windows: Sequence[Window], factors: Sequence[float], *, judged: bool) -> Table:
+    """One row each; narrow enough for 80 columns, whatever the positions. factors: of the buckets."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for heading in ("window", "phase"):
         table.add_column(heading, no_wrap=True)
+    if len(factors) > 1:
+        table.add_column("factor", justify="right", no_wrap=True)
     headings = ("positions", "relative\nerror", "tolerance", "KL\nmax", "top-1")
     for heading in headings if judged else [h for h in headings if h != "tolerance"]:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -58,6 +60,7 @@ def _windows_table(windows: Sequence[Window], *, judged: bool) -> Table:
         table.add_row(
             window.name,
             window.phase,
+            *([f"{factors[window.bucket]:g}"] if len(factors) > 1 else []),
             f"{window.first}..{window.last}",
             f"{window.relative_max:.1e}",
             *([f"{window.tolerance:.1e}"] if judged else []),
@@ -94,7 +97,7 @@ def _keys_table(report: CheckReport) -> Table:
     for key in report.keys:
         if not key.agrees:
             style = "red" if key.decisive else "dim"
-            note = "" if key.decisive else " (llama.cpp does not compute with it)"
+            note = "" if key.decisive else f" ({report.runtime['name']} does not compute with it)"
             table.add_row(key.key, key.expected, Text(printable(key.found) + note, style=style))
     return table
 
@@ -118,17 +121,17 @@ def print_report(report: CheckReport) -> None:
     heading.add_row("artefact", printable(report.artifact))
     heading.add_row("reference", printable(report.reference))
     heading.add_row("expected", _expected(report))
-    heading.add_row(
-        "runtime", f"llama.cpp ({report.runtime['version']}) against {report.runtime['reference']}"
-    )
+    runtime = report.runtime
+    heading.add_row("runtime", f"{runtime['name']} ({runtime['version']}) against {runtime['reference']}")
     console.print(heading)
+    factors = [tables.factor for tables in report.expected.main_group.buckets]
     parts: list[Table | Text | Padding] = []
     if report.windows:
         title = f"structure: float32 copy of {report.layers} of {report.all_layers} layers, its own weights"
-        parts += [Text(f"\n{title}", style="bold"), _windows_table(report.windows, judged=True)]
+        parts += [Text(f"\n{title}", style="bold"), _windows_table(report.windows, factors, judged=True)]
     parts.append(Text(f"\nas it is: {report.as_is.note}", style="bold"))
     if report.as_is.windows:
-        parts.append(_windows_table(report.as_is.windows, judged=False))
+        parts.append(_windows_table(report.as_is.windows, factors, judged=False))
     if any(not key.agrees for key in report.keys):
         parts += [Text("\nmetadata that differs", style="bold"), _keys_table(report)]
     parts += [Text(""), _verdicts(report), Text(""), _conclusion(report)]
