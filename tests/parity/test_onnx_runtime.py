@@ -6,6 +6,7 @@ weights, so that they are judged as sharply; float16 within what its arithmetic 
 """
 
 import itertools
+import json
 
 import numpy as np
 import onnx
@@ -48,13 +49,30 @@ def dequantised(codes, scales, axis):
     return codes.astype(np.float32) * np.repeat(scales, 32, axis=axis)
 
 
-def stored_weights(directory, checkpoint):
-    """The graph's matrices by the checkpoint's names, dequantised by the onnx package's own reading. A tied
-    model's head is among them where the graph has one of its own."""
-    from safetensors.numpy import load_file
-
+def read_tensors(directory):
+    """By name, as the onnx package reads them; what stands side by side in one tensor apart."""
     model = onnx.load(directory / "model.onnx")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for joint in [name for name in stored if " + " in name]:
+        names, values = joint.split(" + "), stored.pop(joint)
+        # key and value are alike, the query's share is the rest
+        small = (values.shape[1] - query_width(directory)) // 2
+        parts = np.split(values, [values.shape[1] - 2 * small, values.shape[1] - small], axis=1)
+        stored |= dict(zip(names, parts, strict=True))
+    return stored
+
+
+def query_width(directory):
+    config = json.loads((directory / "genai_config.json").read_text())["model"]["decoder"]
+    return config["num_attention_heads"] * config["head_size"]
+
+
+def stored_weights(directory, checkpoint):
+    """The graph's matrices by the checkpoint's names, dequantised. A tied model's head is among them where
+    the graph has one of its own."""
+    from safetensors.numpy import load_file
+
+    stored = read_tensors(directory)
     weights = load_file(checkpoint / "model.safetensors")
     for name in {*weights, "lm_head.weight"}:
         if name in stored and f"{name}.scales" in stored:
@@ -348,9 +366,8 @@ def test_bf16_weights_are_the_checkpoints(convert, tmp_path):
 
     directory = make_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
     out = convert(directory, "--factor", "4", "--dtype", "bf16")
-    model = onnx.load(out / "model.onnx")
     onnx.checker.check_model(out / "model.onnx")
-    stored = {t.name: numpy_helper.to_array(t).astype(np.float32) for t in model.graph.initializer}
+    stored = {name: values.astype(np.float32) for name, values in read_tensors(out).items()}
     from safetensors.torch import load_file
 
     for name, values in load_file(directory / "model.safetensors").items():

@@ -142,8 +142,9 @@ def half_precision_table(editor):
 
 def _pairing(layer):
     def edit(editor):
-        rotations = editor.nodes("RotaryEmbedding")[2 * layer : 2 * layer + 2]
-        for node in rotations:
+        rotations = editor.nodes("RotaryEmbedding")
+        each = len(rotations) // 3  # queries and keys together, or each by itself
+        for node in rotations[each * layer : each * (layer + 1)]:
             attribute = next(a for a in node.attribute if a.name == "interleaved")
             attribute.i = 1 - attribute.i
 
@@ -198,9 +199,11 @@ def no_guard_behind_the_table(editor):
 
 
 def altered_block(editor):
-    """32 values of the last layer, which structure does not even run, replaced by their neighbours."""
-    stored = editor.stored("model.layers.2.mlp.gate_proj.weight").reshape(-1)
-    stored[4096 : 4096 + 64] = stored[8192 : 8192 + 64]
+    """32 inputs' weights of a column or two in the last layer, which structure does not even run, replaced by
+    their neighbours'."""
+    name = "model.layers.2.mlp.gate_proj.weight"
+    stored = editor.stored(name).reshape(editor.tensors[name].dims[0], -1)
+    stored[:32, 5] = stored[:32, 6]
 
 
 def swapped_tensors(editor):

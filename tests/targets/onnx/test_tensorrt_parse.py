@@ -101,7 +101,7 @@ def test_the_rotary_layers_read_the_files_own_tables(dtype, method, convert):
     }
     parsed = Parsed(path)
     rotary = [layer for layer in parsed.layers if layer.type == trt.LayerType.ROTARY_EMBEDDING]
-    assert len(rotary) == 2 * 3  # query and key of three layers
+    assert len(rotary) == 3  # queries and keys of three layers, each together
     for layer in rotary:
         for index, name in ((1, "cos_cache"), (2, "sin_cache")):
             np.testing.assert_array_equal(constant_behind(parsed, layer.get_input(index)), stored[name])

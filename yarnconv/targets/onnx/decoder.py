@@ -33,12 +33,6 @@ class _Decoder:
 
     # attention
 
-    def _heads(self, x: str, heads: int, head_dim: int) -> str:
-        return self._graph.node("Reshape", x, self._graph.constant([0, 0, heads, head_dim]))
-
-    def _heads_first(self, x: str) -> str:
-        return self._graph.node("Transpose", x, perm=[0, 2, 1, 3])
-
     def _rotated(self, x: str, cos_sin: tuple[str, str] | None, attention: AttentionDescription) -> str:
         """[B, H, S, D], rotated in float32 whatever the graph's dtype."""
         if cos_sin is None:
@@ -56,18 +50,26 @@ class _Decoder:
         )
         return graph.cast(x, self._element.name) if narrow else x
 
-    def _attention(self, x: str, index: int, layer: LayerDescription, cos_sin: tuple[str, str] | None) -> str:
-        attention, linear = layer.attention, self._parameters.linear
-        query = self._heads(linear(x, "query", index), attention.heads, attention.head_dim)
-        key = self._heads(linear(x, "key", index), attention.key_value_heads, attention.head_dim)
-        value = self._heads(linear(x, "value", index), attention.key_value_heads, attention.head_dim)
+    def _heads(
+        self, x: str, index: int, attention: AttentionDescription, cos_sin: tuple[str, str] | None
+    ) -> tuple[str, str, str]:
+        """Query, key and value, each [B, heads, S, D], the first two rotated."""
+        graph, few = self._graph, attention.key_value_heads
+        sizes = [attention.heads, few, few]
+        joined = self._parameters.joined(x, ("query", "key", "value"), index)
+        heads = graph.node("Reshape", joined, graph.constant([0, 0, sum(sizes), attention.head_dim]))
+        heads = graph.node("Transpose", heads, perm=[0, 2, 1, 3])
         if attention.query_key_norm:
+            query, key, value = graph.split(heads, 1, sizes)
             query, key = self._norm(query, "query_norm", index), self._norm(key, "key_norm", index)
-        heads = (
-            self._rotated(self._heads_first(query), cos_sin, attention),
-            self._rotated(self._heads_first(key), cos_sin, attention),
-            self._heads_first(value),
-        )
+            return self._rotated(query, cos_sin, attention), self._rotated(key, cos_sin, attention), value
+        rotating, value = graph.split(heads, 1, [attention.heads + few, few])
+        query, key = graph.split(self._rotated(rotating, cos_sin, attention), 1, sizes[:2])
+        return query, key, value
+
+    def _attention(self, x: str, index: int, layer: LayerDescription, cos_sin: tuple[str, str] | None) -> str:
+        attention = layer.attention
+        heads = self._heads(x, index, attention, cos_sin)
         multiplier = self._plan.rope.main_group.buckets[-1].softmax_multiplier
         scale = multiplier / math.sqrt(attention.head_dim)
         slots = Slots(
@@ -77,7 +79,7 @@ class _Decoder:
             present_value=self._slot(f"present.{index}.value", attention, past=False),
         )
         attended = self._operators.attend(self._graph, attention, heads, slots, scale)
-        return linear(attended, "attention_output", index)
+        return self._parameters.linear(attended, "attention_output", index)
 
     def _slot(self, name: str, attention: AttentionDescription, *, past: bool) -> str:
         slots = self._operators.past_dimension if past else self._operators.present_dimension

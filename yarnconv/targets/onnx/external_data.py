@@ -1,6 +1,6 @@
 """Large tensors beside the graph: where each lies in its file, and how the file is written piece by piece."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -46,6 +46,24 @@ class ExternalTensor:
     def nbytes(self) -> int:
         """Bytes of all of it."""
         return self.shape[0] * self.row_bytes
+
+
+JOINT = " + "  # between the names of tensors that stand side by side in one
+
+
+def side_by_side(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
+    """Matrices of as many rows each as one, whose rows are theirs one behind the other. A name that says of
+    which it is made is how a reader finds them again.
+    """
+    first, *_ = tensors
+    return ExternalTensor(
+        name=JOINT.join(tensor.name for tensor in tensors),
+        element=first.element,
+        bits=first.bits,
+        shape=(first.shape[0], sum(tensor.shape[1] for tensor in tensors)),
+        rows=lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1),
+        step=min(tensor.step for tensor in tensors),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,8 +63,9 @@ class FloatCopy:
     ) -> None:
         self._plan, self._model, self._weights = plan, model, weights
         self._layers, self._vocabulary = layers, vocabulary
-        self._by_tensor = {weight.tensor.name: weight for weight in weights.values()}
-        self._by_scales = {w.scales.name: w for w in weights.values() if w.scales is not None}
+        # several weights may stand in one tensor; those that depend on the vocabulary stand alone
+        self._by_tensor = {weight.stored.tensor.name: weight for weight in weights.values()}
+        self._by_scales = {w.stored.scales.name: w for w in weights.values() if w.stored.scales is not None}
         self._graph = self._cut()
         self._tensors: list[ExternalTensor] = []
         self._small: list[onnx.TensorProto] = []
@@ -136,7 +137,7 @@ class FloatCopy:
         dequantised: dict[str, str] = {}
         for node in nodes:
             weight = self._by_tensor.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-            if weight is not None and weight.kind == INT4:
+            if weight is not None and weight.stored.kind == INT4:
                 dequantised[node.output[0]] = node.input[0]
                 continue
             node.input[:] = [dequantised.get(name, name) for name in node.input]
@@ -149,8 +150,9 @@ class FloatCopy:
 
     def _take(self, tensor: StoredTensor) -> None:
         weight = self._by_tensor.get(tensor.name) or self._by_scales.get(tensor.name)
-        if weight is not None and weight.kind == INT4 and weight.transposed:
-            self._add(tensor.name, "FLOAT", weight.shape, weight.float32, weight, weight.unit)
+        if weight is not None and weight.stored.kind == INT4 and weight.stored.transposed:
+            stored = weight.stored
+            self._add(tensor.name, "FLOAT", stored.shape, stored.float32, weight, stored.unit)
         elif tensor.element in FLOAT_DTYPES:
             if len(tensor.data) < LARGE and not self._selected(weight):
                 self._keep(tensor)
@@ -189,7 +191,7 @@ class FloatCopy:
         """A tensor of the data file, with the kept part of the vocabulary."""
         vocabulary = self._vocabulary
         if weight is not None and self._selected(weight):
-            if weight.transposed:
+            if weight.stored.transposed:
                 everything = rows
                 rows = lambda first, last: everything(first, last)[:, vocabulary]  # noqa: E731
                 shape = (shape[0], len(vocabulary))
@@ -233,19 +235,20 @@ class FloatCopy:
         small = {tensor.name: tensor for tensor in self._small}
         found: dict[str, Float32Array] = {}
         for name, weight in self._weights.items():
-            if weight.tensor.name in small:
-                found[name] = np.array(weight.tensor.float32(0, weight.shape[0]))
-            elif weight.tensor.name not in offsets:
+            stored = weight.stored
+            if stored.tensor.name in small:
+                found[name] = np.array(weight.float32(0, weight.shape[0]))
+            elif stored.tensor.name not in offsets:
                 continue  # of a layer beyond the copy's
-            elif weight.kind == INT4 and not weight.transposed:
+            elif stored.kind == INT4 and not stored.transposed:
                 rows = [weight.float32(int(row), int(row) + 1) for row in self._vocabulary]
                 found[name] = np.concatenate(rows)
             else:
-                tensor, offset = offsets[weight.tensor.name]
+                tensor, offset = offsets[stored.tensor.name]
                 values: Float32Array = np.memmap(
                     directory / DATA_FILE, dtype="<f4", mode="c", offset=offset, shape=tensor.shape
                 )
-                found[name] = values.T if weight.transposed else values
+                found[name] = values[:, weight.own].T if stored.transposed else values
         return found
 
 

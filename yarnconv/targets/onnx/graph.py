@@ -52,6 +52,13 @@ class Graph:
         )
         return name
 
+    def split(self, tensor: str, axis: int, sizes: Sequence[int]) -> list[str]:
+        """A tensor in parts of these sizes."""
+        names = [f"Split_{len(self._nodes)}_{number}" for number in range(len(sizes))]
+        first, *more = names
+        self.node("Split", tensor, self.constant(list(sizes)), output=first, more_outputs=more, axis=axis)
+        return names
+
     def cast(self, tensor: str, element: str, *, output: str | None = None) -> str:
         """A tensor as another ONNX type, such as FLOAT, INT64 or BOOL."""
         from onnx import TensorProto

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yarnconv.errors import NotJudged
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.onnx.external_data import JOINT
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.weights import packed_name, scales_name
 
@@ -72,6 +73,14 @@ def nodes_between(model: OnnxModel, begin: str, ends: Sequence[str]) -> tuple["o
     return tuple(ordered)
 
 
+def _suffix(name: str) -> tuple[str, str]:
+    """The checkpoint's name in a tensor's, and what was added to it."""
+    for suffix in (scales_name(""), packed_name("")):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), suffix
+    return name, ""
+
+
 class _Signatures:
     """Signs layers; each tensor's bytes are read once."""
 
@@ -79,10 +88,12 @@ class _Signatures:
         self._model = model
         self._digests: dict[str, str] = {}
         self._roles: dict[str, tuple[str, int | None]] = {}
-        for binding in plan.bindings:
-            name, role, layer = binding.expected.name, binding.expected.role, binding.expected.layer
-            for kind, own in (("", name), (" scales", scales_name(name)), (" codes", packed_name(name))):
-                self._roles[own] = role + kind, layer
+        bound = {b.expected.name: (b.expected.role, b.expected.layer) for b in plan.bindings}
+        for name in model.tensors:
+            parts = [_suffix(part) for part in name.split(JOINT)]
+            if all(own in bound for own, _ in parts):
+                roles = [f"{bound[own][0]}{suffix}" for own, suffix in parts]
+                self._roles[name] = JOINT.join(roles), bound[parts[0][0]][1]
 
     def _leaf(self, name: str, index: int) -> str:
         """A value that no node makes: a tensor of the checkpoint's by its role, another by its bytes."""

@@ -71,11 +71,18 @@ def _buffer_size(graph: Graph) -> str:
 
 
 class _Standard:
-    """The standard Attention with an explicit mask."""
+    """The standard Attention with an explicit mask.
+
+    folds_groups: whether the query heads that share a key head are handed over as further queries of it. It
+    is the same sum, and the cache is read once and not once per query head: on a CPU a step at 32768 slots
+    takes 1.4 times as long without it, at 512 it is 1 % faster (`python -m tests.bench.onnx_decode_bench`).
+    """
+
+    folds_groups = False
 
     def __init__(self) -> None:
         self._ranks = self._real = self._query_ranks = ""
-        self._masks: dict[int | None, str] = {}
+        self._masks: dict[tuple[int | None, int], str] = {}
 
     def guarded(self, graph: Graph, embedded: str) -> str:
         """As they are: the mask serves every row."""
@@ -90,16 +97,18 @@ class _Standard:
         self._real = graph.node("Unsqueeze", graph.cast(mask, "BOOL"), graph.constant([1, 2]))
         self._query_ranks = graph.node("Unsqueeze", own, graph.constant([1, 3]))
 
-    def _mask(self, graph: Graph, window: int | None) -> str:
-        """bool[B, 1, S, C]: real slots up to the query's own rank, and within its window."""
-        if window not in self._masks:
+    def _mask(self, graph: Graph, window: int | None, groups: int) -> str:
+        """bool[B, 1, groups S, C]: real slots up to the query's own rank, and within its window."""
+        if (window, groups) not in self._masks:
             ranks = graph.node("Unsqueeze", self._ranks, graph.constant([1, 2]))
             seen = graph.node("And", graph.node("LessOrEqual", ranks, self._query_ranks), self._real)
             if window is not None:
                 reach = graph.node("Add", ranks, graph.constant([window]))
                 seen = graph.node("And", seen, graph.node("Greater", reach, self._query_ranks))
-            self._masks[window] = seen
-        return self._masks[window]
+            if groups > 1:
+                seen = graph.node("Tile", seen, graph.constant([1, 1, groups, 1]))
+            self._masks[window, groups] = seen
+        return self._masks[window, groups]
 
     def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
         """Past keys or values with the new ones."""
@@ -117,14 +126,21 @@ class _Standard:
         query, key, value = heads
         keys = self._extend(graph, slots.past_key, key, slots.present_key)
         values = self._extend(graph, slots.past_value, value, slots.present_value)
-        mask = self._mask(graph, attention.window)
+        few, head_dim = attention.key_value_heads, attention.head_dim
+        groups = attention.heads // few if self.folds_groups else 1
+        mask = self._mask(graph, attention.window, groups)
+        if groups > 1:
+            query = graph.node("Reshape", query, graph.constant([0, few, -1, head_dim]))
         attended = graph.node("Attention", query, keys, values, mask, scale=scale)
+        if groups > 1:
+            attended = graph.node("Reshape", attended, graph.constant([0, attention.heads, -1, head_dim]))
         return _joined(graph, attended, attention.heads * attention.head_dim)
 
 
 class InPlace(_Standard):
     """The client's buffer, written in place."""
 
+    folds_groups = True
     opset = 24
     past_dimension = "kv_capacity"
     present_dimension = "kv_capacity"

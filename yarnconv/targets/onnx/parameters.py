@@ -1,10 +1,10 @@
 """The checkpoint's tensors as values of the graph, each in the form that the options ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.external_data import LinkedTensor
+from yarnconv.targets.onnx.external_data import LinkedTensor, side_by_side
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.weights import (
@@ -64,20 +64,34 @@ class Parameters:
             )
         return self._values[role, layer]
 
-    def _matrix(self, role: str, name: str, source: TensorRef) -> str:
-        """A matrix [out, in] as [in, out]."""
-        if self._options.quantises(role) and quantises(source.shape):
-            codes, scales = (self._graph.tensor(tensor) for tensor in quantised(name, source))
-            return self._graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
+    def _matrix(self, role: str, named: Sequence[tuple[str, TensorRef]]) -> str:
+        """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""
+        graph = self._graph
+        if self._options.quantises(role) and all(quantises(source.shape) for _, source in named):
+            pairs = [quantised(name, source) for name, source in named]
+            codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
+            return graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
         if self._options.link_weights:
-            return self._graph.node("Transpose", self._linked(name, source), perm=[1, 0])
-        return self._graph.tensor(transposed(name, source, self._element))
+            linked = [self._linked(name, source) for name, source in named]
+            whole = graph.node("Concat", *linked, axis=0) if len(linked) > 1 else linked[0]
+            return graph.node("Transpose", whole, perm=[1, 0])
+        return graph.tensor(side_by_side([transposed(*one, self._element) for one in named]))
+
+    def joined(self, x: str, roles: Sequence[str], layer: int | None) -> str:
+        """X times the matrices of these roles, and their biases where the model has them, side by side: one
+        large product is faster than several small ones.
+        """
+        graph = self._graph
+        y = graph.node("MatMul", x, self._matrix(roles[0], [self._sources[role, layer] for role in roles]))
+        biases = [f"{role}_bias" for role in roles]
+        if not self.has(biases[0], layer):
+            return y
+        values = [self.value(bias, layer) for bias in biases]
+        return graph.node("Add", y, graph.node("Concat", *values, axis=0) if len(values) > 1 else values[0])
 
     def linear(self, x: str, role: str, layer: int | None) -> str:
         """X times a matrix, and its bias where the model has one."""
-        y = self._graph.node("MatMul", x, self._matrix(role, *self._sources[role, layer]))
-        bias = f"{role}_bias"
-        return self._graph.node("Add", y, self.value(bias, layer)) if self.has(bias, layer) else y
+        return self.joined(x, [role], layer)
 
     def _quantises_embeddings(self) -> bool:
         _, source = self._sources["token_embedding", None]
@@ -109,5 +123,5 @@ class Parameters:
         if not self._options.quantises("output_head") and not self._quantises_embeddings():
             matrix = self._graph.node("Transpose", self.value("token_embedding"), perm=[1, 0])
         else:
-            matrix = self._matrix("output_head", self._names["output_head"], source)
+            matrix = self._matrix("output_head", [(self._names["output_head"], source)])
         return self._graph.node("MatMul", x, matrix)

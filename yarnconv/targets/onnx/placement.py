@@ -1,7 +1,8 @@
 """Where each of the checkpoint's tensors stands in an ONNX graph: as what, and which way round.
 
 A matrix [out, in] of the checkpoint is stored [in, out] where MatMul takes it as it is, and [out, in] where a
-Transpose stands between. The graph's nodes say which; the tensor's shape cannot, where it is square.
+Transpose stands between. The graph's nodes say which; the tensor's shape cannot, where it is square. Several
+matrices may stand side by side in one tensor, whose name says which.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.onnx.external_data import JOINT
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel, StoredTensor
 from yarnconv.targets.onnx.weights import INT4_BLOCK, PACKED_OFFSET, packed_name, scales_name, unpack
 
@@ -17,14 +19,13 @@ INT4 = "INT4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredWeight:
-    """One of the checkpoint's tensors in an artefact.
+class Stored:
+    """A tensor of weights in an artefact.
 
     kind: F32, F16, BF16, or INT4 (symmetric blocks of 32 along the input dimension, with their scales).
     transposed: stored [in, out].
     """
 
-    binding: TensorBinding
     tensor: StoredTensor
     kind: str
     transposed: bool
@@ -32,17 +33,11 @@ class StoredWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored, in values."""
-        if self.kind != INT4 or self.transposed:
+        """In values."""
+        if self.kind != INT4 or self.transposed or len(self.tensor.shape) != 2:
             return self.tensor.shape
         rows, packed = self.tensor.shape
         return rows, 2 * packed
-
-    @property
-    def fits(self) -> bool:
-        """Whether it has the checkpoint's shape."""
-        wanted = self.binding.source.shape
-        return self.shape == (wanted[::-1] if self.transposed else wanted)
 
     @property
     def is_read(self) -> bool:
@@ -65,14 +60,13 @@ class StoredWeight:
         """Rows first..last-1 as they are stored, dequantised; both multiples of `unit`."""
         if self.scales is None:
             return self.tensor.float32(first, last)
-        codes, width = self.codes(first, last), self.shape[1]
+        codes, width = self._codes(first, last), self.shape[1]
         scales = self.block_scales(first, last)
         if self.transposed:
             return (codes.reshape(-1, INT4_BLOCK, width) * scales[:, None, :]).reshape(-1, width)
         return (codes.reshape(last - first, -1, INT4_BLOCK) * scales[:, :, None]).reshape(-1, width)
 
-    def codes(self, first: int, last: int) -> Float32Array:
-        """4-bit codes of rows first..last-1, from -8 to 7."""
+    def _codes(self, first: int, last: int) -> Float32Array:
         width = self.shape[1]
         packed = self.tensor.array().reshape(-1)[first * width // 2 : last * width // 2].view(np.uint8)
         signed = self.tensor.element == INT4
@@ -82,6 +76,47 @@ class StoredWeight:
         """Scales of the blocks in rows first..last-1."""
         assert self.scales is not None
         return self.scales.float32(first // self.unit, last // self.unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeight:
+    """One of the checkpoint's tensors in an artefact. columns: which of the stored ones are its own, None for
+    all.
+    """
+
+    binding: TensorBinding
+    stored: Stored
+    columns: tuple[int, int] | None = None
+
+    @property
+    def own(self) -> slice:
+        """Its own columns."""
+        return slice(None) if self.columns is None else slice(*self.columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored, in values; its own part."""
+        whole = self.stored.shape
+        if self.columns is None or len(whole) != 2:
+            return whole
+        first, last = self.columns
+        return whole[0], max(min(last, whole[1]) - first, 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has the checkpoint's shape."""
+        wanted = self.binding.source.shape
+        return self.shape == (wanted[::-1] if self.stored.transposed else wanted)
+
+    def float32(self, first: int, last: int) -> Float32Array:
+        """Its part of rows first..last-1 as they are stored, dequantised; both multiples of the unit."""
+        rows = self.stored.float32(first, last)
+        return rows if self.columns is None else np.ascontiguousarray(rows[:, self.own])
+
+    def block_scales(self, first: int, last: int) -> Float32Array:
+        """Scales of its blocks in rows first..last-1."""
+        scales = self.stored.block_scales(first, last)
+        return scales if self.columns is None else scales[:, self.own]
 
 
 def _is_transposed(model: OnnxModel, name: str) -> bool:
@@ -94,23 +129,39 @@ def _is_transposed(model: OnnxModel, name: str) -> bool:
     return False
 
 
-def stored_weight(model: OnnxModel, binding: TensorBinding) -> StoredWeight | None:
-    """Where a tensor stands; None where the artefact has none by its name."""
-    name = binding.expected.name
-    if (packed := model.tensors.get(packed_name(name))) is not None and len(packed.shape) == 2:
-        scales = model.tensors.get(scales_name(name))
-        return StoredWeight(binding=binding, tensor=packed, kind=INT4, transposed=False, scales=scales)
-    if (tensor := model.tensors.get(name)) is None:
-        return None
-    return StoredWeight(
-        binding=binding,
+def _read(model: OnnxModel, tensor: StoredTensor) -> Stored:
+    scaled = JOINT.join(scales_name(part) for part in tensor.name.split(JOINT))
+    return Stored(
         tensor=tensor,
         kind=FLOAT_DTYPES.get(tensor.element, tensor.element),
-        transposed=len(tensor.shape) == 2 and _is_transposed(model, name),
-        scales=model.tensors.get(scales_name(name)) if tensor.element == INT4 else None,
+        transposed=len(tensor.shape) == 2 and _is_transposed(model, tensor.name),
+        scales=model.tensors.get(scaled) if tensor.element == INT4 else None,
     )
 
 
+def _looked_up(model: OnnxModel, name: str) -> Stored | None:
+    """4-bit embeddings, which are stored as bytes."""
+    packed = model.tensors.get(packed_name(name))
+    if packed is None or len(packed.shape) != 2 or packed.element != "UINT8":
+        return None
+    return Stored(tensor=packed, kind=INT4, transposed=False, scales=model.tensors.get(scales_name(name)))
+
+
 def stored_weights(plan: ConversionPlan, model: OnnxModel) -> dict[str, StoredWeight | None]:
-    """By the checkpoint's names, in its order."""
-    return {binding.expected.name: stored_weight(model, binding) for binding in plan.bindings}
+    """Where the checkpoint's tensors stand, by their names and in its order; None where one has no place."""
+    bindings = {binding.expected.name: binding for binding in plan.bindings}
+    found: dict[str, StoredWeight | None] = dict.fromkeys(bindings)
+    for tensor in model.tensors.values():
+        parts = tensor.name.split(JOINT)
+        if not bindings.keys() >= set(parts):
+            continue
+        stored, begin = _read(model, tensor), 0
+        for part in parts:
+            end = begin + bindings[part].source.shape[0]
+            columns = (begin, end) if len(parts) > 1 else None
+            found[part] = StoredWeight(binding=bindings[part], stored=stored, columns=columns)
+            begin = end
+    for name, binding in bindings.items():
+        if (looked_up := _looked_up(model, name)) is not None:
+            found[name] = StoredWeight(binding=binding, stored=looked_up)
+    return found

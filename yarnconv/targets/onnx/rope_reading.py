@@ -59,47 +59,56 @@ def _attention_of(model: OnnxModel, index: int) -> "onnx.NodeProto | None":
     return next((node for node in around if node.op_type in ATTENTION), None)
 
 
-def read_rotations(model: OnnxModel, index: int) -> list[Rotation]:
-    """What rotates the queries and keys of a layer: the nodes between its projections and its attention."""
+def _rotation(model: OnnxModel, value: str) -> Rotation | None:
+    """What rotates a value on its way from the projection."""
     from onnx import helper
 
-    attention = _attention_of(model, index)
-    found, stack, seen = [], list(attention.input) if attention else [], set()
+    stack, seen = [value], set()
     while stack:
-        value = stack.pop()
-        node = model.producers.get(value)
-        if node is None or value in seen or node.op_type == "MatMul":
+        name = stack.pop()
+        node = model.producers.get(name)
+        if node is None or name in seen or node.op_type == "MatMul":
             continue
-        seen.add(value)
+        seen.add(name)
         if node.op_type != "RotaryEmbedding":
             stack += node.input
             continue
         values: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        found.append(
-            Rotation(
-                pairing="interleaved" if values.get("interleaved") else "half",
-                rotary_dim=values.get("rotary_embedding_dim", 0),
-                cos=_table(model, node.input[1]),
-                sin=_table(model, node.input[2]),
-            )
+        return Rotation(
+            pairing="interleaved" if values.get("interleaved") else "half",
+            rotary_dim=values.get("rotary_embedding_dim", 0),
+            cos=_table(model, node.input[1]),
+            sin=_table(model, node.input[2]),
         )
-    return found
+    return None
+
+
+def read_rotations(model: OnnxModel, index: int) -> tuple[Rotation | None, Rotation | None]:
+    """What rotates the queries and the keys of a layer, None where nothing does."""
+    attention = _attention_of(model, index)
+    if attention is None:
+        return None, None
+    return _rotation(model, attention.input[0]), _rotation(model, attention.input[1])
 
 
 def _compare_rotations(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
     """That each layer's query and key rotate as they should."""
     for group in plan.rope.groups:
         for layer in group.layers:
-            attention = plan.description.layers[layer].attention
-            rotations = read_rotations(model, layer)
-            wanted, found = "none", "none"
+            attention, wanted = plan.description.layers[layer].attention, "none"
             if group.scaling is not None:
-                wanted = f"2 of {group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
-            if rotations:
-                kinds = sorted({(r.rotary_dim or attention.head_dim, r.pairing) for r in rotations})
-                found = f"{len(rotations)} of " + " and ".join(f"{d} dimensions, pairs {p}" for d, p in kinds)
+                wanted = f"{group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
+            kinds = [
+                f"{rotation.rotary_dim or attention.head_dim} dimensions, pairs {rotation.pairing}"
+                if rotation
+                else "none"
+                for rotation in read_rotations(model, layer)
+            ]
             yield FactComparison(
-                key=f"rotations of layer {layer}", expected=wanted, found=found, agrees=wanted == found
+                key=f"rotation of layer {layer}",
+                expected=wanted,
+                found=kinds[0] if kinds[0] == kinds[1] else f"queries {kinds[0]}; keys {kinds[1]}",
+                agrees=kinds == [wanted, wanted],
             )
 
 
@@ -178,7 +187,7 @@ def _compare_group(
 ) -> Iterator[FactComparison]:
     """Every table that the group's layers take rows from; they may share one or have one each."""
     layout = lay_out_tables(group, plan.rope.original_context, max_context)
-    used = {(r.cos, r.sin) for layer in group.layers for r in read_rotations(model, layer)}
+    used = {(r.cos, r.sin) for layer in group.layers for r in read_rotations(model, layer) if r}
     for cos, sin in sorted(used, key=str):
         if cos is None or sin is None:
             yield FactComparison(

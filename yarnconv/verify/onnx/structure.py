@@ -99,7 +99,7 @@ def _usable_weights(case: Case) -> dict[str, StoredWeight]:
     for name, weight in case.weights.items():
         if weight is None:
             raise NotJudged(f"{name} is missing")
-        if not weight.fits or not weight.is_read:
+        if not weight.fits or not weight.stored.is_read:
             raise NotJudged(f"{name} has another shape or is of a type that is not read")
         found[name] = weight
     return found

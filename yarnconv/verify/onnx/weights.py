@@ -22,13 +22,13 @@ from yarnconv.verify.weights import (
 def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
     """The checkpoint's values for stored rows first..last-1, in the stored layout."""
     values = weight.binding.source.load()
-    rows = np.ascontiguousarray(values[:, first:last].T if weight.transposed else values[first:last])
+    rows = np.ascontiguousarray(values[:, first:last].T if weight.stored.transposed else values[first:last])
     return np.asarray(to_float32(rows, weight.binding.source.dtype))
 
 
 def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
     """Flat values with those of one 4-bit block side by side."""
-    if weight.kind == INT4 and weight.transposed:
+    if weight.stored.kind == INT4 and weight.stored.transposed:
         return np.ascontiguousarray(values.reshape(-1, INT4_BLOCK, values.shape[1]).swapaxes(1, 2)).reshape(
             -1
         )
@@ -37,7 +37,7 @@ def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
 
 def _steps(weight: StoredWeight, first: int, last: int) -> Float32Array | None:
     """How far apart the values are that each one's block can hold."""
-    if weight.kind != INT4:
+    if weight.stored.kind != INT4:
         return None
     return np.repeat(np.abs(weight.block_scales(first, last)).reshape(-1), INT4_BLOCK)
 
@@ -48,14 +48,14 @@ def _compare_tensor(
     """One tensor of the checkpoint against the artefact's."""
     if weight is None:
         return TensorComparison(name=name, stored_as=None, problem="is missing")
-    comparison = TensorComparison(name=name, stored_as=weight.kind)
-    if not weight.is_read:
+    comparison = TensorComparison(name=name, stored_as=weight.stored.kind)
+    if not weight.stored.is_read:
         return replace(comparison, known=False)
     if not weight.fits:
         wanted = list(weight.binding.source.shape)
         return replace(comparison, problem=f"has shape {list(weight.shape)}, for {wanted} of the checkpoint")
-    judge = WeightJudge(weight.kind, INT4_BLOCK)
-    unit = weight.unit
+    judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
+    unit = weight.stored.unit
     width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
     for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
