@@ -1,12 +1,13 @@
-"""What ggml's quantisers do to weights: the measurement behind the bounds in `yarnconv/verify/weights.py`.
+"""What quantisers do to weights: the measurement behind the bounds in `yarnconv/verify/weights.py`.
 
     python -m tests.bench.quantisation
 
 Eleven distributions of weights, with and without an importance matrix, quantised by the ggml library that
-llama-cpp-python brings and dequantised by the gguf package.
+llama-cpp-python brings and dequantised by the gguf package; INT4 by `yarnconv onnx`'s own.
 """
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yarnconv.targets.gguf.steps import value_steps
+from yarnconv.targets.onnx.weights import quantised, unpack
 from yarnconv.verify.weights import BLOCK_TYPES, beyond_rounding
 
 ROWS, WIDTH = 256, 1024
@@ -70,6 +72,49 @@ def errors(quantise, kind, values, importance):
     return relative.max(), np.linalg.norm(difference) / np.linalg.norm(values), beyond
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A matrix [out, in] as the ONNX target takes one from a checkpoint."""
+
+    values: np.ndarray
+    dtype = "F32"
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def load(self):
+        return self.values
+
+
+def int4_errors(values):
+    """As `errors`."""
+    values = np.ascontiguousarray(values, np.float32)
+    codes, scales = quantised("weights", Weights(values))
+    code = unpack(codes.rows(0, WIDTH).reshape(-1), 0).reshape(-1, 32, ROWS)
+    step = scales.rows(0, scales.shape[0])[:, None, :]
+    found, wanted = code * step, values.T.reshape(code.shape)
+    steps = np.abs(step) * np.where(code == 7, 2, 1)  # what would be +8
+    difference, norms = np.abs(found - wanted), np.linalg.norm(wanted, axis=1)
+    each = np.linalg.norm(difference, axis=1)
+    beyond = beyond_rounding(found.reshape(-1), wanted.reshape(-1), steps.astype(np.float32).reshape(-1))
+    whole = np.linalg.norm(difference) / np.linalg.norm(wanted)
+    return (each[norms > 0] / norms[norms > 0]).max(), whole, beyond.mean()
+
+
+def add_row(table, name, explained, found):
+    """The worst of each kind, and in which distribution. found: (distribution, block, tensor, beyond)."""
+    block, tensor, beyond = (max(found, key=lambda row, i=index: row[i]) for index in (1, 2, 3))
+    shares = ["", "", ""]
+    if explained.beyond is not None:
+        shares = [f"{100 * beyond[3]:.2f} %", beyond[0], f"{100 * explained.beyond:g} %"]
+    table.add_row(
+        *(name, f"{block[1]:.3f}", block[0], f"{explained.block:g}"),
+        *(f"{tensor[2]:.3f}", tensor[0], f"{explained.tensor:g}"),
+        *shares,
+    )
+
+
 def main():
     quantise = ggml_quantiser()
     table = Table(title="relative error of ggml's types over eleven distributions, with and without imatrix")
@@ -82,21 +127,17 @@ def main():
         table.add_column(heading, justify="left" if heading in {"type", "in"} else "right")
     for name, explained in BLOCK_TYPES.items():
         generator = np.random.default_rng(0)
+        if name == "INT4":
+            own = [(place, *int4_errors(values)) for place, values in distributions(generator)]
+            add_row(table, name, explained, own)
+            continue
         kind = gguf.GGMLQuantizationType[name]
         found = [
             (distribution, *errors(quantise, kind, values, importance))
             for distribution, values in distributions(generator)
             for importance in (None, np.abs(generator.standard_t(2, WIDTH)) + 1e-2)
         ]
-        block, tensor, beyond = (max(found, key=lambda row, i=index: row[i]) for index in (1, 2, 3))
-        shares = ["", "", ""]
-        if explained.beyond is not None:
-            shares = [f"{100 * beyond[3]:.2f} %", beyond[0], f"{100 * explained.beyond:g} %"]
-        table.add_row(
-            *(name, f"{block[1]:.3f}", block[0], f"{explained.block:g}"),
-            *(f"{tensor[2]:.3f}", tensor[0], f"{explained.tensor:g}"),
-            *shares,
-        )
+        add_row(table, name, explained, found)
     Console(width=140).print(table)
 
 

@@ -144,6 +144,51 @@ def test_a_tied_head_of_its_own(dtype, check, yarnconv, tmp_path):
         assert (code, report["verdicts"]["weights"]) == (1, "fails")
 
 
+OTHER_WEIGHTS = {
+    "ternary": lambda values, generator: np.sign(values) * (np.abs(values) > 0.03),
+    "small": lambda values, generator: values * 1e-3,
+    "one huge": lambda values, generator: np.where(generator.random(values.shape) < 1e-3, 1e4, values),
+    "zero": lambda values, generator: values * 0,
+}
+
+
+@pytest.mark.parametrize("case", OTHER_WEIGHTS)
+def test_any_weights_hold_in_4_bits_and_one_code_altered_does_not(case, check, yarnconv, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    directory = make_checkpoint(tmp_path / "model", "llama")
+    tensors, generator = load_file(directory / "model.safetensors"), np.random.default_rng(0)
+    for name, values in tensors.items():
+        if "_proj" in name:
+            tensors[name] = OTHER_WEIGHTS[case](values, generator).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "onnx"
+    assert yarnconv("onnx", directory, *YARN, "--dtype", "int4", "-o", out)[0] == 0
+    _, report, _ = check(out, directory, *YARN, "--weights", "all")
+    assert report["verdicts"]["weights"] == "holds", report["reasons"]
+    if case != "zero":
+        editor = Editor(out, tmp_path / "faulty")
+        codes = editor.stored("model.layers.1.mlp.up_proj.weight")
+        codes[4321] = (int(codes[4321]) + 0x22) & 0xFF
+        _, report, _ = check(editor.save(), directory, *YARN, "--weights", "all")
+        assert report["verdicts"]["weights"] == "fails"
+
+
+@pytest.mark.parametrize("change", [0.99, 1.02])
+def test_a_fine_tune_is_not_its_base_model(change, check, yarnconv, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    base = make_checkpoint(tmp_path / "base", "llama")
+    tuned = make_checkpoint(tmp_path / "tuned", "llama")
+    tensors = load_file(tuned / "model.safetensors")
+    tensors = {n: (v * np.float32(change) if "_proj" in n else v) for n, v in tensors.items()}
+    save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "onnx"
+    assert yarnconv("onnx", tuned, *YARN, "--dtype", "int4", "-o", out)[0] == 0
+    _, report, _ = check(out, base, *YARN)
+    assert report["verdicts"]["weights"] == "fails"
+
+
 def test_all_weights_and_none(check, edited, checkpoints):
     directory = edited(FAULTS["one block altered"][0])
     code, report, _ = check(directory, checkpoints("llama"), *YARN, "--weights", "none")

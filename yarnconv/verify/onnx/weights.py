@@ -18,6 +18,8 @@ from yarnconv.verify.weights import (
     sampled_rows,
 )
 
+HIGHEST_CODE = np.float32(7)
+
 
 def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
     """The checkpoint's values for stored rows first..last-1, in the stored layout."""
@@ -35,11 +37,14 @@ def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
     return values.reshape(-1)
 
 
-def _steps(weight: StoredWeight, first: int, last: int) -> Float32Array | None:
-    """How far apart the values are that each one's block can hold."""
+def _steps(weight: StoredWeight, found: Float32Array, first: int, last: int) -> Float32Array | None:
+    """How far apart the values are that each one's block can hold; twice that at the end of its range, where
+    what would be +8 is +7. found: the stored values, block by block.
+    """
     if weight.stored.kind != INT4:
         return None
-    return np.repeat(np.abs(weight.block_scales(first, last)).reshape(-1), INT4_BLOCK)
+    scales = np.repeat(weight.block_scales(first, last).reshape(-1), INT4_BLOCK)
+    return np.abs(scales) * np.where(found == HIGHEST_CODE * scales, np.float32(2), np.float32(1))
 
 
 def _compare_tensor(
@@ -52,21 +57,17 @@ def _compare_tensor(
     if not weight.stored.is_read:
         return replace(comparison, known=False)
     if not weight.fits:
-        wanted = list(weight.binding.source.shape)
-        return replace(comparison, problem=f"has shape {list(weight.shape)}, for {wanted} of the checkpoint")
+        problem = f"has shape {list(weight.shape)}, for {list(weight.binding.source.shape)} of the checkpoint"
+        return replace(comparison, problem=problem)
     judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
     unit = weight.stored.unit
     width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
     for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
-            found, wanted_values = weight.float32(first, last), _source(weight, first, last)
-            judge.add(
-                _blocks(weight, found),
-                _blocks(weight, wanted_values),
-                run * unit,
-                _steps(weight, first, last),
-            )
+            values = _blocks(weight, weight.float32(first, last))
+            wanted = _blocks(weight, _source(weight, first, last))
+            judge.add(values, wanted, run * unit, _steps(weight, values, first, last))
     judge.conclude()
     return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
 
