@@ -198,7 +198,7 @@ def onnx(
     ] = "standard",
     max_context: Annotated[
         int | None,
-        typer.Option("--max-context", help="Positions of the tables [original x factor]."),
+        typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
     ] = None,
     last_token_only: Annotated[
         bool, typer.Option("--last-token-only", help="Logits of the last token instead of all.")
@@ -272,7 +272,7 @@ def check(
     ] = None,
     max_context: Annotated[
         int | None,
-        typer.Option("--max-context", help="ONNX: positions of the tables [original x factor]."),
+        typer.Option("--max-context", help="ONNX: positions of the tables (default: original x factor)."),
     ] = None,
     provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,

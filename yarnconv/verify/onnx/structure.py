@@ -65,14 +65,16 @@ def bucket_passages(case: Case, tokens: Tokens, **sizes: int) -> Iterator[Passag
 
 
 def _probes(case: Case, tokens: Tokens) -> list[Passage]:
-    """For each bucket a token at the first position that it has no row for."""
+    """For each bucket a token at positions that it has no row for: the first one, one far behind, and one in
+    front of all.
+    """
     layout = case.layout
     dynamic = len(case.plan.rope.main_group.buckets) > 1
     return [
         Passage(
             name="beyond the tables",
             tokens=tokens[:3],
-            positions=np.array([0, 1, reach], np.int64),
+            positions=np.array([0, 1, beyond], np.int64),
             jump=None,
             judged=2,
             decoded=2,
@@ -80,6 +82,7 @@ def _probes(case: Case, tokens: Tokens) -> list[Passage]:
             context=max(reach, 3) if dynamic else None,
         )
         for bucket, reach in enumerate(layout.positions)
+        for beyond in (reach, 2 * layout.rows + 1, -1)
     ]
 
 
