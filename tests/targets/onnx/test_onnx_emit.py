@@ -95,6 +95,8 @@ def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
     [
         (["--dtype", "fp8"], 2, "--dtype"),
         (["--kv", "ring"], 2, "--kv"),
+        (["--dialect", "cuda"], 2, "--dialect"),
+        (["--dialect", "ort-cuda", "--kv", "concat"], 2, "keeps its cache in place"),
         (["--max-context", "1025"], 2, "target context of 1024"),
         (["--max-context", "0"], 2, "--max-context"),
         (["--max-context", "-5"], 2, "--max-context"),
@@ -108,6 +110,27 @@ def test_bad_options(options, code, message, checkpoints, yarnconv, tmp_path, mo
     assert found[0] == code
     assert message in found[2]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_do_not_cross_file_systems(checkpoints, yarnconv, tmp_path):
+    """A clear error, nothing left on either side; and --force does not touch what is linked."""
+    import os
+    import tempfile
+
+    model = checkpoints("llama")
+    if os.stat("/dev/shm").st_dev != model.stat().st_dev:  # noqa: S108
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as other:  # noqa: S108
+            code, _, stderr = yarnconv("onnx", model, "--link-weights", "-o", f"{other}/out")
+            assert code == 2
+            assert "leave out --link-weights" in stderr
+            assert os.listdir(other) == []
+    out = tmp_path / "out"
+    before = (model / "model.safetensors").read_bytes()
+    for _ in range(2):
+        assert yarnconv("onnx", model, "--link-weights", "-o", out, "--force")[0] == 0
+    assert yarnconv("onnx", model, "-o", out, "--force")[0] == 0
+    assert not (out / "model.safetensors").exists()
+    assert (model / "model.safetensors").read_bytes() == before
 
 
 def test_an_activation_that_the_graph_has_not(checkpoints, yarnconv, tmp_path):

@@ -6,11 +6,11 @@ Only a GPU runs an engine. What it would compute is what ONNX Runtime computes w
 import numpy as np
 import onnx
 import pytest
-import tensorrt_rtx as trt
 from onnx import numpy_helper
 
 from yarnconv.targets.onnx.target import MODEL_FILE
 
+trt = pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 LOGGER = trt.Logger(trt.Logger.INTERNAL_ERROR)  # what it says is in the parser's errors too
 # New tokens and past ones: least, usual, most. A decode profile of exactly one new token fails or is planned
 # badly once the past is long; one of up to two is not.

@@ -42,10 +42,10 @@ from yarnconv.verify.verdict import Verdict
 PRODUCT_ROUNDING = 2.0**-23
 
 
-def bucket_passages(case: Case, tokens: Tokens, **sizes: int) -> Iterator[Passage]:
+def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **sizes: int) -> Iterator[Passage]:
     """Passages for each bucket, the longest first, so that what a long request left behind would show in a
-    short one. A dynamic model is asked with the least context that chooses the bucket, and at its far end
-    with the most.
+    short one. A dynamic model is asked with the least context that chooses the bucket; far_ends: and at its
+    far end with the most.
     """
     layout, original = case.layout, case.plan.rope.original_context
     dynamic = len(case.plan.rope.main_group.buckets) > 1
@@ -60,7 +60,8 @@ def bucket_passages(case: Case, tokens: Tokens, **sizes: int) -> Iterator[Passag
             **sizes,
         )
         for passage in passages:
-            context = reach if passage.name == "far end" else max(least, len(passage.tokens))
+            most = far_ends and passage.name == "far end"
+            context = reach if most else max(least, len(passage.tokens))
             yield replace(passage, bucket=bucket, context=context if dynamic else None)
 
 
@@ -179,7 +180,7 @@ def run_as_is(case: Case) -> AsIs:
     if case.on_cpu_without_kernels:
         return AsIs(windows=(), note="not run: ONNX Runtime has no bfloat16 kernels on a CPU")
     passages: Sequence[Passage] = list(
-        bucket_passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE)
+        bucket_passages(case, case.tokens, far_ends=False, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE)
     )
     return as_is(
         _run(case, case.artefact.path),
