@@ -97,6 +97,8 @@ def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
 
     replace: whether something that is there already gives way, in one rename at the end.
     """
+    if destination.is_symlink():  # what it points to gives way, not the link
+        destination = destination.resolve()
     check_directory(destination.parent)
     if destination.exists() and not replace:
         raise BadInput(

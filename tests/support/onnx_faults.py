@@ -222,6 +222,58 @@ def crossed_wires(editor):
             node.input[1] = "model.layers.1.post_attention_layernorm.weight"
 
 
+def ones_for_norms(editor):
+    """The checkpoint's weights of one kind of norm lie there, and nothing takes them."""
+    ones = editor.constant(np.ones(256, np.float32))
+    narrow = editor.graph.input[3].type.tensor_type.elem_type
+    if narrow != TensorProto.FLOAT:
+        cast = helper.make_node("Cast", [ones], ["ones_of_the_type"], to=narrow)
+        editor.graph.node.insert(0, cast)
+        ones = "ones_of_the_type"
+    for node in editor.nodes("RMSNormalization"):
+        if "post_attention" in node.input[1]:
+            node.input[1] = ones
+
+
+def positions_in_bfloat16(editor):
+    """Whole numbers to 256 and even ones beyond, as mixed precision makes of positions."""
+    narrow = helper.make_node("Cast", ["position_ids"], ["narrow_positions"], to=TensorProto.BFLOAT16)
+    wide = helper.make_node("Cast", ["narrow_positions"], ["rounded_positions"], to=TensorProto.INT64)
+    for node in editor.graph.node:
+        node.input[:] = ["rounded_positions" if name == "position_ids" else name for name in node.input]
+    editor.graph.node.insert(0, wide)
+    editor.graph.node.insert(0, narrow)
+
+
+def rows_in_bfloat16(editor):
+    for node in editor.nodes("Gather"):
+        if node.input[0] in editor.tables:
+            exact, output = f"{node.output[0]}_exact", node.output[0]
+            node.output[0] = exact
+            after = list(editor.graph.node).index(node) + 1
+            wide = helper.make_node("Cast", [f"{exact}_narrow"], [output], to=TensorProto.FLOAT)
+            narrow = helper.make_node("Cast", [exact], [f"{exact}_narrow"], to=TensorProto.BFLOAT16)
+            editor.graph.node.insert(after, wide)
+            editor.graph.node.insert(after, narrow)
+
+
+def decoys(editor):
+    """The last layer's matrix is another; the right one lies there under its name, and nothing takes it."""
+    name = "model.layers.2.mlp.down_proj.weight"
+    for node in editor.graph.node:
+        node.input[:] = ["another_matrix" if value == name else value for value in node.input]
+    other = onnx.TensorProto()
+    other.CopyFrom(editor.tensors["model.layers.1.mlp.down_proj.weight"])
+    other.name = "another_matrix"
+    editor.graph.initializer.append(other)
+
+
+def attention_scale(editor):
+    """Of the last layer."""
+    node = [*editor.nodes("Attention"), *editor.nodes("GroupQueryAttention")][2]
+    next(a for a in node.attribute if a.name == "scale").f *= 1.3
+
+
 def _genai(key, value):
     def edit(editor):
         path = editor.directory / "genai_config.json"
@@ -251,7 +303,12 @@ FAULTS = {
     "no guard behind the table": (no_guard_behind_the_table, ONLY_STRUCTURE),
     "one block altered": (altered_block, {"weights"}),
     "two tensors swapped": (swapped_tensors, {"weights"}),
-    "layer 2 with a norm of layer 1": (crossed_wires, ONLY_STRUCTURE),
+    "layer 2 with a norm of layer 1": (crossed_wires, {"weights"}),  # its own is not there for any output
+    "a norm's weights that nothing takes": (ones_for_norms, {"weights"}),
+    "positions rounded to bfloat16": (positions_in_bfloat16, BOTH),
+    "rows of the tables rounded to bfloat16": (rows_in_bfloat16, BOTH),
+    "another matrix beside an unused right one": (decoys, {"weights"}),
+    "attention scale of layer 2": (attention_scale, ONLY_STRUCTURE),
     "context_length of the client": (_genai(("model", "context_length"), 4096), {"metadata"}),
     "buffers not shared": (_genai(("search", "past_present_share_buffer"), False), {"metadata"}),
 }

@@ -231,25 +231,150 @@ def test_a_graph_built_otherwise_is_not_judged(check, edited, checkpoints):
     def edit(editor):
         for node in editor.nodes("RMSNormalization"):
             node.op_type, node.domain = "OwnNorm", "com.example"
+        editor.model.opset_import.append(helper.make_opsetid("com.example", 1))
 
     code, report, _ = check(edited(edit), checkpoints("llama"), *YARN)
     assert (code, report["verdicts"]["structure"]) == (5, "not_judged")
 
 
-def test_refused_by_the_runtime(check, edited, checkpoints):
+def without_biases(editor):
+    for node in editor.nodes("Add"):
+        made = next((n for n in editor.graph.node if node.input[1] in n.output), None)
+        if made is not None and any("bias" in name for name in made.input):
+            for other in editor.graph.node:
+                other.input[:] = [node.input[0] if v == node.output[0] else v for v in other.input]
+
+
+def without_default(editor):
+    for initialiser in list(editor.graph.initializer):
+        if initialiser.name == "rope_context":
+            editor.graph.initializer.remove(initialiser)
+
+
+def another_default(editor):
+    without_default(editor)
+    editor.graph.initializer.append(onnx.numpy_helper.from_array(np.array(256), "rope_context"))
+
+
+def another_layers_scales(editor):
+    for node in editor.nodes("DequantizeLinear"):
+        if "gate_proj" in node.input[0]:
+            node.input[1] = node.input[1].replace("gate_proj", "up_proj")
+
+
+def zero_point(editor):
+    node = editor.nodes("DequantizeLinear")[0]
+    shape = editor.tensors[node.input[1]].dims
+    name = "zero_point"
+    count = int(np.prod(shape))
+    editor.graph.initializer.append(
+        helper.make_tensor(name, TensorProto.INT4, shape, bytes([0x22]) * (count // 2), raw=True)
+    )
+    node.input.append(name)
+
+
+CONCAT = (*DYNAMIC, "--kv", "concat")
+INT4 = (*YARN, "--dtype", "int4")
+# (family, options, edit, the verdict that must not hold)
+MORE_FAULTS = {
+    "biases that nothing takes": ("qwen2", YARN, without_biases, "weights"),
+    "no default context": ("llama", CONCAT, without_default, "structure"),
+    "another default context": ("llama", CONCAT, another_default, "structure"),
+    "another matrix's scales": ("llama", INT4, another_layers_scales, "structure"),
+    "a zero point": ("llama", INT4, zero_point, "structure"),
+}
+
+
+@pytest.mark.parametrize("case", MORE_FAULTS)
+def test_faults_of_one_form(case, check, edited, checkpoints):
+    family, options, edit, verdict = MORE_FAULTS[case]
+    rope = DYNAMIC if "dynamic-yarn" in options else YARN
+    code, report, stderr = check(edited(edit, family, options), checkpoints(family), *rope)
+    assert code in {1, 5}, stderr
+    assert report["verdicts"][verdict] != "holds"
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("mistral", {"sliding_window": 20}),
+        ("mistral", {"sliding_window": 300}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [YARN, (*YARN, "--dialect", "ort-cuda"), (*YARN, "--kv", "concat")])
+def test_sliding_windows(family, overrides, options, check, yarnconv, tmp_path):
+    """Right ones hold, and one that is another than the config's does not, however long it is."""
+    directory, out = make_checkpoint(tmp_path / "model", family, **overrides), tmp_path / "onnx"
+    assert yarnconv("onnx", directory, *options, "-o", out)[0] == 0
+    code, report, _ = check(out, directory, *YARN)
+    assert code == 0, report["reasons"]
+    other = make_checkpoint(
+        tmp_path / "other", family, **{**overrides, "sliding_window": overrides["sliding_window"] - 4}
+    )
+    _, report, _ = check(out, other, *YARN)
+    assert report["verdicts"]["metadata"] == "fails"
+
+
+def test_fewer_layers_than_there_are_kinds(check, yarnconv, tmp_path):
+    windows = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+    directory, out = make_checkpoint(tmp_path / "model", "qwen2", **windows), tmp_path / "onnx"
+    assert yarnconv("onnx", directory, *YARN, "-o", out)[0] == 0
+    code, _, stderr = check(out, directory, *YARN, "--layers", "1")
+    assert code == 2
+    assert "reaches every kind" in stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--factor", "3.9"), ()),
+        (("--factor", "1"), ()),
+        ((*YARN, "--max-context", "1"), ("--max-context", "1")),
+        ((*YARN, "--max-context", "100"), ("--max-context", "100")),
+        ((*DYNAMIC, "--original-context", "2"), ()),
+        ((*DYNAMIC, "--max-context", "257"), ("--max-context", "257")),
+    ],
+    ids=str,
+)
+def test_unusual_contexts(options, expected, check, onnx_artefacts, checkpoints):
+    directory = onnx_artefacts("llama", *options)
+    rope = options[: options.index("--max-context")] if "--max-context" in options else options
+    code, report, stderr = check(directory, checkpoints("llama"), *rope, *expected)
+    assert code in {0, 5}, report["reasons"] if report else stderr  # 5: nothing to see at one position
+    assert report["verdicts"]["metadata"] == "holds"
+
+
+@pytest.mark.parametrize("text", ["[/nope]", "[bold]", "\x1b[31mred"])
+def test_what_strangers_wrote_is_shown_as_it_is(text, edited, checkpoints, yarnconv):
     def edit(editor):
-        next(iter(editor.nodes("Sigmoid"))).op_type = "Sigmund"
+        path = editor.directory / "genai_config.json"
+        document = json.loads(path.read_text())
+        document["model"]["context_length"] = text
+        path.write_text(json.dumps(document))
+        for node in editor.graph.node:
+            node.input[:] = [f"{text}{name}" if name == "cos_cache" else name for name in node.input]
+        editor.tensors["cos_cache"].name = f"{text}cos_cache"
 
-    code, report, _ = check(edited(edit), checkpoints("llama"), *YARN)
-    assert (code, report["verdicts"]["structure"]) == (1, "fails")
-    assert "Sigmund" in report["reasons"]["structure"]
+    code, stdout, stderr = yarnconv("check", edited(edit), "--reference", checkpoints("llama"), *YARN)
+    assert code == 1, stderr
+    assert "\x1b" not in stdout
+    assert text.replace("\x1b", "\\x1b") in stdout
 
 
-def test_refused_only_as_it_is(check, edited, checkpoints):
-    """Something that the float32 copy does not reach."""
-
+def _unknown_operator(layer):
     def edit(editor):
-        editor.nodes("Sigmoid")[2].op_type = "Sigmund"
+        node = editor.nodes("Sigmoid")[layer]
+        node.op_type, node.domain = "Sigmund", "com.example"
+        editor.model.opset_import.append(helper.make_opsetid("com.example", 1))
+
+    return edit
+
+
+@pytest.mark.parametrize("layer", [0, 2])  # the last one is only in the model as it is
+def test_refused_by_the_runtime(layer, check, edited, checkpoints):
+    edit = _unknown_operator(layer)
 
     code, report, _ = check(edited(edit), checkpoints("llama"), *YARN)
     assert (code, report["verdicts"]["structure"]) == (1, "fails")
@@ -387,6 +512,18 @@ HOSTILE = {
         lambda e: e.graph.initializer.append(e.graph.initializer[-1]),
         "stands twice",
     ),
+    "an operator there is none of": (
+        lambda e: setattr(e.nodes("Sigmoid")[0], "op_type", "Sigmund"),
+        "is not valid ONNX",
+    ),
+    "a value that needs itself": (
+        lambda e: e.nodes("Sigmoid")[0].input.__setitem__(0, e.nodes("Sigmoid")[0].output[0]),
+        "is not valid ONNX",
+    ),
+    "an operator without its inputs": (
+        lambda e: e.nodes("RotaryEmbedding")[0].ClearField("input"),
+        "is not valid ONNX",
+    ),
     "a graph without nodes": (lambda e: e.graph.ClearField("node"), "no graph"),
 }
 
@@ -494,3 +631,34 @@ def test_onnx_loads_what_is_copied(check, onnx_artefacts, checkpoints, monkeypat
     monkeypatch.setattr(FloatCopy, "write", checked)
     assert check(onnx_artefacts("qwen3", *DYNAMIC, "--dtype", "fp16"), checkpoints("qwen3"), *DYNAMIC)[0] == 0
     assert len(seen) == 1
+
+
+def test_data_that_is_a_link_out_of_the_directory(check, edited, checkpoints, tmp_path):
+    directory = edited(lambda editor: None)
+    outside = tmp_path / "outside.data"
+    (directory / "model.onnx.data").rename(outside)
+    (directory / "model.onnx.data").symlink_to(outside)
+    code, _, stderr = check(directory, checkpoints("llama"), *YARN)
+    assert code == 2
+    assert "links outside" in stderr
+
+
+def test_a_directory_of_links_as_in_the_hubs_cache(check, edited, checkpoints, tmp_path):
+    """All of them into one store: that is where the model lies."""
+    directory = edited(lambda editor: None)
+    links = tmp_path / "snapshot"
+    links.mkdir()
+    for path in directory.iterdir():
+        (links / path.name).symlink_to(path)
+    code, report, stderr = check(links, checkpoints("llama"), *YARN)
+    assert code == 0, report["reasons"] if report else stderr
+
+
+def test_no_logits(check, edited, checkpoints):
+    def edit(editor):
+        editor.graph.output[0].name = "Cast_of_them"
+        for node in editor.graph.node:
+            node.output[:] = ["Cast_of_them" if name == "logits" else name for name in node.output]
+
+    code, report, _ = check(edited(edit), checkpoints("llama"), *YARN)
+    assert (code, report["verdicts"]["structure"]) == (5, "not_judged")

@@ -85,7 +85,7 @@ def _verdicts(report: CheckReport) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, verdict in _named(report):
-        table.add_row(name, _outcome(verdict.outcome), printable(verdict.reason))
+        table.add_row(name, _outcome(verdict.outcome), Text(printable(verdict.reason)))
     return table
 
 
@@ -98,7 +98,8 @@ def _keys_table(report: CheckReport) -> Table:
         if not key.agrees:
             style = "red" if key.decisive else "dim"
             note = "" if key.decisive else f" ({report.runtime['name']} does not compute with it)"
-            table.add_row(key.key, key.expected, Text(printable(key.found) + note, style=style))
+            found = Text(printable(key.found) + note, style=style)
+            table.add_row(Text(printable(key.key)), Text(printable(key.expected)), found)
     return table
 
 
@@ -114,12 +115,12 @@ def _conclusion(report: CheckReport) -> Text:
 
 def print_report(report: CheckReport) -> None:
     """What was expected, the windows, the verdicts, and what follows."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     heading = Table.grid(padding=(0, 2))
     heading.add_column(style="bold", no_wrap=True)
     heading.add_column(overflow="fold")
-    heading.add_row("artefact", printable(report.artifact))
-    heading.add_row("reference", printable(report.reference))
+    heading.add_row("artefact", Text(printable(report.artifact)))
+    heading.add_row("reference", Text(printable(report.reference)))
     heading.add_row("expected", _expected(report))
     runtime = report.runtime
     heading.add_row("runtime", f"{runtime['name']} ({runtime['version']}) against {runtime['reference']}")

@@ -132,7 +132,7 @@ def print_plan(
     pretraining_tokens: float | None,
 ) -> None:
     """The plan as a table with the regimes as bars."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     title = f"{model_name(directory)} ({description.family}, {len(description.layers)} layers)"
     console.print(Text(title, style="bold"))
     console.print(_facts_table(plan, description, pretraining_tokens))

@@ -44,7 +44,7 @@ def written_document(plan: RopePlan, written: Written) -> dict[str, Any]:
 
 def print_written(plan: RopePlan, written: Written) -> None:
     """What was written, how large, how fast, and what to know of it."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     longest, method = plan.main_group.buckets[-1], method_name(plan.main)
     extension = "plain RoPE" if isinstance(plan.main, Unscaled) else f"{method} x{longest.factor:g}"
     line = Text("wrote ", style="green").append(printable(str(written.files[0][0])), style="bold")

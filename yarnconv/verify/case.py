@@ -41,12 +41,13 @@ def judged_layers(plan: ConversionPlan, asked: int | None) -> int:
     layers = plan.description.layers
     if asked == 0:
         return len(layers)
-    if asked is not None:
-        if not 1 <= asked <= len(layers):
-            raise BadInput(f"{asked} is not between 1 and the model's {len(layers)}", where="--layers")
-        return asked
     kinds = layer_kinds(plan)
     reached = 1 + max(kinds.index(kind) for kind in kinds)
+    if asked is not None:
+        if not reached <= asked <= len(layers):
+            what = f"{asked} is not between {reached}, which reaches every kind of layer, and {len(layers)}"
+            raise BadInput(what, where="--layers")
+        return asked
     return min(max(FEWEST_LAYERS, reached), len(layers))
 
 

@@ -44,10 +44,14 @@ class Passage:
     bucket: int = 0
     context: int | None = None
 
-    def visible(self) -> NDArray[np.bool_]:
-        """bool[n, n]: whether token i (row) attends to token j."""
+    def visible(self, window: int | None = None) -> NDArray[np.bool_]:
+        """bool[n, n]: whether token i (row) attends to token j. window: tokens that one looks back over, with
+        itself; None for all.
+        """
         count = len(self.tokens)
         mask = np.tri(count, dtype=np.bool_)
+        if window is not None:
+            mask &= ~np.tri(count, k=-window, dtype=np.bool_)
         if self.jump is not None:
             mask[self.jump, : self.jump] = False
         return mask

@@ -95,14 +95,20 @@ class Reference:
             model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, attn_implementation="eager"
             )
+        kept = plan.description.layers[:layers]
+        self._windows = {layer.attention.layer_type: layer.attention.window for layer in kept}
         state = {name: torch.from_numpy(values) for name, values in weights.items()}
-        self._model: torch.nn.Module = (
-            type(model)
-            .from_pretrained(
-                None, config=config, state_dict=state, dtype=torch.float32, attn_implementation="eager"
-            )
-            .eval()
+        loaded, loading = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
         )
+        # it would make up what it is not given
+        assert not loading["missing_keys"], f"no weights for {sorted(loading['missing_keys'])[:3]}"
+        self._model: torch.nn.Module = loaded.eval()
 
     def frequency_error(self, inv_freq: Float64Array) -> Float64Array:
         """Relative error of transformers' float32 frequencies, from exact ones: float64[rotary_dim/2]."""
@@ -134,18 +140,27 @@ class Reference:
             for buffer, frequencies in kept:
                 buffer.copy_(frequencies)
 
+    def _mask(self, passage: Passage, window: int | None) -> Any:
+        """float32[1, 1, n, n]. An explicit one: without it transformers takes a gap in the positions for
+        another sequence.
+        """
+        import torch
+
+        hidden = torch.from_numpy(~passage.visible(window))
+        lowest = torch.finfo(torch.float32).min
+        return torch.zeros(hidden.shape).masked_fill(hidden, lowest)[None, None]
+
     def logits(self, passage: Passage) -> Float32Array:
         """float32[judged tokens, vocabulary] of a passage."""
         import torch
 
-        hidden = torch.from_numpy(~passage.visible())
-        # an explicit mask: without one transformers takes a gap in the positions for another sequence
-        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+        masks = {kind: self._mask(passage, window) for kind, window in self._windows.items()}
         with torch.inference_mode():
             output = self._model(
                 input_ids=torch.from_numpy(passage.tokens)[None],
                 position_ids=torch.from_numpy(passage.positions)[None],
-                attention_mask=mask[None, None],
+                # where layers differ, each takes its kind's
+                attention_mask=masks if len(set(self._windows.values())) > 1 else next(iter(masks.values())),
                 use_cache=False,
                 logits_to_keep=len(passage.tokens) - passage.judged,
             )

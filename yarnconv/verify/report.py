@@ -11,6 +11,7 @@ from yarnconv.verify.expectation import Source
 from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import TensorComparison
 
+BEYOND_ALL = 1e300  # a relative error that stands for one that is no number
 # The fields of a window that mean something where there is no tolerance.
 INFORMATIVE = (
     *("name", "phase", "bucket", "first", "last"),
@@ -20,15 +21,25 @@ INFORMATIVE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsIs:
-    """The artefact run untouched: all layers, its own types. Information, no verdict: what separates it
-    from the checkpoint is mostly what its types lose.
+    """The artefact run untouched: all layers, its own types. Information: what separates it from the
+    checkpoint is mostly what its types lose.
 
     windows: against the checkpoint's own weights; empty where it was not run or not compared.
     note: what was run, or why not.
+    finite: False where a logit was no number.
     """
 
     windows: Sequence[Window]
     note: str
+    finite: bool = True
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong whatever its types lose: no numbers, or outside a tolerance it was held to."""
+        if not self.finite or any(window.relative_max >= BEYOND_ALL for window in self.windows):
+            return "its logits are no numbers"
+        bad = [w for w in self.windows if w.first_bad_position is not None and w.blind is None]
+        return f"relative error {bad[0].relative_max:.2g} ({bad[0].name}, {bad[0].phase})" if bad else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpnes
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
 from yarnconv.verify.report import AsIs
+from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.verdict import Verdict
 
 AS_IS_PREFIX, AS_IS_INSIDE = 16, 32  # every layer of a large model takes its time
@@ -90,6 +91,9 @@ def compare_all(
         for passage, logits in zip(passages, found, strict=True):
             reference = references.of(passage)
             wanted = reference.logits(passage)
+            if logits.shape != wanted.shape:
+                what = f"{runtime} gives logits of shape {list(logits.shape)}, not {list(wanted.shape)}"
+                raise RuntimeRefused(what)
             allowed = sharpness_of(reference, passage, wanted)
             windows += compare_passage(passage, logits, wanted, sharpness=allowed)
             advance(1)
@@ -127,6 +131,7 @@ def as_is(
     run: Run,
     plan: ConversionPlan,
     passages: Sequence[Passage],
+    sharpness_of: SharpnessOf,
     *,
     size: int,
     runtime: str,
@@ -134,8 +139,8 @@ def as_is(
 ) -> AsIs:
     """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
 
-    passages: of which those named in AS_IS_PASSAGES are run. size: bytes that the runtime must hold. Raises
-    RuntimeRefused where the runtime does not load the artefact itself.
+    passages: of which those named in AS_IS_PASSAGES are run. sharpness_of: what they are held to. size: bytes
+    that the runtime must hold. Raises RuntimeRefused where the runtime does not load the artefact itself.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:
@@ -148,7 +153,7 @@ def as_is(
     if needed <= AS_IS_REFERENCE_BYTES:
         references = References(plan, source_weights(plan), layers=layers)
         windows = compare_all(
-            run, references, chosen, not_held, runtime=runtime, title=title, progress=progress
+            run, references, chosen, sharpness_of, runtime=runtime, title=title, progress=progress
         )
         return AsIs(windows=windows, note=f"{title}, against the checkpoint's own weights")
     with progress.stage(f"{runtime}, {title}", len(chosen)) as advance:
@@ -156,6 +161,7 @@ def as_is(
     finite = all(np.isfinite(logits).all() for logits in found)
     return AsIs(
         windows=(),
+        finite=finite,
         note=f"{title}: {sum(map(len, found))} positions, all logits {'finite' if finite else 'NOT FINITE'}; "
         f"not compared, a reference of all layers would take {needed / 1e9:.3g} GB",
     )

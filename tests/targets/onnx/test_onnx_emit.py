@@ -80,6 +80,30 @@ def test_force_replaces_neither_the_checkpoint_nor_where_one_stands(
     assert {path.name for path in tmp_path.iterdir()} == {"models", "file"}
 
 
+def test_force_leaves_weights_that_are_linked_into_the_destination(checkpoints, yarnconv, tmp_path):
+    import shutil
+
+    store, model = tmp_path / "store", tmp_path / "model"
+    shutil.copytree(checkpoints("llama"), store)
+    model.mkdir()
+    for path in store.iterdir():
+        (model / path.name).symlink_to(path)
+    code, _, stderr = yarnconv("onnx", model, "--factor", "4", "-o", store, "--force")
+    assert code == 2
+    assert "the checkpoint's weights" in stderr
+    assert (store / "model.safetensors").exists()
+
+
+def test_force_through_a_link(checkpoints, yarnconv, tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    assert yarnconv("onnx", checkpoints("llama"), "--factor", "4", "-o", link, "--force")[0] == 0
+    assert link.is_symlink()
+    assert (real / "model.onnx").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+
+
 def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
     part = make_checkpoint(tmp_path / "part", "llama", intermediate_size=390)
     code, stdout, _ = yarnconv("onnx", part, "--dtype", "int4", "-o", tmp_path / "onnx")
@@ -96,6 +120,7 @@ def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
     [
         (["--dtype", "fp8"], 2, "--dtype"),
         (["--kv", "ring"], 2, "--kv"),
+        (["--int4-embeddings"], 2, "--int4-embeddings"),
         (["--dialect", "cuda"], 2, "--dialect"),
         (["--dialect", "ort-cuda", "--kv", "concat"], 2, "keeps its cache in place"),
         (["--max-context", "1025"], 2, "target context of 1024"),

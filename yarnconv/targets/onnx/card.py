@@ -12,9 +12,6 @@ from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.templates import render
 
-CARD_FILE = "README.md"
-RUNNER_FILE = "generate.py"  # copied as it is
-
 
 def _command_line(request: RopeRequest) -> str:
     """The rope options that make the same request again; numbers, and names out of a fixed list."""

@@ -5,6 +5,7 @@ weights are in; ONNX Runtime's CPU has no bfloat16 kernels, and float32 ones for
 of a few thousand vocabulary entries show it as well as the whole model.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.errors import NotJudged
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
@@ -23,15 +25,16 @@ from yarnconv.targets.onnx.external_data import (
     pieces,
     reference,
 )
+from yarnconv.targets.onnx.files import DATA_FILE, MODEL_FILE
 from yarnconv.targets.onnx.layers import nodes_between, residuals
-from yarnconv.targets.onnx.placement import INT4, StoredWeight
-from yarnconv.targets.onnx.reader import FLOAT_DTYPES, MODEL_FILE, OnnxModel, StoredTensor
+from yarnconv.targets.onnx.placement import INT4, Stored, StoredWeight
+from yarnconv.targets.onnx.reader import ELEMENT_BITS, FLOAT_DTYPES, OnnxModel, StoredTensor
+from yarnconv.targets.onnx.weights import INT4_BLOCK
 from yarnconv.targets.output_file import write_pieces
 
 if TYPE_CHECKING:
     import onnx
 
-DATA_FILE = "model.onnx.data"
 VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
 LOGITS = "logits"
 LARGE = 1024  # bytes; smaller tensors stay in the graph
@@ -39,10 +42,13 @@ LARGE = 1024  # bytes; smaller tensors stay in the graph
 Rows = Callable[[int, int], NDArray[np.generic]]
 
 
-def _is_past(name: str, layers: int) -> bool:
-    """Whether a graph input or output is the cache of a layer beyond the copy's."""
-    kind, _, rest = name.partition(".")
-    return kind in {"past_key_values", "present"} and int(rest.partition(".")[0]) >= layers
+_PRESENT = re.compile(r"present\.(\d{1,9})\.(key|value)")
+
+
+def _is_kept(output: str, layers: int) -> bool:
+    """Whether a graph output is the logits, or the cache of one of the first layers."""
+    present = _PRESENT.fullmatch(output)
+    return output == LOGITS or (present is not None and int(present[1]) < layers)
 
 
 class FloatCopy:
@@ -88,13 +94,21 @@ class FloatCopy:
         values = residuals(self._plan, self._model)
         source = self._model.proto.graph
         graph = onnx.GraphProto(name=source.name)
-        keeps = [o for o in source.output if not _is_past(o.name, self._layers)]
+        keeps = [o for o in source.output if _is_kept(o.name, self._layers)]
+        logits = next((o for o in keeps if o.name == LOGITS), None)
+        if logits is None or not logits.type.tensor_type.shape.dim:
+            raise NotJudged("the graph declares no output called logits, with a shape")
         behind = nodes_between(self._model, values[-1], [LOGITS])
         presents = [o.name for o in keeps if o.name != LOGITS]
         before = nodes_between(self._model, "", [values[self._layers], *presents])
         kept = {id(node) for node in (*before, *behind)}
         renamed = {values[-1]: values[self._layers]}  # the final norm takes what leaves the last kept layer
-        nodes = [self._node(node, renamed) for node in source.node if id(node) in kept]
+        exact = self._of_positions()
+        nodes = [
+            self._node(node, renamed, widens=id(node) not in exact)
+            for node in source.node
+            if id(node) in kept
+        ]
         graph.node.extend(self._without_dequantisation(nodes))
         used = {name for node in graph.node for name in node.input}
         graph.input.extend(i for i in source.input if i.name in used)
@@ -112,14 +126,36 @@ class FloatCopy:
         narrow = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
         return int(TensorProto.FLOAT if element in narrow else element)
 
-    def _node(self, source: "onnx.NodeProto", renamed: Mapping[str, str]) -> "onnx.NodeProto":
+    def _of_positions(self) -> set[int]:
+        """The nodes that make masks, and rotations of positions: whoever rounds there means it, and whoever
+        does not had better not.
+        """
+        made = [
+            value
+            for node in self._model.proto.graph.node
+            for value in (
+                node.input[1:]
+                if node.op_type == "RotaryEmbedding"
+                else node.input[3:4]
+                if node.op_type == "Attention"
+                else node.input[5:]
+                if node.op_type == "GroupQueryAttention"
+                else ()
+            )
+        ]
+        return {id(node) for node in nodes_between(self._model, "", made)}
+
+    def _node(
+        self, source: "onnx.NodeProto", renamed: Mapping[str, str], *, widens: bool
+    ) -> "onnx.NodeProto":
+        """A node for the copy. widens: whether it computes in float32 where it was narrower."""
         import onnx
 
         node = onnx.NodeProto()
         node.CopyFrom(source)
         node.input[:] = [renamed.get(name, name) for name in node.input]
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to":
+            if widens and node.op_type == "Cast" and attribute.name == "to":
                 attribute.i = self._float_type(attribute.i)
             if attribute.HasField("t"):
                 attribute.t.CopyFrom(self._float_tensor(attribute.t))
@@ -133,15 +169,38 @@ class FloatCopy:
         return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
     def _without_dequantisation(self, nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.NodeProto]":
-        """The weights of 4 bits are float32 in the copy, under the same names."""
+        """The weights of 4 bits are float32 in the copy, under the same names. Raises NotJudged where one is
+        dequantised otherwise than in symmetric blocks with its own scales.
+        """
         dequantised: dict[str, str] = {}
         for node in nodes:
             weight = self._by_tensor.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
             if weight is not None and weight.stored.kind == INT4:
+                self._check_dequantisation(node, weight.stored)
                 dequantised[node.output[0]] = node.input[0]
                 continue
             node.input[:] = [dequantised.get(name, name) for name in node.input]
             yield node
+
+    @staticmethod
+    def _check_dequantisation(node: "onnx.NodeProto", stored: Stored) -> None:
+        from onnx import helper
+
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        scales = stored.scales.name if stored.scales is not None else ""
+        as_written = {"axis": 0, "block_size": INT4_BLOCK}
+        if list(node.input) != [stored.tensor.name, scales] or attributes != as_written:
+            raise NotJudged(f"{stored.tensor.name} is not dequantised in blocks with its own scales")
+
+    @property
+    def untaken(self) -> list[str]:
+        """The checkpoint's tensors of the kept layers that no kept node takes."""
+        kept = {tensor.name for tensor in self._tensors} | {tensor.name for tensor in self._small}
+        return [
+            name
+            for name, weight in self._weights.items()
+            if (weight.binding.expected.layer or 0) < self._layers and weight.stored.tensor.name not in kept
+        ]
 
     # its tensors
 
@@ -158,13 +217,14 @@ class FloatCopy:
                 self._keep(tensor)
             else:
                 self._add(tensor.name, "FLOAT", tensor.shape, tensor.float32, weight)
-        elif weight is not None:  # 4-bit embeddings, looked up as bytes
-            codes = tensor.array().reshape(tensor.shape)
-            self._add(
-                tensor.name, tensor.element, tensor.shape, lambda first, last: codes[first:last], weight
-            )
-        else:
+        elif len(tensor.data) < LARGE and weight is None:
             self._keep(tensor)
+        elif ELEMENT_BITS[tensor.element] < 8 or not tensor.shape:
+            raise NotJudged(f"{tensor.name} is of type {tensor.element} and none of the checkpoint's tensors")
+        else:  # such as 4-bit embeddings, which are looked up as bytes
+            width = len(tensor.data) // max(tensor.shape[0], 1)
+            data = tensor.array().reshape(-1, max(width, 1))
+            self._add(tensor.name, tensor.element, tensor.shape, lambda first, last: data[first:last], weight)
 
     def _keep(self, tensor: StoredTensor) -> None:
         import onnx
@@ -203,7 +263,7 @@ class FloatCopy:
             ExternalTensor(
                 name=name,
                 element=element,
-                bits=32 if element == "FLOAT" else 8,
+                bits=ELEMENT_BITS[element],
                 shape=shape,
                 rows=rows,
                 step=max(1, PIECE_VALUES // (width * unit)) * unit,

@@ -14,8 +14,6 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.templates import render
 
-CONFIG_FILE = "genai_config.json"
-
 
 def _special_ids(config: dict[str, Any], key: str) -> int | list[int] | None:
     value = config.get(key)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from yarnconv.errors import NotJudged
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.external_data import JOINT
+from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.reader import OnnxModel
-from yarnconv.targets.onnx.weights import packed_name, scales_name
 
 if TYPE_CHECKING:
     import onnx
@@ -34,11 +33,13 @@ class Layer:
 
 def _normed(model: OnnxModel, weight: str) -> str:
     """What the norm with this weight normalises."""
-    for node in model.consumers.get(weight, ()):
-        if node.op_type == "Cast":
-            return _normed(model, node.output[0])
-        if node.op_type in NORMS:
-            return str(node.input[0])
+    values = [weight]
+    for value in values:
+        for node in model.consumers.get(value, ()):
+            if node.op_type in NORMS:
+                return str(node.input[0])
+            if node.op_type == "Cast":
+                values.append(node.output[0])
     raise NotJudged(
         f"no norm takes {weight}: the graph is not built as `yarnconv onnx` builds it", where=model.path.name
     )
@@ -73,27 +74,25 @@ def nodes_between(model: OnnxModel, begin: str, ends: Sequence[str]) -> tuple["o
     return tuple(ordered)
 
 
-def _suffix(name: str) -> tuple[str, str]:
-    """The checkpoint's name in a tensor's, and what was added to it."""
-    for suffix in (scales_name(""), packed_name("")):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), suffix
-    return name, ""
-
-
 class _Signatures:
     """Signs layers; each tensor's bytes are read once."""
 
-    def __init__(self, plan: ConversionPlan, model: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel, weights: Mapping[str, StoredWeight]) -> None:
         self._model = model
         self._digests: dict[str, str] = {}
         self._roles: dict[str, tuple[str, int | None]] = {}
-        bound = {b.expected.name: (b.expected.role, b.expected.layer) for b in plan.bindings}
-        for name in model.tensors:
-            parts = [_suffix(part) for part in name.split(JOINT)]
-            if all(own in bound for own, _ in parts):
-                roles = [f"{bound[own][0]}{suffix}" for own, suffix in parts]
-                self._roles[name] = JOINT.join(roles), bound[parts[0][0]][1]
+        together: dict[str, list[StoredWeight]] = {}
+        for weight in weights.values():
+            together.setdefault(weight.stored.tensor.name, []).append(weight)
+        for name, inside in together.items():
+            expected = [weight.binding.expected for weight in inside]
+            layer = expected[0].layer
+            if any(one.layer != layer for one in expected):
+                continue  # of several layers: as strange as any other tensor
+            roles = " and ".join(one.role for one in expected)
+            self._roles[name] = roles, layer
+            if (scales := inside[0].stored.scales) is not None:
+                self._roles[scales.name] = f"scales of {roles}", layer
 
     def _leaf(self, name: str, index: int) -> str:
         """A value that no node makes: a tensor of the checkpoint's by its role, another by its bytes."""
@@ -126,9 +125,11 @@ class _Signatures:
         return " ".join(signed.get(end) or self._leaf(end, index) for end in ends)
 
 
-def read_layers(plan: ConversionPlan, model: OnnxModel) -> list[Layer]:
-    """Every layer of the graph. Raises NotJudged where it shows none."""
-    values, signatures = residuals(plan, model), _Signatures(plan, model)
+def read_layers(plan: ConversionPlan, model: OnnxModel, weights: Mapping[str, StoredWeight]) -> list[Layer]:
+    """Every layer of the graph. weights: the checkpoint's tensors in it. Raises NotJudged where it shows
+    none.
+    """
+    values, signatures = residuals(plan, model), _Signatures(model, weights)
     found = []
     for index in range(len(plan.description.layers)):
         begin = values[index]

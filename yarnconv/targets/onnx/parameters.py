@@ -120,7 +120,8 @@ class Parameters:
         if not self._tied:
             return self.linear(x, "output_head", None)
         _, source = self._sources["token_embedding", None]
-        if not self._options.quantises("output_head") and not self._quantises_embeddings():
+        in_4_bits = self._options.quantises("output_head") and quantises(source.shape)
+        if not in_4_bits and not self._quantises_embeddings():
             matrix = self._graph.node("Transpose", self.value("token_embedding"), perm=[1, 0])
         else:
             matrix = self._matrix("output_head", [(self._names["output_head"], source)])

@@ -5,10 +5,12 @@ Transpose stands between. The graph's nodes say which; the tensor's shape cannot
 matrices may stand side by side in one tensor, whose name says which.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import JOINT
@@ -121,11 +123,13 @@ class StoredWeight:
 
 def _is_transposed(model: OnnxModel, name: str) -> bool:
     """Whether a MatMul takes the tensor as its right side, with nothing between that turns it round."""
-    for node in model.consumers.get(name, ()):
-        if node.op_type == "MatMul" and node.input[1] == name:
-            return True
-        if node.op_type in {"Cast", "DequantizeLinear"} and node.input[0] == name:
-            return _is_transposed(model, node.output[0])
+    values = [name]
+    for value in values:
+        for node in model.consumers.get(value, ()):
+            if node.op_type == "MatMul" and node.input[1] == value:
+                return True
+            if node.op_type in {"Cast", "DequantizeLinear"} and node.input[0] == value:
+                values.append(node.output[0])
     return False
 
 
@@ -147,21 +151,33 @@ def _looked_up(model: OnnxModel, name: str) -> Stored | None:
     return Stored(tensor=packed, kind=INT4, transposed=False, scales=model.tensors.get(scales_name(name)))
 
 
-def stored_weights(plan: ConversionPlan, model: OnnxModel) -> dict[str, StoredWeight | None]:
-    """Where the checkpoint's tensors stand, by their names and in its order; None where one has no place."""
-    bindings = {binding.expected.name: binding for binding in plan.bindings}
-    found: dict[str, StoredWeight | None] = dict.fromkeys(bindings)
+def _claims(bindings: Mapping[str, TensorBinding], model: OnnxModel) -> Iterator[tuple[str, StoredWeight]]:
+    """Every tensor that some output needs and whose name is one of the checkpoint's, or of several."""
     for tensor in model.tensors.values():
         parts = tensor.name.split(JOINT)
-        if not bindings.keys() >= set(parts):
+        if tensor.name not in model.needed or not bindings.keys() >= set(parts):
             continue
         stored, begin = _read(model, tensor), 0
         for part in parts:
             end = begin + bindings[part].source.shape[0]
             columns = (begin, end) if len(parts) > 1 else None
-            found[part] = StoredWeight(binding=bindings[part], stored=stored, columns=columns)
+            yield part, StoredWeight(binding=bindings[part], stored=stored, columns=columns)
             begin = end
     for name, binding in bindings.items():
-        if (looked_up := _looked_up(model, name)) is not None:
-            found[name] = StoredWeight(binding=binding, stored=looked_up)
+        looked_up = _looked_up(model, name)
+        if looked_up is not None and looked_up.tensor.name in model.needed:
+            yield name, StoredWeight(binding=binding, stored=looked_up)
+
+
+def stored_weights(plan: ConversionPlan, model: OnnxModel) -> dict[str, StoredWeight | None]:
+    """Where the checkpoint's tensors stand, by their names and in its order; None where no output needs one.
+
+    Raises BadInput where two tensors claim to be the same one.
+    """
+    bindings = {binding.expected.name: binding for binding in plan.bindings}
+    found: dict[str, StoredWeight | None] = dict.fromkeys(bindings)
+    for name, weight in _claims(bindings, model):
+        if found[name] is not None:
+            raise BadInput(f"two tensors are called {name}", where=model.path.name, fix="Export it again.")
+        found[name] = weight
     return found

@@ -19,12 +19,11 @@ from yarnconv.checkpoint.json_files import read_bytes
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.onnx.files import MODEL_FILE
 
 if TYPE_CHECKING:
     import onnx
 
-MODEL_FILE = "model.onnx"
-_GIVE = "Give an ONNX file or its directory."
 MAXIMUM_MODEL = 2**31 - 1  # of a protobuf message
 MAXIMUM_ELEMENTS = 2**48
 ELEMENT_BITS = {
@@ -45,7 +44,7 @@ class StoredTensor:
     data: memoryview
 
     def array(self) -> NDArray[np.generic]:
-        """The values without a copy; bfloat16 as its 16 bits, 4-bit types as packed bytes (flat)."""
+        """Floats in their shape, bfloat16 as its 16 bits; any other type as flat bytes. Without a copy."""
         if self.element in FLOAT_DTYPES:
             return np.frombuffer(self.data, NUMPY_DTYPES[FLOAT_DTYPES[self.element]]).reshape(self.shape)
         return np.frombuffer(self.data, np.uint8)
@@ -97,6 +96,20 @@ class OnnxModel:
                 found.setdefault(name, []).append(node)
         return found
 
+    @cached_property
+    def needed(self) -> "frozenset[str]":
+        """The values that some graph output is made of."""
+        found: set[str] = set()
+        stack = [output.name for output in self.proto.graph.output]
+        while stack:
+            name = stack.pop()
+            if name in found:
+                continue
+            found.add(name)
+            if (node := self.producers.get(name)) is not None:
+                stack += node.input
+        return frozenset(found)
+
     def metadata(self, key: str) -> str | None:
         """A value of metadata_props."""
         return next((p.value for p in self.proto.metadata_props if p.key == key), None)
@@ -137,7 +150,10 @@ class _Files:
         if location in {"", ".", ".."} or any(forbidden in location for forbidden in ("/", "\\", "\0")):
             raise _bad(name, f"its data lies at {location[:80]!r}, outside the directory", self._path)
         if location not in self.mapped:
-            place = self._path.parent / location
+            place, own = self._path.parent / location, self._path.resolve().parent
+            # links are followed where the model itself is one, as in the Hub's cache, and no further
+            if place.is_symlink() and place.resolve().parent != own:
+                raise _bad(name, f"its data file {location[:80]} links outside the directory", self._path)
             if not place.is_file():
                 raise _bad(name, f"its data file {location[:80]} is missing", self._path)
             try:
@@ -203,16 +219,35 @@ def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
-    model = onnx.ModelProto()
+    model, fix = onnx.ModelProto(), "Give an ONNX file or its directory."
     try:
         model.ParseFromString(read_bytes(path, MAXIMUM_MODEL))
     except (DecodeError, RecursionError):
-        raise BadInput(
-            "is no ONNX model", where=path.name, fix="Give an ONNX file or its directory."
-        ) from None
+        raise BadInput("is no ONNX model", where=path.name, fix=fix) from None
     if not model.graph.node:
-        raise BadInput("holds no graph", where=path.name, fix="Give an ONNX file or its directory.")
+        raise BadInput("holds no graph", where=path.name, fix=fix)
     return model
+
+
+def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
+    """What walks the graph counts on: every node has the inputs of its kind, and no value needs itself."""
+    import onnx
+
+    # the tensors themselves were looked at; in their places stand empty ones, so that none is copied
+    outline = onnx.ModelProto(ir_version=model.ir_version)
+    outline.opset_import.extend(model.opset_import)
+    outline.functions.extend(model.functions)
+    outline.graph.name = model.graph.name
+    outline.graph.node.extend(model.graph.node)
+    outline.graph.input.extend(model.graph.input)
+    outline.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        outline.graph.initializer.add(name=tensor.name, data_type=onnx.TensorProto.FLOAT, dims=[0])
+    try:
+        onnx.checker.check_model(outline)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        what = f"is not valid ONNX ({' '.join(str(error).split())[:300]})"
+        raise BadInput(what, where=path.name, fix="Export the model again.") from None
 
 
 def find_model(artefact: Path) -> Path:
@@ -239,6 +274,7 @@ def open_onnx(artefact: Path) -> Iterator[OnnxModel]:
             if initialiser.name in tensors:
                 raise _bad(initialiser.name, "stands twice among the tensors", path)
             tensors[initialiser.name] = _tensor(initialiser, files, path)
+        _check_graph(proto, path)
         yield OnnxModel(path=path, proto=proto, tensors=tensors, files=tuple(files.mapped.values()))
     finally:
         files.close()

@@ -15,13 +15,14 @@ from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.plan import ConversionPlan, RopeGroup
 from yarnconv.rope.tables import Float32Array, RopeTables
 from yarnconv.targets.facts import FactComparison
+from yarnconv.targets.onnx.files import CONFIG_FILE
+from yarnconv.targets.onnx.layers import nodes_between
 from yarnconv.targets.onnx.reader import OnnxModel, StoredTensor
 from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
 
 if TYPE_CHECKING:
     import onnx
 
-GENAI_CONFIG = "genai_config.json"
 ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
 # transformers' float32 frequencies are up to 1.1e-6 off (tests/rope/test_transformers.py holds them to 2e-6),
 # and each angle is rounded once more
@@ -34,23 +35,46 @@ TABLE_VALUES = 2**20  # compared at once
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
     """One RotaryEmbedding node. cos, sin: names of the tables it takes its rows from, None where they are no
-    tensors of the model.
+    tensors of the model. rounded: the narrower type that positions or rows are rounded to on their way.
     """
 
     pairing: str
     rotary_dim: int
     cos: str | None
     sin: str | None
+    rounded: str | None
+
+    def described(self, head_dim: int) -> str:
+        """For people."""
+        said = f"{self.rotary_dim or head_dim} dimensions, pairs {self.pairing}"
+        return said if self.rounded is None else f"{said}, rounded to {self.rounded}"
 
 
 def _table(model: OnnxModel, value: str) -> str | None:
     """The tensor that a value's rows are taken from."""
+    seen: set[str] = set()
     while value not in model.tensors:
         node = model.producers.get(value)
-        if node is None or node.op_type not in {"Gather", "Cast", "Unsqueeze", "Identity"}:
+        passes = node is not None and node.op_type in {"Gather", "Cast", "Unsqueeze", "Identity"}
+        if node is None or not passes or value in seen:
             return None
+        seen.add(value)
         value = node.input[0]
     return value
+
+
+def _rounding(model: OnnxModel, values: Sequence[str]) -> str | None:
+    """The narrower float type that something on the way to these values is rounded to."""
+    from onnx import TensorProto, helper
+
+    narrow = {TensorProto.FLOAT16: "FLOAT16", TensorProto.BFLOAT16: "BFLOAT16"}
+    for node in nodes_between(model, "", values):
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                to = helper.get_attribute_value(attribute)
+                if to in narrow:
+                    return narrow[to]
+    return None
 
 
 def _attention_of(model: OnnxModel, index: int) -> "onnx.NodeProto | None":
@@ -79,6 +103,7 @@ def _rotation(model: OnnxModel, value: str) -> Rotation | None:
             rotary_dim=values.get("rotary_embedding_dim", 0),
             cos=_table(model, node.input[1]),
             sin=_table(model, node.input[2]),
+            rounded=_rounding(model, node.input[1:]),
         )
     return None
 
@@ -99,9 +124,7 @@ def _compare_rotations(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactC
             if group.scaling is not None:
                 wanted = f"{group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
             kinds = [
-                f"{rotation.rotary_dim or attention.head_dim} dimensions, pairs {rotation.pairing}"
-                if rotation
-                else "none"
+                rotation.described(attention.head_dim) if rotation else "none"
                 for rotation in read_rotations(model, layer)
             ]
             yield FactComparison(
@@ -149,10 +172,42 @@ def _compare_bucket(
         begin, end = offset + first, offset + last
         off, bad = _block(tables, cos.float32(begin, end), sin.float32(begin, end), first)
         if bad is not None:
-            return _described(tables, cos, sin, offset, bad), False
+            return _described(tables, cos, sin, offset, bad) if count > 1 else "differs", False
         worst = max(worst, off)
     made = "exact" if worst <= EXACT else f"made in float32, off by up to {worst:.1g}"
     return f"attention factor {tables.attention_factor:.6g}, {made}", True
+
+
+def _window(model: OnnxModel, attention: "onnx.NodeProto") -> int | None:
+    """Slots that a query looks back over: an attribute of one operator, and of the other's mask the constant
+    that is added to the slots' ranks before they are compared with the query's.
+    """
+    from onnx import helper
+
+    for attribute in attention.attribute:
+        if attribute.name == "local_window_size":
+            size = helper.get_attribute_value(attribute)
+            return size if size > 0 else None
+    for node in nodes_between(model, "", attention.input[3:4]):
+        added = [model.tensors[name] for name in node.input if name in model.tensors]
+        compared = any(user.op_type == "Greater" for user in model.consumers.get(node.output[0], ()))
+        if node.op_type == "Add" and compared and added and added[0].element == "INT64":
+            return int(np.frombuffer(added[0].data, np.int64)[0])
+    return None
+
+
+def _compare_windows(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
+    """How far each layer looks back, which a run of a few tokens does not show."""
+    for index, layer in enumerate(plan.description.layers):
+        node, wanted = _attention_of(model, index), layer.attention.window
+        found = _window(model, node) if node is not None else None
+        if wanted is not None or found is not None:
+            yield FactComparison(
+                key=f"window of layer {index}",
+                expected=str(wanted),
+                found=str(found),
+                agrees=wanted == found,
+            )
 
 
 def _compare_tables(
@@ -175,7 +230,7 @@ def _compare_tables(
     for tables, offset, count in zip(layout.buckets, layout.offsets, layout.positions, strict=True):
         key = f"{name}, factor {tables.factor:g}, positions 0 to {count - 1}"
         expected = f"attention factor {tables.attention_factor:.6g}"
-        if offset + count > min(cos.shape[0], sin.shape[0]) or count < 2:
+        if offset + count > min(cos.shape[0], sin.shape[0]):
             yield FactComparison(key=key, expected=expected, found="too short", agrees=False)
             continue
         said, agrees = _compare_bucket(tables, cos, sin, offset, count)
@@ -208,13 +263,18 @@ def _at(document: Any, *path: str) -> Any:
 
 def _compare_client(plan: ConversionPlan, model: OnnxModel, max_context: int) -> Iterator[FactComparison]:
     """What genai_config.json, where there is one, tells a client of the context and of the cache."""
-    if not (model.directory / GENAI_CONFIG).exists():
+    if not (model.directory / CONFIG_FILE).exists():
         return
-    config = read_json_object(model.directory / GENAI_CONFIG)
+    config = read_json_object(model.directory / CONFIG_FILE)
+    attention = plan.description.layers[0].attention
     past = model.input("past_key_values.0.key")
     in_place = past is not None and past.shape[2:3] == ["kv_capacity"]
     wanted: Sequence[tuple[tuple[str, ...], object, bool]] = (
         (("model", "context_length"), max_context, True),
+        (("model", "decoder", "filename"), model.path.name, True),
+        (("model", "decoder", "num_hidden_layers"), len(plan.description.layers), True),
+        (("model", "decoder", "num_key_value_heads"), attention.key_value_heads, True),
+        (("model", "decoder", "head_size"), attention.head_dim, True),
         (("search", "past_present_share_buffer"), in_place, True),
         # a default that a client may well change, but what it gets unless it asks for more
         (("search", "max_length"), min(plan.rope.original_context, max_context), False),
@@ -222,7 +282,7 @@ def _compare_client(plan: ConversionPlan, model: OnnxModel, max_context: int) ->
     for path, expected, decisive in wanted:
         found = _at(config, *path)
         yield FactComparison(
-            key=f"{GENAI_CONFIG}: {'.'.join(path)}",
+            key=f"{CONFIG_FILE}: {'.'.join(path)}",
             expected=str(expected),
             found=str(found)[:80],
             agrees=type(found) is type(expected) and found == expected,
@@ -243,5 +303,6 @@ def compare_metadata(plan: ConversionPlan, model: OnnxModel, max_context: int) -
             if group.scaling is not None
             for fact in _compare_group(plan, model, group, max_context)
         ),
+        *_compare_windows(plan, model),
         *_compare_client(plan, model, max_context),
     )

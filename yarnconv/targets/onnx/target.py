@@ -12,10 +12,11 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
-from yarnconv.targets.onnx.card import CARD_FILE, RUNNER_FILE, model_card
+from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
-from yarnconv.targets.onnx.genai import CONFIG_FILE, copy_tokenizer, genai_config
+from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE, RECORD, RUNNER_FILE
+from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
@@ -24,7 +25,6 @@ from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.templates import verbatim
 
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
 
@@ -126,7 +126,13 @@ def _check_destination(plan: ConversionPlan, destination: Path) -> None:
     if destination.exists() and not destination.is_dir():
         raise BadInput("the destination is no directory", where=str(destination), fix="Give another -o.")
     resolved = destination.resolve()
-    for kept, what in ((plan.checkpoint.directory, "the checkpoint"), (Path(), "the working directory")):
+    holds = [
+        (plan.checkpoint.directory, "the checkpoint"),
+        *((binding.source.file.path, "the checkpoint's weights") for binding in plan.bindings),
+        (Path(), "the working directory"),
+        (Path.home(), "your home directory"),
+    ]
+    for kept, what in holds:
         if kept.resolve().is_relative_to(resolved):
             raise BadInput(f"the destination holds {what}", where=str(destination), fix="Give another -o.")
 
@@ -144,6 +150,8 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--max-context",
             fix="Lower it, or extend further with --factor.",
         )
+    if options.int4_embeddings and options.dtype != "int4":
+        raise BadInput(f"the graph is {options.dtype}", where="--int4-embeddings", fix="Add --dtype int4.")
     if (options.dialect, options.kv) not in OPERATORS:
         raise BadInput(
             f"{options.dialect} keeps its cache in place",
@@ -226,7 +234,7 @@ def emit(
     fix = "Free some space, write elsewhere with -o, choose a smaller --dtype, or --link-weights."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
     provenance = {**plan.provenance, "graph": _graph_facts(plan, job.options)}
-    model = job.graph.model(DATA_FILE, {"yarnconv.plan": json.dumps(provenance, separators=(",", ":"))})
+    model = job.graph.model(DATA_FILE, {RECORD: json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
         linked = _link(plan, job.graph, directory)
         write_pieces(directory / DATA_FILE, job.nbytes, pieces(job.graph.tensors), advance, options.workers)

@@ -29,6 +29,7 @@ from yarnconv.verify.structure import (
     compare_all,
     conclude,
     measured_sharpness,
+    not_held,
 )
 from yarnconv.verify.verdict import Verdict
 
@@ -129,6 +130,7 @@ def run_as_is(case: Case) -> AsIs:
         _run(case, case.artefact.path),
         case.plan,
         passages,
+        not_held,
         size=sum(file.size for file in case.artefact.files),
         runtime=case.runner.name,
         progress=case.progress,

@@ -42,6 +42,19 @@ class Case:
         return self.runner.provider == "cpu" and cache is not None and cache.element == "BFLOAT16"
 
     @property
+    def in_place(self) -> bool:
+        """Whether the cache is a buffer of the client's."""
+        cache = self.artefact.input("past_key_values.0.key")
+        return cache is not None and cache.shape[2:3] == ["kv_capacity"]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model computes in float32 with float32 weights: what its copy does, it does too."""
+        cache = self.artefact.input("past_key_values.0.key")
+        exact = all(weight is not None and weight.stored.kind == "F32" for weight in self.weights.values())
+        return exact and cache is not None and cache.element == "FLOAT"
+
+    @property
     def layout(self) -> TableLayout:
         """The buckets of the scaling that is judged, and how far each reaches."""
         rope = self.plan.rope

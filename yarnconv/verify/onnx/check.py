@@ -10,6 +10,7 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.files import RECORD
 from yarnconv.targets.onnx.placement import stored_weights
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.rope_reading import compare_metadata
@@ -26,8 +27,6 @@ from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.structure import NOT_RUN
 from yarnconv.verify.verdict import Verdict, conclude_facts
-
-RECORD = "yarnconv.plan"
 
 
 def _expected_context(expectation: Expectation, asked: int | None, record: str | None) -> int:
@@ -109,9 +108,12 @@ def _check_open(
     as_is = NOT_RUN
     if windows:
         try:
-            as_is = run_as_is(case)
+            as_is = run_as_is(case, same_weights=weights.outcome == "holds")
+            problem = as_is.problem
         except RuntimeRefused as error:
-            structure = Verdict(outcome="fails", reason=f"the model itself: {error.what}")
+            problem = error.what
+        if problem is not None and structure.outcome != "fails":
+            structure = Verdict(outcome="fails", reason=f"the model itself, all layers: {problem}")
     return CheckReport(
         artifact=str(artefact.path),
         reference=str(checkpoint.directory),

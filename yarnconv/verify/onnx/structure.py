@@ -8,6 +8,7 @@ the graph.
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from yarnconv.verify.structure import (
     compare_all,
     conclude,
     measured_sharpness,
+    not_held,
 )
 from yarnconv.verify.verdict import Verdict
 
@@ -63,6 +65,8 @@ def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **size
             most = far_ends and passage.name == "far end"
             context = reach if most else max(least, len(passage.tokens))
             yield replace(passage, bucket=bucket, context=context if dynamic else None)
+            if dynamic and most and not case.in_place and bucket == len(layout.positions) - 1:
+                yield replace(passage, name="undeclared", bucket=bucket)  # which stands for the whole context
 
 
 def _probes(case: Case, tokens: Tokens) -> list[Passage]:
@@ -74,13 +78,13 @@ def _probes(case: Case, tokens: Tokens) -> list[Passage]:
     return [
         Passage(
             name="beyond the tables",
-            tokens=tokens[:3],
-            positions=np.array([0, 1, beyond], np.int64),
+            tokens=tokens[: min(reach, 3)],
+            positions=np.array([*range(min(reach, 3) - 1), beyond], np.int64),
             jump=None,
-            judged=2,
-            decoded=2,
+            judged=min(reach, 3) - 1,
+            decoded=min(reach, 3) - 1,
             bucket=bucket,
-            context=max(reach, 3) if dynamic else None,
+            context=reach if dynamic else None,
         )
         for bucket, reach in enumerate(layout.positions)
         for beyond in (reach, 2 * layout.rows + 1, -1)
@@ -97,6 +101,10 @@ def _sharpness_of(case: Case, reference: Reference, passage: Passage, wanted: Fl
     return measured_sharpness(reference, passage, wanted, rounding)
 
 
+class _WrongGraph(Exception):
+    """What need not be run to be wrong, and why."""
+
+
 def _usable_weights(case: Case) -> dict[str, StoredWeight]:
     """All weights. Raises NotJudged where one is missing or of another shape."""
     found = {}
@@ -111,7 +119,8 @@ def _usable_weights(case: Case) -> dict[str, StoredWeight]:
 
 def _unlike_layer(case: Case) -> str | None:
     """The first layer that is not built like an earlier one of its kind, and how."""
-    layers, kinds = read_layers(case.plan, case.artefact), layer_kinds(case.plan)
+    layers = read_layers(case.plan, case.artefact, _usable_weights(case))
+    kinds = layer_kinds(case.plan)
     for index, layer in enumerate(layers):
         first = kinds.index(kinds[index])
         if layer.signature != layers[first].signature:
@@ -129,6 +138,8 @@ def _float_copy_windows(case: Case, directory: Path) -> tuple[list[Window], str 
     copy = FloatCopy(
         case.plan, case.artefact, _usable_weights(case), layers=case.layers, vocabulary=vocabulary
     )
+    if untaken := copy.untaken:
+        raise _WrongGraph(f"nothing in the graph takes {untaken[0]}")
     fix = "Free some space, set TMPDIR to another place, or lower --layers."
     check_free_space(directory / "copy", copy.nbytes, fix)
     with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
@@ -138,7 +149,7 @@ def _float_copy_windows(case: Case, directory: Path) -> tuple[list[Window], str 
         run,
         References(case.plan, copy.written_weights(directory), layers=case.layers),
         list(bucket_passages(case, tokens)),
-        lambda reference, passage, wanted: _sharpness_of(case, reference, passage, wanted),
+        partial(_sharpness_of, case),
         runtime=case.runner.name,
         title=f"{case.layers} layers in float32",
         progress=case.progress,
@@ -161,6 +172,8 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
             problem = _unlike_layer(case) or beyond
         except NotJudged as error:
             return Verdict(outcome="not_judged", reason=str(error)), []
+        except _WrongGraph as error:
+            return Verdict(outcome="fails", reason=str(error)), []
         except RuntimeRefused as error:
             return Verdict(outcome="fails", reason=error.what), []
         except RuntimeCrashed as error:
@@ -172,8 +185,9 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
     return verdict, windows
 
 
-def run_as_is(case: Case) -> AsIs:
-    """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
+def run_as_is(case: Case, *, same_weights: bool) -> AsIs:
+    """Run the artefact untouched; against the checkpoint's own weights where those are few enough, and held
+    to the tolerance where it computes in float32 with the same ones (same_weights: whether it has those).
 
     Raises RuntimeRefused where ONNX Runtime loads its float32 copy but not the model itself.
     """
@@ -186,6 +200,7 @@ def run_as_is(case: Case) -> AsIs:
         _run(case, case.artefact.path),
         case.plan,
         passages,
+        partial(_sharpness_of, case) if same_weights and case.is_exact else not_held,
         size=case.artefact.nbytes,
         runtime=case.runner.name,
         progress=case.progress,

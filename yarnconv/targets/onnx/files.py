@@ -1,0 +1,8 @@
+"""What the files of a model's directory are called, and the key that holds how it was made."""
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+CONFIG_FILE = "genai_config.json"
+CARD_FILE = "README.md"
+RUNNER_FILE = "generate.py"  # copied as it is
+RECORD = "yarnconv.plan"  # of metadata_props
