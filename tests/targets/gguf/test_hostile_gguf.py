@@ -125,7 +125,7 @@ def _no_shard(path):
 
 FILES = {
     "not there": (lambda path: path.with_name("nothing.gguf"), "no such file"),
-    "a directory": (lambda path: path.parent, "a directory, not a GGUF"),
+    "a directory": (lambda path: path.parent, "there is no .onnx file in it"),  # which is one of ONNX else
     "a shard without the others": (_no_shard, "no such file"),
 }
 

@@ -260,7 +260,7 @@ def find_model(artefact: Path) -> Path:
     if artefact / MODEL_FILE in found:
         return artefact / MODEL_FILE
     what = "there is no .onnx file in it" if not found else f"there are {len(found)} .onnx files in it"
-    raise BadInput(what, where=str(artefact), fix="Give the file itself.")
+    raise BadInput(what, where=str(artefact), fix="Give the ONNX file, or the GGUF, itself.")
 
 
 @contextmanager
