@@ -25,6 +25,14 @@ def _command_line(request: RopeRequest) -> str:
     return " ".join(words)
 
 
+def _check_options(plan: ConversionPlan, options: GraphOptions) -> str:
+    """What `check` is to expect: the same request, and tables as long as these."""
+    words = [_command_line(plan.request)]
+    if options.max_context != plan.rope.target_context:
+        words.append(f"--max-context {options.max_context}")
+    return " ".join(filter(None, words))
+
+
 def model_card(plan: ConversionPlan, options: GraphOptions) -> str:
     """The card in Markdown."""
     rope, model = plan.rope, plan.description
@@ -51,7 +59,7 @@ def model_card(plan: ConversionPlan, options: GraphOptions) -> str:
         "is_yarn": isinstance(rope.main, Yarn),
         "buckets": buckets,
         "default_length": default_length(plan, options),
-        "rope_options": _command_line(plan.request),
+        "rope_options": _check_options(plan, options),
         "warnings": rope.warnings,
     }
     return render("onnx/README.md", values)
