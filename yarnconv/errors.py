@@ -4,6 +4,10 @@ Every message answers three questions: what was found, where, and what to do abo
 that is not a `YarnconvError` is a bug and keeps its stack trace (exit 70).
 """
 
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=str)
+
 
 class YarnconvError(Exception):
     """Base of the errors that are reported without a stack trace.
@@ -52,3 +56,11 @@ class RuntimeCrashed(YarnconvError):
     """The runtime died while it ran the artefact: says nothing of parity (exit 70)."""
 
     exit_code = 70
+
+
+def one_of(text: str, known: tuple[Choice, ...], where: str) -> Choice:
+    """What the user chose with the option `where`, as one of those there are. Raises BadInput."""
+    for choice in known:
+        if text == choice:
+            return choice
+    raise BadInput(f"{text!r} is not known", where=where, fix=f"Choose one of {', '.join(known)}.")

@@ -29,15 +29,6 @@ WINDOW = {
 }
 
 
-@pytest.fixture
-def check(yarnconv):
-    def run(path, directory, *options):
-        code, stdout, stderr = yarnconv("check", path, "--reference", directory, "--json", *options)
-        return code, json.loads(stdout) if stdout else None, stderr
-
-    return run
-
-
 def test_report(check, artefacts, checkpoints, tmp_path):
     out = tmp_path / "report.json"
     path = artefacts("llama", "q8_0", "--factor", "4")

@@ -23,15 +23,6 @@ DYNAMIC = (*YARN, "--method", "dynamic-yarn")
 
 
 @pytest.fixture
-def check(yarnconv):
-    def run(path, directory, *options):
-        code, stdout, stderr = yarnconv("check", path, "--reference", directory, "--json", *options)
-        return code, json.loads(stdout) if stdout else None, stderr
-
-    return run
-
-
-@pytest.fixture
 def edited(onnx_artefacts, tmp_path):
     """A copy of a right model, changed."""
 

@@ -1,7 +1,6 @@
 """The check of an ONNX model must be able to fail, on every fault; and must not cry wolf."""
 
 import itertools
-import json
 
 import pytest
 
@@ -12,11 +11,6 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = ("fp32", "fp16", "int4")
 YARN = ("--factor", "4")
 DYNAMIC = (*YARN, "--method", "dynamic-yarn")
-
-
-def run_check(yarnconv, directory, checkpoint, *options):
-    code, stdout, stderr = yarnconv("check", directory, "--reference", checkpoint, *options, "--json")
-    return code, json.loads(stdout) if stdout else None, stderr
 
 
 def fault_cases():
@@ -33,11 +27,11 @@ def fault_cases():
 
 
 @pytest.mark.parametrize(("fault", "family", "dtype", "options"), list(fault_cases()))
-def test_fault_is_found(fault, family, dtype, options, onnx_artefacts, checkpoints, yarnconv, tmp_path):
+def test_fault_is_found(fault, family, dtype, options, onnx_artefacts, checkpoints, check, tmp_path):
     edit, wrong = {**FAULTS, **DYNAMIC_FAULTS}[fault]
     editor = Editor(onnx_artefacts(family, *options, "--dtype", dtype), tmp_path / "faulty")
     edit(editor)
-    code, report, stderr = run_check(yarnconv, editor.save(), checkpoints(family), *options)
+    code, report, stderr = check(editor.save(), checkpoints(family), *options)
     assert code == 1, stderr
     failed = {name for name, verdict in report["verdicts"].items() if verdict == "fails"}
     assert failed == wrong, report["reasons"]
@@ -66,16 +60,16 @@ def right_cases():
 
 
 @pytest.mark.parametrize(("family", "method", "dtype", "form"), list(right_cases()))
-def test_right_models_hold(family, method, dtype, form, onnx_artefacts, checkpoints, yarnconv):
+def test_right_models_hold(family, method, dtype, form, onnx_artefacts, checkpoints, check):
     directory = onnx_artefacts(family, *METHODS[method], "--dtype", dtype, *form)
-    code, report, stderr = run_check(yarnconv, directory, checkpoints(family), *METHODS[method])
+    code, report, stderr = check(directory, checkpoints(family), *METHODS[method])
     assert code == 0, report["reasons"] if report else stderr
 
 
 @pytest.mark.parametrize("case", BEYOND_THE_KEYS)
-def test_betas_and_truncation(case, onnx_artefacts, checkpoints, yarnconv):
+def test_betas_and_truncation(case, onnx_artefacts, checkpoints, check):
     """Exact here; and a plan without them fails."""
     options = (*YARN, *BEYOND_THE_KEYS[case][0])
     directory = onnx_artefacts("qwen3", *options)
-    assert run_check(yarnconv, directory, checkpoints("qwen3"), *options)[0] == 0
-    assert run_check(yarnconv, directory, checkpoints("qwen3"), *YARN)[0] == 1
+    assert check(directory, checkpoints("qwen3"), *options)[0] == 0
+    assert check(directory, checkpoints("qwen3"), *YARN)[0] == 1

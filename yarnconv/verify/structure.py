@@ -7,12 +7,15 @@ checkpoint's is the weights verdict's question, so a quantised file is judged as
 
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from yarnconv.checkpoint.floats import to_float32
+from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
 from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
@@ -98,6 +101,26 @@ def compare_all(
             windows += compare_passage(passage, logits, wanted, sharpness=allowed)
             advance(1)
     return windows
+
+
+def judge_copy(
+    judge: Callable[[Path], tuple[Verdict, list[Window]]], artefact: Path, layers: int
+) -> tuple[Verdict, list[Window]]:
+    """The verdict on a float32 copy of an artefact's first layers, which `judge` writes into the directory
+    that it is given, and runs.
+
+    Raises RuntimeCrashed where the runtime dies of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
+        try:
+            return judge(Path(directory))
+        except NotJudged as error:
+            return Verdict(outcome="not_judged", reason=str(error)), []
+        except RuntimeRefused as error:
+            return Verdict(outcome="fails", reason=error.what), []
+        except RuntimeCrashed as error:
+            where = f"{artefact} (a float32 copy of its first {layers} layers)"
+            raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
 
 
 def conclude(windows: Sequence[Window]) -> Verdict:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.errors import BadInput
+from yarnconv.errors import one_of
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.verdict import Verdict
 
@@ -209,9 +209,4 @@ def conclude_weights(compared: Sequence[TensorComparison], surplus: Sequence[str
 
 def parse_coverage(text: str) -> Coverage:
     """The `--weights` of that name."""
-    for coverage in COVERAGES:
-        if text == coverage:
-            return coverage
-    raise BadInput(
-        f"{text!r} is none of {', '.join(COVERAGES)}", where="--weights", fix="Choose one of them."
-    )
+    return one_of(text, COVERAGES, "--weights")

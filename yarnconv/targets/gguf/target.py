@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from yarnconv.artifact import check_free_space, staged
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
-from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import method_name
@@ -33,13 +33,7 @@ OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
 def parse_outtype(text: str) -> OutType:
     """The `--outtype` of that name."""
-    known: tuple[OutType, ...] = get_args(OutType)
-    for outtype in known:
-        if text == outtype:
-            return outtype
-    raise BadInput(
-        f"{text!r} is no type this writes", where="--outtype", fix=f"Choose one of {', '.join(known)}."
-    )
+    return one_of(text, get_args(OutType), "--outtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,12 +37,17 @@ if TYPE_CHECKING:
 
 VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
 LOGITS = "logits"
+# which inputs are made of positions: cos, sin and ids; the mask; the lengths
+POSITION_INPUTS = {
+    "RotaryEmbedding": slice(1, None),
+    "Attention": slice(3, 4),
+    "GroupQueryAttention": slice(5, None),
+}
 LARGE = 1024  # bytes; smaller tensors stay in the graph
 
-Rows = Callable[[int, int], NDArray[np.generic]]
-
-
 _PRESENT = re.compile(r"present\.(\d{1,9})\.(key|value)")
+
+Rows = Callable[[int, int], NDArray[np.generic]]
 
 
 def _is_kept(output: str, layers: int) -> bool:
@@ -133,15 +138,7 @@ class FloatCopy:
         made = [
             value
             for node in self._model.proto.graph.node
-            for value in (
-                node.input[1:]
-                if node.op_type == "RotaryEmbedding"
-                else node.input[3:4]
-                if node.op_type == "Attention"
-                else node.input[5:]
-                if node.op_type == "GroupQueryAttention"
-                else ()
-            )
+            for value in node.input[POSITION_INPUTS.get(node.op_type, slice(0))]
         ]
         return {id(node) for node in nodes_between(self._model, "", made)}
 

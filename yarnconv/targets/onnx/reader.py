@@ -114,19 +114,25 @@ class OnnxModel:
         """A value of metadata_props."""
         return next((p.value for p in self.proto.metadata_props if p.key == key), None)
 
-    def input(self, name: str) -> Declared | None:
-        """A graph input; None without such."""
+    @cached_property
+    def cache(self) -> Declared | None:
+        """What the graph says of the first layer's past keys; None where it takes none."""
         from onnx import TensorProto
 
         types = TensorProto.DataType
         for value in self.proto.graph.input:
-            if value.name == name:
+            if value.name == "past_key_values.0.key":
                 kind = value.type.tensor_type
                 return Declared(
                     element=types.Name(kind.elem_type) if kind.elem_type in types.values() else "",
                     shape=[d.dim_param if d.HasField("dim_param") else d.dim_value for d in kind.shape.dim],
                 )
         return None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the cache is a buffer of the client's, written in place."""
+        return self.cache is not None and self.cache.shape[2:3] == ["kv_capacity"]
 
 
 def _bad(name: str, what: str, path: Path) -> BadInput:

@@ -108,7 +108,10 @@ def _rotation(model: OnnxModel, value: str) -> Rotation | None:
     return None
 
 
-def read_rotations(model: OnnxModel, index: int) -> tuple[Rotation | None, Rotation | None]:
+Rotations = tuple[Rotation | None, Rotation | None]
+
+
+def read_rotations(model: OnnxModel, index: int) -> Rotations:
     """What rotates the queries and the keys of a layer, None where nothing does."""
     attention = _attention_of(model, index)
     if attention is None:
@@ -116,16 +119,15 @@ def read_rotations(model: OnnxModel, index: int) -> tuple[Rotation | None, Rotat
     return _rotation(model, attention.input[0]), _rotation(model, attention.input[1])
 
 
-def _compare_rotations(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
-    """That each layer's query and key rotate as they should."""
+def _compare_rotations(plan: ConversionPlan, found: Sequence[Rotations]) -> Iterator[FactComparison]:
+    """That each layer's query and key rotate as they should. found: of each layer."""
     for group in plan.rope.groups:
         for layer in group.layers:
             attention, wanted = plan.description.layers[layer].attention, "none"
             if group.scaling is not None:
                 wanted = f"{group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
             kinds = [
-                rotation.described(attention.head_dim) if rotation else "none"
-                for rotation in read_rotations(model, layer)
+                rotation.described(attention.head_dim) if rotation else "none" for rotation in found[layer]
             ]
             yield FactComparison(
                 key=f"rotation of layer {layer}",
@@ -238,11 +240,13 @@ def _compare_tables(
 
 
 def _compare_group(
-    plan: ConversionPlan, model: OnnxModel, group: RopeGroup, max_context: int
+    plan: ConversionPlan, model: OnnxModel, group: RopeGroup, rotations: Sequence[Rotations], max_context: int
 ) -> Iterator[FactComparison]:
-    """Every table that the group's layers take rows from; they may share one or have one each."""
+    """Every table that the group's layers take rows from; they may share one or have one each. rotations: of
+    every layer of the model.
+    """
     layout = lay_out_tables(group, plan.rope.original_context, max_context)
-    used = {(r.cos, r.sin) for layer in group.layers for r in read_rotations(model, layer) if r}
+    used = {(r.cos, r.sin) for layer in group.layers for r in rotations[layer] if r}
     for cos, sin in sorted(used, key=str):
         if cos is None or sin is None:
             yield FactComparison(
@@ -267,15 +271,13 @@ def _compare_client(plan: ConversionPlan, model: OnnxModel, max_context: int) ->
         return
     config = read_json_object(model.directory / CONFIG_FILE)
     attention = plan.description.layers[0].attention
-    past = model.input("past_key_values.0.key")
-    in_place = past is not None and past.shape[2:3] == ["kv_capacity"]
     wanted: Sequence[tuple[tuple[str, ...], object, bool]] = (
         (("model", "context_length"), max_context, True),
         (("model", "decoder", "filename"), model.path.name, True),
         (("model", "decoder", "num_hidden_layers"), len(plan.description.layers), True),
         (("model", "decoder", "num_key_value_heads"), attention.key_value_heads, True),
         (("model", "decoder", "head_size"), attention.head_dim, True),
-        (("search", "past_present_share_buffer"), in_place, True),
+        (("search", "past_present_share_buffer"), model.in_place, True),
         # a default that a client may well change, but what it gets unless it asks for more
         (("search", "max_length"), min(plan.rope.original_context, max_context), False),
     )
@@ -295,13 +297,14 @@ def compare_metadata(plan: ConversionPlan, model: OnnxModel, max_context: int) -
 
     max_context: positions that the tables should reach.
     """
+    rotations = [read_rotations(model, index) for index in range(len(plan.description.layers))]
     return (
-        *_compare_rotations(plan, model),
+        *_compare_rotations(plan, rotations),
         *(
             fact
             for group in plan.rope.groups
             if group.scaling is not None
-            for fact in _compare_group(plan, model, group, max_context)
+            for fact in _compare_group(plan, model, group, rotations, max_context)
         ),
         *_compare_windows(plan, model),
         *_compare_client(plan, model, max_context),

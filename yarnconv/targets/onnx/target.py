@@ -4,11 +4,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
-from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
@@ -27,8 +27,6 @@ from yarnconv.targets.templates import verbatim
 
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
-
-Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +61,14 @@ class OnnxJob:
         return data_bytes(self.graph.tensors)
 
 
-def _one_of(text: str, known: tuple[Choice, ...], where: str) -> Choice:
-    for choice in known:
-        if text == choice:
-            return choice
-    raise BadInput(f"{text!r} is not known", where=where, fix=f"Choose {' or '.join(known)}.")
-
-
 def parse_kv(text: str) -> KvForm:
     """The `--kv` of that name."""
-    return _one_of(text, get_args(KvForm), "--kv")
+    return one_of(text, get_args(KvForm), "--kv")
 
 
 def parse_dialect(text: str) -> Dialect:
     """The `--dialect` of that name."""
-    return _one_of(text, get_args(Dialect), "--dialect")
+    return one_of(text, get_args(Dialect), "--dialect")
 
 
 def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:

@@ -1,6 +1,5 @@
 """The structure verdict of a GGUF, and the artefact run as it is."""
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.artifact import check_free_space
-from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import separate_heads
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
@@ -19,7 +17,6 @@ from yarnconv.verify.compare import Window
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.passages import make_passages
 from yarnconv.verify.report import AsIs
-from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
     AS_IS_PREFIX,
@@ -28,6 +25,7 @@ from yarnconv.verify.structure import (
     as_is,
     compare_all,
     conclude,
+    judge_copy,
     measured_sharpness,
     not_held,
 )
@@ -101,17 +99,12 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
     """
     if (problem := _unusable_tensor(case)) is not None:
         return Verdict(outcome="not_judged", reason=problem), []
-    with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
-        try:
-            windows = _float_copy_windows(case, Path(directory))
-        except NotJudged as error:
-            return Verdict(outcome="not_judged", reason=str(error)), []
-        except RuntimeRefused as error:
-            return Verdict(outcome="fails", reason=error.what), []
-        except RuntimeCrashed as error:
-            where = f"{case.artefact.path} (a float32 copy of its first {case.layers} layers)"
-            raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
-    return conclude(windows), windows
+
+    def judge(directory: Path) -> tuple[Verdict, list[Window]]:
+        windows = _float_copy_windows(case, directory)
+        return conclude(windows), windows
+
+    return judge_copy(judge, case.artefact.path, case.layers)
 
 
 def run_as_is(case: Case) -> AsIs:

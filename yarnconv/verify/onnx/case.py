@@ -36,21 +36,20 @@ class Case:
         return (*self.artefact.files, *sources.values())
 
     @property
-    def on_cpu_without_kernels(self) -> bool:
-        """Whether the model computes in bfloat16, for which the CPU has no kernels."""
-        cache = self.artefact.input("past_key_values.0.key")
-        return self.runner.provider == "cpu" and cache is not None and cache.element == "BFLOAT16"
+    def is_dynamic(self) -> bool:
+        """Whether the frequencies follow the context that a request declares."""
+        return len(self.plan.rope.main_group.buckets) > 1
 
     @property
-    def in_place(self) -> bool:
-        """Whether the cache is a buffer of the client's."""
-        cache = self.artefact.input("past_key_values.0.key")
-        return cache is not None and cache.shape[2:3] == ["kv_capacity"]
+    def on_cpu_without_kernels(self) -> bool:
+        """Whether the model computes in bfloat16, for which the CPU has no kernels."""
+        cache = self.artefact.cache
+        return self.runner.provider == "cpu" and cache is not None and cache.element == "BFLOAT16"
 
     @property
     def is_exact(self) -> bool:
         """Whether the model computes in float32 with float32 weights: what its copy does, it does too."""
-        cache = self.artefact.input("past_key_values.0.key")
+        cache = self.artefact.cache
         exact = all(weight is not None and weight.stored.kind == "F32" for weight in self.weights.values())
         return exact and cache is not None and cache.element == "FLOAT"
 

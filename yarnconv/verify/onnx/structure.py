@@ -5,8 +5,7 @@ first; what was proved of them holds for the other layers if those are built the
 the graph.
 """
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.artifact import check_free_space
-from yarnconv.errors import NotJudged, RuntimeCrashed
+from yarnconv.errors import NotJudged
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.float_copy import FloatCopy
 from yarnconv.targets.onnx.layers import difference, read_layers
@@ -25,7 +24,6 @@ from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.passages import Passage, Tokens, make_passages
 from yarnconv.verify.reference import Reference
 from yarnconv.verify.report import AsIs
-from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
     AS_IS_PREFIX,
@@ -34,6 +32,7 @@ from yarnconv.verify.structure import (
     as_is,
     compare_all,
     conclude,
+    judge_copy,
     measured_sharpness,
     not_held,
 )
@@ -49,8 +48,7 @@ def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **size
     short one. A dynamic model is asked with the least context that chooses the bucket; far_ends: and at its
     far end with the most.
     """
-    layout, original = case.layout, case.plan.rope.original_context
-    dynamic = len(case.plan.rope.main_group.buckets) > 1
+    layout, original, dynamic = case.layout, case.plan.rope.original_context, case.is_dynamic
     for bucket in reversed(range(len(layout.positions))):
         reach = layout.positions[bucket]
         least = layout.positions[bucket - 1] + 1 if bucket else 1
@@ -65,7 +63,7 @@ def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **size
             most = far_ends and passage.name == "far end"
             context = reach if most else max(least, len(passage.tokens))
             yield replace(passage, bucket=bucket, context=context if dynamic else None)
-            if dynamic and most and not case.in_place and bucket == len(layout.positions) - 1:
+            if dynamic and most and not case.artefact.in_place and bucket == len(layout.positions) - 1:
                 yield replace(passage, name="undeclared", bucket=bucket)  # which stands for the whole context
 
 
@@ -74,7 +72,6 @@ def _probes(case: Case, tokens: Tokens) -> list[Passage]:
     front of all.
     """
     layout = case.layout
-    dynamic = len(case.plan.rope.main_group.buckets) > 1
     return [
         Passage(
             name="beyond the tables",
@@ -84,7 +81,7 @@ def _probes(case: Case, tokens: Tokens) -> list[Passage]:
             judged=min(reach, 3) - 1,
             decoded=min(reach, 3) - 1,
             bucket=bucket,
-            context=reach if dynamic else None,
+            context=reach if case.is_dynamic else None,
         )
         for bucket, reach in enumerate(layout.positions)
         for beyond in (reach, 2 * layout.rows + 1, -1)
@@ -101,10 +98,6 @@ def _sharpness_of(case: Case, reference: Reference, passage: Passage, wanted: Fl
     return measured_sharpness(reference, passage, wanted, rounding)
 
 
-class _WrongGraph(Exception):
-    """What need not be run to be wrong, and why."""
-
-
 def _usable_weights(case: Case) -> dict[str, StoredWeight]:
     """All weights. Raises NotJudged where one is missing or of another shape."""
     found = {}
@@ -117,9 +110,9 @@ def _usable_weights(case: Case) -> dict[str, StoredWeight]:
     return found
 
 
-def _unlike_layer(case: Case) -> str | None:
+def _unlike_layer(case: Case, weights: Mapping[str, StoredWeight]) -> str | None:
     """The first layer that is not built like an earlier one of its kind, and how."""
-    layers = read_layers(case.plan, case.artefact, _usable_weights(case))
+    layers = read_layers(case.plan, case.artefact, weights)
     kinds = layer_kinds(case.plan)
     for index, layer in enumerate(layers):
         first = kinds.index(kinds[index])
@@ -129,17 +122,22 @@ def _unlike_layer(case: Case) -> str | None:
     return None
 
 
-def _float_copy_windows(case: Case, directory: Path) -> tuple[list[Window], str | None]:
-    """Write the float32 copy and hold what ONNX Runtime makes of it against the references; and what is wrong
-    with it beyond its tables, if anything is.
-    """
+def _numbers_beyond_the_tables(run: Run, probes: Sequence[Passage]) -> str | None:
+    """The first position without a row that does not give NaN."""
+    for probe, logits in zip(probes, run(probes, lambda done: None), strict=True):
+        if not np.isnan(logits).all():
+            return f"position {probe.positions[-1]}, which has no row in the tables, gives numbers"
+    return None
+
+
+def _judge_in(case: Case, directory: Path) -> tuple[Verdict, list[Window]]:
+    """Write the float32 copy and hold what ONNX Runtime makes of it against the references."""
+    weights = _usable_weights(case)
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     tokens = np.searchsorted(vocabulary, case.tokens).astype(np.int64)
-    copy = FloatCopy(
-        case.plan, case.artefact, _usable_weights(case), layers=case.layers, vocabulary=vocabulary
-    )
+    copy = FloatCopy(case.plan, case.artefact, weights, layers=case.layers, vocabulary=vocabulary)
     if untaken := copy.untaken:
-        raise _WrongGraph(f"nothing in the graph takes {untaken[0]}")
+        return Verdict(outcome="fails", reason=f"nothing in the graph takes {untaken[0]}"), []
     fix = "Free some space, set TMPDIR to another place, or lower --layers."
     check_free_space(directory / "copy", copy.nbytes, fix)
     with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
@@ -154,11 +152,12 @@ def _float_copy_windows(case: Case, directory: Path) -> tuple[list[Window], str 
         title=f"{case.layers} layers in float32",
         progress=case.progress,
     )
-    probes = _probes(case, np.resize(tokens, 3))
-    for probe, logits in zip(probes, run(probes, lambda done: None), strict=True):
-        if not np.isnan(logits).all():
-            return windows, f"position {probe.positions[-1]}, which has no row in the tables, gives numbers"
-    return windows, None
+    beyond = _numbers_beyond_the_tables(run, _probes(case, np.resize(tokens, 3)))
+    problem = _unlike_layer(case, weights) or beyond
+    verdict = conclude(windows)
+    if problem is not None and verdict.outcome != "fails":
+        verdict = Verdict(outcome="fails", reason=problem)
+    return verdict, windows
 
 
 def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
@@ -166,23 +165,7 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
 
     Raises RuntimeCrashed where ONNX Runtime dies of it.
     """
-    with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
-        try:
-            windows, beyond = _float_copy_windows(case, Path(directory))
-            problem = _unlike_layer(case) or beyond
-        except NotJudged as error:
-            return Verdict(outcome="not_judged", reason=str(error)), []
-        except _WrongGraph as error:
-            return Verdict(outcome="fails", reason=str(error)), []
-        except RuntimeRefused as error:
-            return Verdict(outcome="fails", reason=error.what), []
-        except RuntimeCrashed as error:
-            where = f"{case.artefact.path} (a float32 copy of its first {case.layers} layers)"
-            raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
-    verdict = conclude(windows)
-    if problem is not None and verdict.outcome != "fails":
-        return Verdict(outcome="fails", reason=problem), windows
-    return verdict, windows
+    return judge_copy(partial(_judge_in, case), case.artefact.path, case.layers)
 
 
 def run_as_is(case: Case, *, same_weights: bool) -> AsIs:

@@ -31,9 +31,7 @@ def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
 def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
     """Flat values with those of one 4-bit block side by side."""
     if weight.stored.kind == INT4 and weight.stored.transposed:
-        return np.ascontiguousarray(values.reshape(-1, INT4_BLOCK, values.shape[1]).swapaxes(1, 2)).reshape(
-            -1
-        )
+        values = np.ascontiguousarray(values.reshape(-1, INT4_BLOCK, values.shape[1]).swapaxes(1, 2))
     return values.reshape(-1)
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from yarnconv.errors import BadInput, MissingComponent
+from yarnconv.errors import MissingComponent, one_of
 from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.components import require
@@ -19,11 +19,7 @@ CHUNK = 48  # tokens prefilled at once: passages are longer, so that a second ch
 
 def parse_provider(text: str) -> Provider:
     """The `--provider` of that name."""
-    known: tuple[Provider, ...] = get_args(Provider)
-    for provider in known:
-        if text == provider:
-            return provider
-    raise BadInput(f"{text!r} is not known", where="--provider", fix=f"Choose {' or '.join(known)}.")
+    return one_of(text, get_args(Provider), "--provider")
 
 
 def _version() -> str:
