@@ -11,6 +11,7 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "templates": 0,
+    "worker": 1,
     "rope": 0,
     "model": 1,
     "checkpoint": 2,

@@ -23,8 +23,8 @@ from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpnes
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
 from yarnconv.verify.report import AsIs
-from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.verdict import Verdict
+from yarnconv.worker import RuntimeRefused
 
 AS_IS_PREFIX, AS_IS_INSIDE = 16, 32  # every layer of a large model takes its time
 AS_IS_PASSAGES = frozenset({"inside", "far end"})

@@ -26,9 +26,9 @@ from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import CheckReport
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
-from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.structure import NOT_RUN
 from yarnconv.verify.verdict import Verdict, conclude_facts
+from yarnconv.worker import RuntimeRefused
 
 OUTPUT_HEAD = "output.weight"
 

@@ -24,9 +24,9 @@ from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import CheckReport
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
-from yarnconv.verify.runners.worker import RuntimeRefused
 from yarnconv.verify.structure import NOT_RUN
 from yarnconv.verify.verdict import Verdict, conclude_facts
+from yarnconv.worker import RuntimeRefused
 
 
 def _expected_context(expectation: Expectation, asked: int | None, record: str | None) -> int:

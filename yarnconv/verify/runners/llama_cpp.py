@@ -7,12 +7,12 @@ import numpy as np
 
 from yarnconv.rope.tables import Float64Array
 from yarnconv.verify.components import require
-from yarnconv.verify.runners.worker import Worker
+from yarnconv.verify.runners.runner import Runner
 
 WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 
 
-class LlamaCpp(Worker):
+class LlamaCpp(Runner):
     """Runs GGUFs."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
-from yarnconv.verify.runners.worker import Worker
+from yarnconv.verify.runners.runner import Runner
 
 WORKER = Path(__file__).with_name("onnx_runtime_worker.py")
 Provider = Literal["cpu", "cuda"]
@@ -31,7 +31,7 @@ def _version() -> str:
     return "onnxruntime"
 
 
-class OnnxRuntime(Worker):
+class OnnxRuntime(Runner):
     """Runs ONNX models on one execution provider.
 
     Raises MissingComponent where ONNX Runtime, or its CUDA build, is not installed.

@@ -1,7 +1,7 @@
 """A runtime in a process of its own, which may die without taking us along.
 
-A worker is a Python file that imports its runtime and answers one JSON document a line: {"done": n} while it
-works, {"refused": why} where the runtime would not, anything else as its answer.
+A worker is a Python file that imports its runtime and answers one JSON document a line: {"done": n} and
+{"event": what} while it works, {"refused": why} where the runtime would not, anything else as its answer.
 """
 
 import json
@@ -10,19 +10,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from yarnconv.errors import RuntimeCrashed, YarnconvError
 from yarnconv.progress import Advance
-from yarnconv.rope.tables import Float32Array
-from yarnconv.verify.passages import Passage
 
 LAST_WORDS = 1200  # characters of a dead process's stderr that are shown
+
+
+Listen = Callable[[Mapping[str, Any]], None]
+
+
+def _deaf(event: Mapping[str, Any]) -> None:
+    pass
 
 
 class RuntimeRefused(YarnconvError):
@@ -41,11 +44,13 @@ class Worker:
     name: the runtime's. script: the worker's file. environment: added to ours.
     """
 
+    crashed_while = "it ran this file: its logits cannot be judged"
+
     def __init__(self, name: str, script: Path, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._script = script
         self._environment = dict(environment or {})
-        self._scratch = tempfile.TemporaryDirectory(prefix="yarnconv-logits-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="yarnconv-worker-")
         self._last_words = (Path(self._scratch.name) / "stderr").open("w+b")
         self._process: subprocess.Popen[str] | None = None
 
@@ -84,13 +89,20 @@ class Worker:
         self._last_words.seek(0)
         words = self._last_words.read().decode(errors="replace").strip()[-LAST_WORDS:]
         return RuntimeCrashed(
-            f"{self.name} {_how_it_ended(returncode)} while it ran this file: its logits cannot be judged",
+            f"{self.name} {_how_it_ended(returncode)} while {self.crashed_while}",
             where=path,
             fix=f"Its last words:\n{words}" if words else "It said nothing.",
         )
 
-    def ask(self, request: dict[str, Any], advance: Advance = lambda done: None) -> dict[str, Any]:
-        """The answer to a request about the file at request["path"].
+    @property
+    def scratch(self) -> Path:
+        """A directory for what is too large for an answer; gone with the worker."""
+        return Path(self._scratch.name)
+
+    def ask(
+        self, request: dict[str, Any], advance: Advance = lambda done: None, listen: Listen = _deaf
+    ) -> dict[str, Any]:
+        """The answer to a request about the file at request["path"]. listen: hears what it tells on the way.
 
         Raises RuntimeRefused where the runtime refuses it, RuntimeCrashed where it dies.
         """
@@ -107,32 +119,10 @@ class Worker:
             if "done" in answer:
                 advance(answer["done"])
                 continue
+            if "event" in answer:
+                listen(answer["event"])
+                continue
             if "refused" in answer:
                 raise RuntimeRefused(answer["refused"], where=request["path"])
             return answer
         raise self._crash(process, request["path"])
-
-    def logits(
-        self, path: Path, passages: Sequence[Passage], advance: Advance = lambda done: None, **more: Any
-    ) -> list[Float32Array]:
-        """float32[judged tokens, vocabulary] of each passage. advance(1) after each. more: what else this
-        runtime's worker wants to know.
-
-        Raises as `ask` does.
-        """
-        out = Path(self._scratch.name) / "logits.npy"
-        runs = [
-            {
-                "tokens": passage.tokens.tolist(),
-                "positions": passage.positions.tolist(),
-                "jump": passage.jump,
-                "judged": passage.judged,
-                "decoded": passage.decoded,
-                "context": passage.context,
-            }
-            for passage in passages
-        ]
-        self.ask({"path": str(path), "out": str(out), "passages": runs, **more}, advance)
-        logits: Float32Array = np.load(out)
-        ends = np.cumsum([len(passage.tokens) - passage.judged for passage in passages])
-        return np.split(logits, ends[:-1])
