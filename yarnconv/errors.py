@@ -34,6 +34,12 @@ class BadInput(YarnconvError):
     """The checkpoint, the artefact or an option is not usable (exit 2)."""
 
 
+class ParityFails(YarnconvError):
+    """What a runtime made of it is not the plan (exit 1)."""
+
+    exit_code = 1
+
+
 class Inexpressible(YarnconvError):
     """The target's runtime cannot compute the plan exactly (exit 3)."""
 

@@ -2,17 +2,25 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.checkpoint.hub import ALL_FILES, locate
-from yarnconv.console.messages import print_json
+from yarnconv.checkpoint.hub import ALL_FILES, locate, model_name
+from yarnconv.console.engine_view import engine_document, print_engine
+from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, print_written, written_document
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf import target as gguf
 from yarnconv.targets.onnx import target as onnx
+from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.targets.tensorrt import target as tensorrt
+from yarnconv.targets.tensorrt.builder import Builder, RuntimeName
+from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
 
 
@@ -95,3 +103,62 @@ def convert_to_onnx(
         seconds=time.perf_counter() - started,
     )
     _show(plan, written, as_json=as_json)
+
+
+def _is_onnx(model: str) -> bool:
+    """Whether MODEL is an ONNX file or directory and no checkpoint."""
+    path = Path(model)
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(path.glob("*.onnx"))
+    return path.suffix == ".onnx" and path.is_file()
+
+
+@contextmanager
+def _engine_source(
+    model: str, request: RopeRequest, options: tensorrt.TensorRtOptions, revision: str | None
+) -> Iterator[Source]:
+    """What an engine is made of, while its files are open."""
+    if _is_onnx(model):
+        with open_onnx(Path(model)) as artefact:
+            tensorrt.check_choices(options)
+            yield from_onnx(artefact, request, options.workers)
+        return
+    directory = locate(model, revision=revision, files=ALL_FILES)
+    with open_checkpoint(directory) as checkpoint:
+        plan = plan_conversion(checkpoint, request)
+        yield from_checkpoint(plan, tensorrt.graph_options(plan, options), model_name(directory))
+
+
+def convert_to_tensorrt(
+    model: str,
+    request: RopeRequest,
+    options: tensorrt.TensorRtOptions,
+    runtime: RuntimeName,
+    *,
+    output: Path | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """`yarnconv trt`."""
+    require("onnx", "onnx")
+    started = time.perf_counter()
+    with (
+        termination_as_interrupt(),
+        _engine_source(model, request, options, revision) as source,
+        Builder(runtime) as builder,
+    ):
+        destination = output or Path(tensorrt.default_name(source))
+        progress = TerminalProgress(enabled=not as_json)
+        engine = tensorrt.emit(source, destination, options, builder, progress, print_runtime_message)
+    written = Written(
+        target="tensorrt",
+        kind=source.dtype,
+        files=[(path, path.stat().st_size) for path in engine.files],
+        notes=engine.notes,
+        seconds=time.perf_counter() - started,
+    )
+    if as_json:
+        print_json({**written_document(source.rope, written), **engine_document(engine)})
+    else:
+        print_written(source.rope, written)
+        print_engine(engine)

@@ -35,6 +35,14 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
         console.print(Text("warning: ", style="bold yellow").append(warning, style="not bold default"))
 
 
+def print_runtime_message(level: str, message: str) -> None:
+    """What a runtime says by itself: to stderr, with its level."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    style = {"error": "bold red", "internal error": "bold red", "warning": "yellow"}.get(level, "dim")
+    line = Text(f"{level}: ", style=style).append(printable(message.strip()), style="not bold default")
+    console.print(Text("TensorRT ", style="dim").append(line))
+
+
 def json_text(document: Mapping[str, Any]) -> str:
     """A document of ours as JSON, with the version of its schema."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False) + "\n"

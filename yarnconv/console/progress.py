@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from yarnconv.progress import Advance, Silent
+from yarnconv.progress import Advance, Say, Silent
 
 
 @contextmanager
@@ -31,8 +31,18 @@ def _bar(title: str, total: int, *, is_bytes: bool) -> Iterator[Advance]:
         yield lambda done: progress.advance(task, done)
 
 
+@contextmanager
+def _spinner(title: str) -> Iterator[Say]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda text: progress.update(task, description=f"{title}: {text}")
+
+
 class TerminalProgress:
-    """A bar for each stage, with rate and time left, gone when the stage is over."""
+    """A bar for each stage, with rate and time left, or a spinner; gone when it is over."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled and sys.stdout.isatty()
@@ -40,3 +50,7 @@ class TerminalProgress:
     def stage(self, title: str, total: int, *, is_bytes: bool = False) -> AbstractContextManager[Advance]:
         """The function that advances the stage; it may be called from several threads."""
         return _bar(title, total, is_bytes=is_bytes) if self._enabled else Silent().stage(title, total)
+
+    def activity(self, title: str) -> AbstractContextManager[Say]:
+        """What says how far it is; it may be called from several threads."""
+        return _spinner(title) if self._enabled else Silent().activity(title)

@@ -106,7 +106,8 @@ class _Decoder:
                 continue
             layout = lay_out_tables(group, plan.original_context, self._options.max_context)
             if len(layout.buckets) > 1 and context is None:
-                context = self._operators.context(graph, self._options.max_context)
+                default = None if self._options.requires_context else self._options.max_context
+                context = self._operators.context(graph, default)
             suffix = "" if len(plan.groups) == 1 else f".{number}"
             cos_sin = rotation(graph, layout, context, suffix)
             for layer in group.layers:

@@ -6,6 +6,7 @@ unless it asks for more.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,19 @@ from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.templates import render
 
 
-def _special_ids(config: dict[str, Any], key: str) -> int | list[int] | None:
+def _special_ids(config: Mapping[str, Any], key: str) -> int | list[int] | None:
     value = config.get(key)
     ids = value if isinstance(value, list) else [value]
     valid = [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
     if not valid:
         return None
     return valid if isinstance(value, list) else valid[0]
+
+
+def end_tokens(config: Mapping[str, Any]) -> list[int]:
+    """The tokens that end an answer, by a config.json."""
+    found = _special_ids(config, "eos_token_id")
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def default_length(plan: ConversionPlan, options: GraphOptions) -> int:

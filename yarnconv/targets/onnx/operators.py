@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from yarnconv.model.description import AttentionDescription
 from yarnconv.targets.onnx.graph import Graph
 
+ROPE_CONTEXT = "rope_context"  # the input by which the concat form is told the request's context
 KvForm = Literal["in-place", "concat"]
 Dialect = Literal["standard", "ort-cuda"]
 
@@ -56,8 +57,10 @@ class Operators(Protocol):
         [B, H, S, D]. scale: of the scores.
         """
 
-    def context(self, graph: Graph, target_context: int) -> str:
-        """int64[1]: the context that the request declared."""
+    def context(self, graph: Graph, default: int | None) -> str:
+        """int64[1]: the context that the request declared. default: where it is an input, its value unless
+        the request gives another; None where every request has to give one.
+        """
 
 
 def _joined(graph: Graph, heads_first: str, width: int) -> str:
@@ -162,7 +165,7 @@ class InPlace(_Standard):
     def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
         return graph.node("TensorScatter", past, new, self._write_at, output=present, axis=2)
 
-    def context(self, graph: Graph, target_context: int) -> str:
+    def context(self, graph: Graph, default: int | None) -> str:
         """The buffer's size: it cannot change in mid-sequence, and the client need not know of it."""
         return _buffer_size(graph)
 
@@ -183,11 +186,12 @@ class Concat(_Standard):
     def _extend(self, graph: Graph, past: str, new: str, present: str) -> str:
         return graph.node("Concat", past, new, output=present, axis=2)
 
-    def context(self, graph: Graph, target_context: int) -> str:
-        """A scalar input: prompt and new tokens together. Without it, the whole target context."""
-        graph.input("rope_context", "INT64", [])
-        graph.defaulted("rope_context", target_context)
-        return graph.node("Unsqueeze", "rope_context", graph.constant([0]))
+    def context(self, graph: Graph, default: int | None) -> str:
+        """A scalar input: prompt and new tokens together."""
+        graph.input(ROPE_CONTEXT, "INT64", [])
+        if default is not None:
+            graph.defaulted(ROPE_CONTEXT, default)
+        return graph.node("Unsqueeze", ROPE_CONTEXT, graph.constant([0]))
 
 
 class GroupQuery:
@@ -245,7 +249,7 @@ class GroupQuery:
             local_window_size=-1 if attention.window is None else attention.window,
         )
 
-    def context(self, graph: Graph, target_context: int) -> str:
+    def context(self, graph: Graph, default: int | None) -> str:
         """The buffer's size, as in the standard dialect."""
         return _buffer_size(graph)
 

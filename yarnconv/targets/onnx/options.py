@@ -13,6 +13,8 @@ class GraphOptions:
     """dtype: fp32, fp16, bf16, or int4 (4-bit matrices, the rest fp32). int4_head, int4_embeddings: whether
     int4 takes those in too. max_context: positions of the tables. last_token_only: logits of the last token
     instead of all. link_weights: whether tensors stay in the checkpoint's files where they can.
+    requires_context: whether a dynamic graph of the concat form has to be told each request's context; else
+    it takes the whole one where it is not.
     """
 
     dtype: str
@@ -23,6 +25,7 @@ class GraphOptions:
     int4_head: bool = True
     int4_embeddings: bool = False
     link_weights: bool = False
+    requires_context: bool = False
 
     @property
     def element(self) -> ElementType:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -9,9 +10,10 @@ from typing import Any, get_args
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.errors import BadInput, Inexpressible, one_of
-from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.plan import ConversionPlan, RopePlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope, method_name
+from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
@@ -112,18 +114,19 @@ def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_destination(plan: ConversionPlan, destination: Path) -> None:
+def kept_places(plan: ConversionPlan) -> list[tuple[Path, str]]:
+    """What of a checkpoint no artefact may replace, and what to call it."""
+    weights = [(binding.source.file.path, "the checkpoint's weights") for binding in plan.bindings]
+    return [(plan.checkpoint.directory, "the checkpoint"), *weights]
+
+
+def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]]) -> None:
     """Refuse a destination that replacing would cost more than an older artefact."""
     if destination.exists() and not destination.is_dir():
         raise BadInput("the destination is no directory", where=str(destination), fix="Give another -o.")
     resolved = destination.resolve()
-    holds = [
-        (plan.checkpoint.directory, "the checkpoint"),
-        *((binding.source.file.path, "the checkpoint's weights") for binding in plan.bindings),
-        (Path(), "the working directory"),
-        (Path.home(), "your home directory"),
-    ]
-    for kept, what in holds:
+    own = [(Path(), "the working directory"), (Path.home(), "your home directory")]
+    for kept, what in (*keeps, *own):
         if kept.resolve().is_relative_to(resolved):
             raise BadInput(f"the destination holds {what}", where=str(destination), fix="Give another -o.")
 
@@ -171,11 +174,16 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
     return chosen
 
 
-def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
-    """Build the graph. Raises the first refusal; writes nothing."""
+def choose_graph(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
+    """The options of the graph to build. Raises the first refusal, or BadInput for what makes no sense."""
     if found := plan_refusals(plan):
         raise found[0]
-    graph_options = _graph_options(plan, options)
+    return _graph_options(plan, options)
+
+
+def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
+    """Build the graph. Raises the first refusal; writes nothing."""
+    graph_options = choose_graph(plan, options)
     return OnnxJob(
         graph=build_decoder(plan, graph_options), options=graph_options, notes=_notes(plan, graph_options)
     )
@@ -188,15 +196,28 @@ def default_name(plan: ConversionPlan, options: OnnxOptions) -> str:
     return f"{model_name(plan.checkpoint.directory)}{extension}-{options.dtype}-onnx"
 
 
-def _graph_facts(plan: ConversionPlan, options: GraphOptions) -> dict[str, Any]:
-    """What the artefact records of its form. bucket_contexts: the longest request that each bucket serves."""
-    layout = lay_out_tables(plan.rope.main_group, plan.rope.original_context, options.max_context)
+def graph_facts(rope: RopePlan, options: GraphOptions) -> dict[str, Any]:
+    """What an artefact records of its form. bucket_contexts: the longest request that each bucket serves."""
+    layout = lay_out_tables(rope.main_group, rope.original_context, options.max_context)
     return {
         "dtype": options.dtype,
         "kv": options.kv,
         "dialect": options.dialect,
         "max_context": options.max_context,
         "bucket_contexts": list(layout.positions),
+    }
+
+
+def _record(plan: ConversionPlan, options: GraphOptions, directory: Path, workers: int) -> dict[str, Any]:
+    """How the artefact was made, and what the next tool needs to know of it without the checkpoint.
+
+    data_digest: of the data file, as `targets.digest` takes it.
+    """
+    return {
+        **plan.provenance,
+        "graph": graph_facts(plan.rope, options),
+        "config": dict(plan.config),
+        "data_digest": file_digest(directory / DATA_FILE, workers),
     }
 
 
@@ -221,14 +242,14 @@ def emit(
     plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
 ) -> list[Path]:
     """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
-    _check_destination(plan, destination)
+    check_destination(destination, kept_places(plan))
     fix = "Free some space, write elsewhere with -o, choose a smaller --dtype, or --link-weights."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
-    provenance = {**plan.provenance, "graph": _graph_facts(plan, job.options)}
-    model = job.graph.model(DATA_FILE, {RECORD: json.dumps(provenance, separators=(",", ":"))})
     with staged_directory(destination, replace=options.replace) as directory:
         linked = _link(plan, job.graph, directory)
         write_pieces(directory / DATA_FILE, job.nbytes, pieces(job.graph.tensors), advance, options.workers)
+        record = json.dumps(_record(plan, job.options, directory, options.workers), separators=(",", ":"))
+        model = job.graph.model(DATA_FILE, {RECORD: record})
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         config = genai_config(plan, job.options, MODEL_FILE)
         (directory / CONFIG_FILE).write_text(config, encoding="utf-8")

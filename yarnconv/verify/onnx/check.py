@@ -1,7 +1,6 @@
 """The whole check of an ONNX model: metadata, weights and structure, each judged on its own."""
 
 import gc
-import json
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -15,6 +14,7 @@ from yarnconv.targets.onnx.placement import stored_weights
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.rope_reading import compare_metadata
 from yarnconv.targets.onnx.target import plan_refusals
+from yarnconv.targets.record import read_record
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import Expectation, expect
@@ -41,7 +41,7 @@ def _expected_context(expectation: Expectation, asked: int | None, record: str |
             )
         return asked
     if expectation.source == "provenance" and record is not None:
-        graph = json.loads(record).get("graph")  # `expect` has read it as an object before
+        graph = read_record(record).get("graph")
         recorded = graph.get("max_context") if isinstance(graph, dict) else None
         if isinstance(recorded, int) and not isinstance(recorded, bool) and 1 <= recorded <= target:
             return recorded

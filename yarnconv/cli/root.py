@@ -1,0 +1,105 @@
+"""What all commands share: the application, its exit codes, and what means the same in all of them."""
+
+import io
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from yarnconv import __version__
+from yarnconv.errors import BadInput, YarnconvError
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="yarnconv",
+    help="Extend a checkpoint's context with YaRN, write it for a runtime, prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory, or a Hub id.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+
+
+def _report(error: YarnconvError) -> None:
+    from yarnconv.console.messages import print_error
+
+    print_error(error)
+
+
+def ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of the user's without a stack trace, bugs with one, each with its exit code."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except YarnconvError as error:
+            _report(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; nothing was left behind", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to tell
+            raise typer.Exit(1) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except OSError as error:
+            _report(BadInput(error.strerror or str(error), where=str(error.filename or "") or None))
+            raise typer.Exit(BadInput.exit_code) from None
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            print(
+                f"\nThis is a bug in yarnconv {__version__} ({type(error).__name__}). Please report it "
+                "with the lines above.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(EXIT_BUG) from None
+
+    return guarded
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"yarnconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def parse_size(text: str | None, where: str) -> int | None:
+    """Bytes of a size such as 5G, in powers of 1000 as llama.cpp's tools count them."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1].upper()) if text and text[-1].isalpha() else (text, "")
+    scale = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}.get(unit)
+    if scale is None or not number.isdecimal() or len(number) > 15 or int(number) == 0:
+        raise BadInput(f"{text!r} is no size", where=where, fix="Write it as 500M or 5G.")
+    return int(number) * scale
+
+
+def main() -> None:
+    """Entry point of the `yarnconv` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # bars on a terminal that has none are no reason to fail
+            stream.reconfigure(errors="replace")
+    app()

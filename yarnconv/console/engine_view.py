@@ -1,0 +1,44 @@
+"""What was built and proved of an engine, for people and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from yarnconv.console.plan_view import gigabytes
+from yarnconv.targets.tensorrt.target import Engine
+
+
+def engine_document(engine: Engine) -> dict[str, Any]:
+    """What `trt --json` says beside what every conversion says."""
+    return {"engine": dict(engine.sidecar), "read_back": [asdict(fact) for fact in engine.facts]}
+
+
+def _range(numbers: list[int]) -> str:
+    least, usual, most = numbers
+    return str(most) if least == most else f"{least} to {most} (mostly {usual})"
+
+
+def print_engine(engine: Engine) -> None:
+    """For whom it was built, its profiles, and what was proved of it."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    sidecar = engine.sidecar
+    runtime, build = sidecar["runtime"], sidecar["build"]
+    gpus = ", ".join(sidecar["compute_capabilities"]) or "of this machine"
+    console.print(f"  {runtime['name']} {runtime['version']}, GPUs of compute capability {gpus}")
+    console.print(
+        f"  built in {build['seconds']:.1f} s with {gigabytes(build['peak_memory_bytes'])} of memory"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("  profile", "sequences", "new tokens", "past tokens"):
+        table.add_column(title)
+    for profile in sidecar["profiles"]:
+        ranges = (_range(profile[key]) for key in ("batch", "new_tokens", "past_tokens"))
+        table.add_row(f"  {profile['name']}", *ranges)
+    console.print(table)
+    console.print(
+        f"  read back from the parsed network: {len(engine.facts)} facts agree with the plan (inputs, "
+        "attention, rotations, every row of every table)"
+    )
+    console.print("  the engine itself was not executed: run `yarnconv check` on a machine with such a GPU")

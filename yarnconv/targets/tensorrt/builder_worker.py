@@ -1,0 +1,397 @@
+"""Parses a graph with TensorRT and builds an engine of it, for `builder`: one request a line on stdin, one
+answer a line on stdout. All that differs between tensorrt 10, tensorrt 11 and tensorrt_rtx stands here.
+
+A process of its own: a graph may crash the builder, Ctrl-C ends a build at once, and memory goes with it.
+"""
+
+import importlib
+import json
+import mmap
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Answer = Callable[[dict[str, Any]], None]
+Layer = Any  # of whichever TensorRT was asked for
+
+SEVERITIES = ("internal error", "error", "warning", "info", "verbose")
+ERROR, WARNING, INFO = 1, 2, 3
+# What TensorRT warns of for every graph with 64-bit inputs, which ours has on purpose.
+EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
+PRESENT_KEY = re.compile(r"present\.(\d{1,9})\.key")
+FLOATS = {"FLOAT": "FLOAT", "HALF": "FLOAT16", "BF16": "BFLOAT16"}  # as ONNX calls them
+POLL_SECONDS = 0.1
+
+
+class Refused(Exception):
+    """TensorRT says no."""
+
+
+class Memory(threading.Thread):
+    """Watches what the process takes, and lets go of mapped pages, which are read again when needed."""
+
+    def __init__(self, maps: list[mmap.mmap]) -> None:
+        super().__init__(daemon=True)
+        self._maps = maps
+        self.peak_anonymous = self.peak_resident = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Until it is stopped."""
+        while not self._over.wait(POLL_SECONDS):
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+            self.look()
+
+    def look(self) -> None:
+        """Once."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines)
+        self.peak_anonymous = max(self.peak_anonymous, 1024 * int(found["RssAnon"].split()[0]))
+        self.peak_resident = max(self.peak_resident, 1024 * int(found["VmRSS"].split()[0]))
+
+    def stop(self) -> None:
+        """And wait for it."""
+        self._over.set()
+        self.join()
+
+
+class Builder:
+    """One graph: parsed, looked at, built."""
+
+    def __init__(self, request: dict[str, Any], answer: Answer) -> None:
+        self._answer = answer
+        self._trt = trt = importlib.import_module(request["module"])
+        self._errors: list[str] = []
+        self._logger = self._make_logger(request["level"])
+        try:
+            self._builder = trt.Builder(self._logger)
+        except TypeError:  # its factory gave nothing
+            raise Refused(f"it does not start here: {self._said()}") from None
+        self._network = self._builder.create_network(self._flags())
+        self._parser = trt.OnnxParser(self._network, self._logger)
+        self._maps: dict[str, mmap.mmap] = {}
+        self._kept: list[Any] = []  # what the parser points into
+        self._parse(Path(request["path"]), request["initialisers"])
+        self._makers = {
+            layer.get_output(index).name: layer
+            for layer in self._layers()
+            for index in range(layer.num_outputs)
+        }
+
+    def _make_logger(self, level: int) -> Any:
+        answer, errors = self._answer, self._errors
+
+        class Logger(self._trt.ILogger):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def log(self, severity: Any, message: str) -> None:
+                number = int(severity)
+                if number <= ERROR:
+                    errors.append(message)
+                if EXPECTED.search(message):
+                    number = INFO
+                if number <= level:
+                    answer({"event": {"level": SEVERITIES[number], "message": message}})
+
+        return Logger()
+
+    def _said(self) -> str:
+        """TensorRT's own last words."""
+        text = " ".join(" ".join(self._errors[-3:]).split())
+        return text[:1000] or "it does not say why"
+
+    def _flags(self) -> int:
+        """Every type stands in the graph. In TensorRT 10 that is asked for; later it is always so."""
+        strongly_typed = getattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return 0 if strongly_typed is None else 1 << int(strongly_typed)
+
+    # parsing
+
+    def _parse(self, path: Path, initialisers: list[dict[str, Any]]) -> None:
+        if not hasattr(self._parser, "load_model_proto"):
+            raise Refused("its parser does not take weights from memory. Install TensorRT 10.13 or later")
+        if not self._parser.load_model_proto(path.read_bytes()):
+            raise Refused(self._parser_errors())
+        for one in initialisers:
+            data = self._mapped(one["path"])[one["offset"] : one["offset"] + one["nbytes"]]
+            self._kept.append(data)
+            if not self._parser.load_initializer(one["name"], data.ctypes.data, data.nbytes):
+                raise Refused(f"it does not take the tensor {one['name']}. {self._parser_errors()}")
+        if not self._parser.parse_model_proto():
+            raise Refused(self._parser_errors())
+
+    def _mapped(self, path: str) -> Any:
+        if path not in self._maps:
+            with Path(path).open("rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[path], np.uint8)
+
+    def _parser_errors(self) -> str:
+        found = []
+        for index in range(self._parser.num_errors):
+            error = self._parser.get_error(index)
+            found.append(f"{error.node_operator()} {error.node_name()}: {error.desc()}")
+        return " ".join("; ".join(found).split())[:1000] or self._said()
+
+    # looking at the network
+
+    def _layers(self) -> Iterator[Layer]:
+        for index in range(self._network.num_layers):
+            yield self._network.get_layer(index)
+
+    def _as(self, layer: Layer, kind: str) -> Layer:
+        """A layer as what it is; the network gives all as plain ones."""
+        layer.__class__ = getattr(self._trt, kind)
+        return layer
+
+    def _is(self, layer: Layer, *kinds: str) -> bool:
+        return layer.type.name in kinds
+
+    def _inputs(self, layer: Layer) -> list[Any]:
+        return [t for t in map(layer.get_input, range(layer.num_inputs)) if t is not None]
+
+    def _constant(self, tensor: Any) -> tuple[Layer | None, str | None]:
+        """(the constant that a tensor's rows are taken from, the narrower type they are rounded to on the
+        way).
+        """
+        rounded = None
+        layer = self._makers.get(tensor.name)
+        while layer is not None and not self._is(layer, "CONSTANT"):
+            made = layer.get_output(0).dtype.name
+            rounded = FLOATS[made] if made in {"HALF", "BF16"} else rounded
+            if not self._is(layer, "GATHER", "CAST", "SHUFFLE", "IDENTITY", "UNSQUEEZE", "SQUEEZE"):
+                return None, rounded
+            layer = self._makers.get(layer.get_input(0).name)
+        return layer, rounded
+
+    def _table(self, tensor: Any, tables: dict[str, Any], out: Path) -> tuple[str | None, str | None]:
+        """(name of the table, rounding); the table's values go to a file the first time."""
+        layer, rounded = self._constant(tensor)
+        if layer is None:
+            return None, rounded
+        name = str(layer.name)
+        if name not in tables:
+            constant = self._as(layer, "IConstantLayer")
+            element = FLOATS.get(constant.get_output(0).dtype.name, constant.get_output(0).dtype.name)
+            tables[name] = {"element": element, "shape": list(constant.shape), "path": None}
+            if isinstance(constant.weights, np.ndarray):  # numpy has no bfloat16
+                path = out / f"table-{len(tables)}.npy"
+                np.save(path, constant.weights.reshape(tuple(constant.shape)))
+                tables[name]["path"] = str(path)
+        return name, rounded
+
+    def _before(self, tensor: Any) -> tuple[Layer | None, int | None]:
+        """(what rotates an input of the attention, the layer whose keys it is), up to the projection."""
+        rotary, index, seen, stack = None, None, set(), [tensor]
+        while stack:
+            value = stack.pop()
+            layer = self._makers.get(value.name)
+            if (key := PRESENT_KEY.fullmatch(value.name)) is not None:
+                index = int(key[1])
+            if layer is None or value.name in seen or self._is(layer, "MATRIX_MULTIPLY"):
+                continue
+            seen.add(value.name)
+            if self._is(layer, "ROTARY_EMBEDDING"):
+                rotary = rotary or layer
+            else:
+                stack += self._inputs(layer)
+        return rotary, index
+
+    def _rotation(self, layer: Layer | None, tables: dict[str, Any], out: Path) -> dict[str, Any] | None:
+        if layer is None:
+            return None
+        rotary = self._as(layer, "IRotaryEmbeddingLayer")
+        (cos, first), (sin, second) = (self._table(rotary.get_input(i), tables, out) for i in (1, 2))
+        return {
+            "pairing": "interleaved" if rotary.interleaved else "half",
+            "rotary_dim": int(rotary.rotary_embedding_dim),
+            "cos": cos,
+            "sin": sin,
+            "rounded": first or second,
+        }
+
+    def _scale(self, tensor: Any) -> float:
+        """What an input of the attention is multiplied with in front of it."""
+        layer = self._makers.get(tensor.name)
+        if layer is None or not self._is(layer, "ELEMENTWISE"):
+            return 1.0
+        multiplies = self._as(layer, "IElementWiseLayer").op == self._trt.ElementWiseOperation.PROD
+        constants = [constant for t in self._inputs(layer) if (constant := self._constant(t)[0]) is not None]
+        if not multiplies or len(constants) != 1:
+            return 1.0
+        weights = self._as(constants[0], "IConstantLayer").weights
+        return float(weights.reshape(-1)[0]) if isinstance(weights, np.ndarray) and weights.size == 1 else 1.0
+
+    def _attention(self, layer: Layer, tables: dict[str, Any], out: Path) -> dict[str, Any]:
+        attention = self._as(layer, "IAttentionInputLayer").attention
+        query, key = layer.get_input(0), layer.get_input(1)
+        (turns_query, _), (turns_key, index) = self._before(query), self._before(key)
+        return {
+            "layer": index,
+            "causal": bool(attention.causal),
+            "mask": attention.mask is not None,
+            "scale": self._scale(query) * self._scale(key),
+            "element": query.dtype.name,
+            "query": self._rotation(turns_query, tables, out),
+            "key": self._rotation(turns_key, tables, out),
+        }
+
+    def network(self, out: Path) -> dict[str, Any]:
+        """What was parsed. out: a directory for the tables' values."""
+        tables: dict[str, Any] = {}
+        attentions = [
+            self._attention(layer, tables, out)
+            for layer in self._layers()
+            if self._is(layer, "ATTENTION_INPUT")
+        ]
+        inputs = map(self._network.get_input, range(self._network.num_inputs))
+        outputs = map(self._network.get_output, range(self._network.num_outputs))
+        return {
+            "inputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in inputs],
+            "outputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in outputs],
+            "layers": self._network.num_layers,
+            "attentions": attentions,
+            "tables": tables,
+        }
+
+    # building
+
+    def _config(self, request: dict[str, Any]) -> Any:
+        trt, config = self._trt, self._builder.create_builder_config()
+        if capabilities := request["compute_capabilities"]:
+            config.num_compute_capabilities = len(capabilities)
+            for index, name in enumerate(capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+        if request["optimization_level"] is not None:
+            config.builder_optimization_level = request["optimization_level"]
+        if request["workspace"] is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+        if request["weight_streaming"]:
+            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+        if hasattr(trt.BuilderFlag, "STRICT_NANS"):
+            # a position beyond the tables gives NaN: no optimisation may make a number of it
+            config.set_flag(trt.BuilderFlag.STRICT_NANS)
+        for wanted in request["profiles"]:
+            profile = self._builder.create_optimization_profile()
+            for name, (least, usual, most) in wanted["shapes"].items():
+                profile.set_shape(name, least, usual, most)
+            if config.add_optimization_profile(profile) < 0:
+                raise Refused(f"it does not take the profile {wanted['name']}: {self._said()}")
+        config.progress_monitor = self._monitor()
+        return config
+
+    def _monitor(self) -> Any:
+        answer = self._answer
+
+        class Monitor(self._trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                answer({"event": {"phase": phase}})
+
+            def step_complete(self, phase: str, step: int) -> bool:
+                return True  # whoever wants to stop ends this process
+
+            def phase_finish(self, phase: str) -> None:
+                pass
+
+        return Monitor()
+
+    def _decompose(self) -> None:
+        """There is no fused attention in float32; in the file the attribute would be none of ONNX's."""
+        for layer in self._layers():
+            if self._is(layer, "ATTENTION_INPUT") and layer.get_input(0).dtype.name == "FLOAT":
+                self._as(layer, "IAttentionInputLayer").attention.decomposable = True
+
+    def build(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Write the engine."""
+        self._decompose()
+        config = self._config(request)
+        memory = Memory(list(self._maps.values()))
+        memory.start()
+        with Path(request["engine"]).open("wb", buffering=0) as file:
+            built = self._write(config, file)
+        memory.stop()
+        if not built:
+            raise Refused(self._said())
+        return {"peak_anonymous": memory.peak_anonymous, "peak_resident": memory.peak_resident}
+
+    def _write(self, config: Any, file: Any) -> bool:
+        if not hasattr(self._builder, "build_serialized_network_to_stream"):
+            made = self._builder.build_serialized_network(self._network, config)
+            if made is not None:
+                file.write(memoryview(made))
+            return made is not None
+        failed: list[OSError] = []
+
+        class Writer(self._trt.IStreamWriter):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def write(self, data: bytes) -> int:
+                try:
+                    rest = memoryview(data)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                except OSError as error:  # such as a full disk
+                    failed.append(error)
+                    return 0
+                return len(data)
+
+        writer = Writer()
+        built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
+        if failed:
+            raise Refused(f"the engine cannot be written: {failed[0].strerror}")
+        return bool(built)
+
+
+def offers(module: str) -> dict[str, Any]:
+    """What a module has."""
+    try:
+        trt = importlib.import_module(module)
+    except ImportError as error:
+        raise Refused(f"it cannot be imported: {error}") from None
+    known = getattr(trt, "ComputeCapability", None)
+    names = [name for name in dir(known) if name.startswith("SM")] if known is not None else []
+    return {"version": trt.__version__, "compute_capabilities": names}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    answers, lock = os.fdopen(os.dup(1), "w"), threading.Lock()
+    os.dup2(2, 1)  # whatever else writes to stdout writes to stderr
+
+    def answer(document: dict[str, Any]) -> None:
+        with lock:  # progress comes from several threads
+            answers.write(json.dumps(document) + "\n")
+            answers.flush()
+
+    builder = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "offer":
+                answer(offers(request["module"]))
+            elif request["do"] == "parse":
+                builder = Builder(request, answer)
+                answer(builder.network(Path(request["tables"])))
+            else:
+                assert builder is not None
+                answer(builder.build(request))
+        except Refused as error:
+            answer({"refused": str(error)})
+
+
+if __name__ == "__main__":
+    main()

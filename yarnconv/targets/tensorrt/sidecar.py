@@ -1,0 +1,105 @@
+"""yarnconv.json: what an engine does not say of itself. TensorRT drops ONNX's metadata."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yarnconv import __version__
+from yarnconv.checkpoint.json_files import read_json_object
+from yarnconv.errors import BadInput
+from yarnconv.targets.onnx.rope import lay_out_tables
+from yarnconv.targets.tensorrt.builder import BuildCost, Builder, BuildSettings
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
+from yarnconv.targets.tensorrt.profiles import Profile, Range
+from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
+
+SCHEMA_VERSION = 1
+
+
+def _range(numbers: Range) -> list[int]:
+    return list(numbers)
+
+
+def make_sidecar(
+    source: Source,
+    builder: Builder,
+    profiles: Sequence[Profile],
+    settings: BuildSettings,
+    cost: BuildCost,
+    *,
+    engine_bytes: int,
+    digests: Mapping[str, str],
+    tables: list[dict[str, Any]],
+    end_tokens: list[int],
+    seconds: float,
+) -> dict[str, Any]:
+    """The document. digests: of the files, by name. tables: name, rows, pairs and offsets of each in the
+    engine. seconds: of the build.
+    """
+    attention = source.model.layers[0].attention
+    layout = lay_out_tables(source.rope.main_group, source.rope.original_context, source.max_context)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "yarnconv_version": __version__,
+        "runtime": {"name": builder.runtime, "version": builder.version},
+        "engine": {"file": ENGINE_FILE, "bytes": engine_bytes, "digest": digests[ENGINE_FILE]},
+        "graph": {
+            "file": MODEL_FILE,
+            "digest": digests[MODEL_FILE],
+            "dtype": source.dtype,
+            "cache_type": CACHE_TYPES[source.element],
+            "last_token_only": source.last_token_only,
+            "max_context": source.max_context,
+            "bucket_contexts": list(layout.positions),
+            "vocab_size": source.model.vocab_size,
+            "layers": len(source.model.layers),
+            "key_value_heads": attention.key_value_heads,
+            "head_dim": attention.head_dim,
+        },
+        "profiles": [
+            {
+                "name": profile.name,
+                "batch": _range(profile.batch),
+                "new_tokens": _range(profile.new_tokens),
+                "past_tokens": _range(profile.past_tokens),
+            }
+            for profile in profiles
+        ],
+        "compute_capabilities": list(settings.compute_capabilities),
+        "eos_token_ids": end_tokens,
+        "plan": dict(source.provenance),
+        "build": {
+            "optimization_level": settings.optimization_level,
+            "workspace": settings.workspace,
+            "weight_streaming": settings.weight_streaming,
+            "seconds": round(seconds, 1),
+            "peak_memory_bytes": cost.peak_anonymous,
+            "executed": False,
+        },
+        "tables": tables,
+    }
+
+
+def read_sidecar(directory: Path) -> dict[str, Any]:
+    """The document beside an engine. Raises BadInput where there is none, or it is none of ours."""
+    path = directory / SIDECAR
+    if not path.is_file():
+        raise BadInput(
+            f"there is no {SIDECAR} in it, which `yarnconv trt` writes beside an engine",
+            where=str(directory),
+            fix="Give the engine's directory.",
+        )
+    document = read_json_object(path)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(
+            f"its schema_version is {document.get('schema_version')!r}, not {SCHEMA_VERSION}",
+            where=SIDECAR,
+            fix="Use the yarnconv that wrote it.",
+        )
+    for key in ("runtime", "engine", "graph", "plan"):
+        if not isinstance(document.get(key), dict):
+            raise BadInput(f"{key} is no object", where=SIDECAR, fix="Build the engine again.")
+    for key in ("profiles", "tables", "compute_capabilities"):
+        if not isinstance(document.get(key), list):
+            raise BadInput(f"{key} is no list", where=SIDECAR, fix="Build the engine again.")
+    return document

@@ -1,0 +1,274 @@
+"""What an engine is made of: a graph, and where each of its tensors lies.
+
+It comes from a checkpoint, whose weights are handed to the parser where they lie, or from a directory that
+`yarnconv onnx --kv concat` wrote.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from yarnconv.errors import BadInput
+from yarnconv.model.description import ModelDescription
+from yarnconv.plan import ConversionPlan, RopePlan, plan_rope, rope_facts
+from yarnconv.progress import Advance
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.writing import write_rope
+from yarnconv.targets.digest import file_digest
+from yarnconv.targets.onnx.decoder import build_decoder
+from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
+from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
+from yarnconv.targets.onnx.files import RECORD
+from yarnconv.targets.onnx.operators import ROPE_CONTEXT
+from yarnconv.targets.onnx.options import DTYPES, GraphOptions
+from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.target import graph_facts, kept_places
+from yarnconv.targets.output_file import write_pieces
+from yarnconv.targets.record import read_record, recorded_request
+from yarnconv.targets.tensorrt.builder import Initialiser
+from yarnconv.targets.tensorrt.files import DATA_FILE, MODEL_FILE
+
+OLDEST_OPSET = 23  # the first with RotaryEmbedding, Attention and RMSNormalization
+FIX = "Convert the checkpoint with `yarnconv onnx --kv concat`, or give the checkpoint itself."
+CACHE_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A graph to be parsed.
+
+    name: the model's. rope, model: what it should carry. provenance: how it was asked for. dtype: of its
+    weights. max_context: positions of its tables. element: ONNX's name of the type it computes in. config:
+    the model's config.json. tokenizer: directory that may hold one. weight_bytes: of all its tensors,
+    made_bytes: of those that are written beside it. converts: whether TensorRT has to convert some. keeps:
+    what the engine may not replace. notes: for the user.
+    """
+
+    name: str
+    rope: RopePlan
+    model: ModelDescription
+    provenance: Mapping[str, Any]
+    dtype: str
+    max_context: int
+    element: str
+    config: Mapping[str, Any]
+    tokenizer: Path
+    weight_bytes: int
+    made_bytes: int
+    converts: bool
+    last_token_only: bool
+    keeps: tuple[tuple[Path, str], ...]
+    notes: tuple[str, ...]
+    write: "Writer"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether every request has to declare its context."""
+        return len(self.rope.main_group.buckets) > 1
+
+
+class Writer:
+    """Writes the graph's files into a directory."""
+
+    def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
+        """Write, and say where the tensors lie that are not in the graph itself. advance(bytes)."""
+        raise NotImplementedError
+
+
+# from a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _FromCheckpoint(Writer):
+    plan: ConversionPlan
+    options: GraphOptions
+
+    def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
+        graph = build_decoder(self.plan, self.options)
+        data = directory / DATA_FILE
+        write_pieces(data, data_bytes(graph.tensors), pieces(graph.tensors), advance, workers)
+        record = {**self.plan.provenance, "graph": graph_facts(self.plan.rope, self.options)}
+        model = graph.model(DATA_FILE, {RECORD: json.dumps(record, separators=(",", ":"))})
+        (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        files = {b.source.file.path.name: b.source.file.path for b in self.plan.bindings}
+        made = [
+            Initialiser(name=tensor.name, path=data, offset=offset, nbytes=tensor.nbytes)
+            for tensor, offset in lay_out(graph.tensors)
+        ]
+        return made + [
+            Initialiser(name=t.name, path=files[t.location], offset=t.offset, nbytes=t.nbytes)
+            for t in graph.linked
+        ]
+
+
+def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> Source:
+    """The source that a plan makes. Its weights stay in the checkpoint's files, also for the parser."""
+    graph = build_decoder(plan, options)
+    made = data_bytes(graph.tensors)
+    converted = sorted({b.source.dtype for b in plan.bindings} - {options.element.dtype})
+    notes = []
+    if converted:
+        notes.append(
+            f"TensorRT converts the checkpoint's {' and '.join(converted)} to {options.element.dtype}: the "
+            "checkpoint's own --dtype builds in half the time."
+        )
+    return Source(
+        name=name,
+        rope=plan.rope,
+        model=plan.description,
+        provenance=plan.provenance,
+        dtype=options.dtype,
+        max_context=options.max_context,
+        element=options.element.name,
+        config=plan.config,
+        tokenizer=plan.checkpoint.directory,
+        weight_bytes=made + sum(prod(t.shape) * options.element.bits // 8 for t in graph.linked),
+        made_bytes=made,
+        converts=bool(converted),
+        last_token_only=options.last_token_only,
+        keeps=tuple(kept_places(plan)),
+        notes=tuple(notes),
+        write=_FromCheckpoint(plan, options),
+    )
+
+
+# from an ONNX directory
+
+
+def _bad(path: Path, what: str, fix: str = FIX) -> BadInput:
+    return BadInput(what, where=path.name, fix=fix)
+
+
+def _check_form(artefact: OnnxModel, layers: int) -> None:
+    """Refuse a graph that is not the concat form of a decoder."""
+    opset = next((o.version for o in artefact.proto.opset_import if o.domain == ""), 0)
+    if opset < OLDEST_OPSET:
+        what = f"its opset {opset} is too old: RotaryEmbedding and Attention came with opset {OLDEST_OPSET}"
+        raise _bad(artefact.path, what)
+    caches = [f"{i}.{which}" for i in range(layers) for which in ("key", "value")]
+    wanted = {"input_ids", "attention_mask", "position_ids", *(f"past_key_values.{c}" for c in caches)}
+    found = {value.name for value in artefact.proto.graph.input} - {ROPE_CONTEXT}
+    outputs = {value.name for value in artefact.proto.graph.output}
+    odd = sorted((wanted ^ found) | (outputs ^ {"logits", *(f"present.{c}" for c in caches)}))
+    if odd:
+        what = f"is no decoder of {layers} layers with a cache: {odd[0][:80]} is missing, or too much"
+        raise _bad(artefact.path, what)
+    if artefact.in_place:
+        raise _bad(artefact.path, "writes its cache in place, in buffers of a size that TensorRT wants fixed")
+
+
+def _check_data(artefact: OnnxModel, record: Mapping[str, Any], workers: int) -> tuple[str, ...]:
+    """Refuse external data that is not what was written; a note where that cannot be told."""
+    recorded = record.get("data_digest")
+    if not isinstance(recorded, str):
+        return ("The ONNX model records no digest of its data: whether that was altered is not known.",)
+    data = artefact.directory / ONNX_DATA_FILE
+    if not data.is_file() or file_digest(data, workers) != recorded:
+        raise BadInput(
+            "is not the file that was written with the model: its digest is another",
+            where=data.name,
+            fix="Convert or download the model again.",
+        )
+    return ()
+
+
+def _form(record: Mapping[str, Any], rope: RopePlan, path: Path) -> tuple[str, int]:
+    """(dtype, positions of the tables) as recorded."""
+    graph = record.get("graph")
+    dtype, context = (graph.get(key) if isinstance(graph, dict) else None for key in ("dtype", "max_context"))
+    if isinstance(context, int) and 1 <= context <= rope.target_context and dtype in DTYPES:
+        return str(dtype), int(context)
+    raise _bad(path, "its record does not say of which type it is, or how long its tables are")
+
+
+@dataclass(frozen=True, slots=True)
+class _FromOnnx(Writer):
+    artefact: OnnxModel
+
+    def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
+        """The same graph, but every request has to declare its context: TensorRT takes a default for a
+        constant. Its data files are hard-linked beside it, where that can be done.
+        """
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.artefact.proto)
+        kept = [tensor for tensor in model.graph.initializer if tensor.name != ROPE_CONTEXT]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        found = []
+        for tensor in kept:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            path = self.artefact.directory / place["location"]
+            nbytes = len(self.artefact.tensors[tensor.name].data)
+            found.append(
+                Initialiser(name=tensor.name, path=path, offset=int(place.get("offset", "0")), nbytes=nbytes)
+            )
+        for path in {one.path for one in found}:
+            try:
+                (directory / path.name).hardlink_to(path.resolve())
+            except OSError:
+                continue  # another file system: `check` says then that it is missing
+        return found
+
+
+def _gives_last_only(artefact: OnnxModel) -> bool:
+    """Whether the graph gives fewer logits than it takes tokens."""
+    graph = artefact.proto.graph
+    names = [
+        [d.dim_param for d in value.type.tensor_type.shape.dim[1:2]]
+        for value in (*graph.output, *graph.input)
+        if value.name in {"logits", "input_ids"}
+    ]
+    return len(names) == 2 and names[0] != names[1]
+
+
+def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source:
+    """The source that an ONNX directory of ours is. Raises BadInput where it is none, or was altered."""
+    recorded = artefact.metadata(RECORD)
+    if recorded is None:
+        raise _bad(artefact.path, "does not say which plan it carries: yarnconv did not write it")
+    if request.asks_for_something:
+        what = "the model's tables are made already; the rope options come too late"
+        raise BadInput(what, where=artefact.path.name, fix="Leave them out, or give the checkpoint.")
+    record = read_record(recorded)
+    config = record.get("config")
+    own = recorded_request(recorded)
+    if not isinstance(config, dict) or own is None:
+        raise _bad(artefact.path, "its record holds no model configuration: it is of an older yarnconv")
+    rope, model, _ = plan_rope(config, own)
+    dtype, max_context = _form(record, rope, artefact.path)
+    _check_form(artefact, len(model.layers))
+    notes = _check_data(artefact, record, workers)
+    element = artefact.cache.element if artefact.cache is not None else ""
+    if element not in CACHE_TYPES:
+        raise _bad(artefact.path, f"keeps its cache in {element or 'no type'}")
+    return Source(
+        name=artefact.directory.resolve().name,
+        rope=rope,
+        model=model,
+        provenance={
+            "yarnconv_version": record.get("yarnconv_version"),
+            "rope_options": own.given,
+            "rope_parameters": write_rope(rope.main),
+            **rope_facts(rope, with_tables=False),
+        },
+        dtype=dtype,
+        max_context=max_context,
+        element=element,
+        config=config,
+        tokenizer=artefact.directory,
+        weight_bytes=artefact.nbytes,
+        made_bytes=0,
+        converts=False,
+        last_token_only=_gives_last_only(artefact),
+        keeps=((artefact.directory, "the ONNX model"),),
+        notes=notes,
+        write=_FromOnnx(artefact),
+    )
