@@ -131,7 +131,8 @@ def onnx(
     as_json: AsJson = False,
 ) -> None:
     """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
-    from yarnconv.cli.convert import convert_to_onnx, processors
+    from yarnconv.cli.convert import convert_to_onnx
+    from yarnconv.cli.processors import processors
     from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
     options = OnnxOptions(
@@ -163,7 +164,8 @@ def check(
     artefact: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTEFACT", help="GGUF (of a split model the first file), or an ONNX directory or file."
+            metavar="ARTEFACT",
+            help="GGUF (of a split model the first file), ONNX directory or file, or engine directory.",
         ),
     ],
     request: RopeRequest,

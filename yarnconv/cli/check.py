@@ -7,6 +7,7 @@ from pathlib import Path
 from yarnconv.artifact import check_directory, staged
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
+from yarnconv.cli.processors import processors
 from yarnconv.console.check_view import print_report
 from yarnconv.console.messages import json_text, print_json
 from yarnconv.console.progress import TerminalProgress
@@ -15,12 +16,15 @@ from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.targets.tensorrt.files import SIDECAR
+from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.onnx.check import check_onnx
 from yarnconv.verify.report import CheckReport, report_document
 from yarnconv.verify.runners.onnx_runtime import parse_provider
+from yarnconv.verify.tensorrt.check import check_tensorrt
 from yarnconv.verify.weights import parse_coverage
 
 Judge = Callable[[Path, Path, RopeRequest, CheckOptions, Progress], CheckReport]
@@ -83,6 +87,12 @@ def _judge_of(artefact: Path, *, max_context: int | None, provider: str) -> Judg
     """The check of the artefact's kind, once the artefact has been opened: whatever is wrong with it shows
     before a model is downloaded.
     """
+    if (artefact / SIDECAR).is_file():
+        require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
+        if provider != "cpu":
+            raise BadInput("is for ONNX models", where="--provider", fix="An engine runs where it can.")
+        read_sidecar(artefact)
+        return partial(check_tensorrt, max_context=max_context, workers=processors())
     if artefact.is_dir() or artefact.suffix == ".onnx":
         require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
         with open_onnx(artefact):

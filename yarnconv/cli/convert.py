@@ -1,6 +1,5 @@
 """The conversion commands' work: checkpoint -> plan -> refuse or emit, with what is shown on the way."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate, model_name
+from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
@@ -29,11 +29,6 @@ def _show(plan: ConversionPlan, written: Written, *, as_json: bool) -> None:
         print_json(written_document(plan.rope, written))
     else:
         print_written(plan.rope, written)
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def convert_to_gguf(

@@ -1,4 +1,4 @@
-"""The commands for TensorRT engines: trt."""
+"""The commands for TensorRT engines: trt and inspect."""
 
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +70,8 @@ def trt(
     as_json: AsJson = False,
 ) -> None:
     """Build a TensorRT engine that carries the plan, or refuse. It takes no GPU with tensorrt-rtx."""
-    from yarnconv.cli.convert import convert_to_tensorrt, processors
+    from yarnconv.cli.convert import convert_to_tensorrt
+    from yarnconv.cli.processors import processors
     from yarnconv.targets.tensorrt.builder import find_runtime, parse_capabilities, parse_level
     from yarnconv.targets.tensorrt.target import TensorRtOptions
 
@@ -98,3 +99,21 @@ def trt(
         revision=revision,
         as_json=as_json,
     )
+
+
+@app.command()
+@ends_with_exit_code
+def inspect(
+    artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="Directory of a TensorRT engine.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an engine's directory says of its RoPE, and what the engine's own bytes say. Runs nothing."""
+    from yarnconv.console.inspect_view import engine_facts_document, print_engine_facts
+    from yarnconv.console.messages import print_json
+    from yarnconv.targets.tensorrt.inspection import inspect_engine
+
+    facts = inspect_engine(artefact)
+    if as_json:
+        print_json(engine_facts_document(artefact, facts))
+    else:
+        print_engine_facts(artefact, facts)

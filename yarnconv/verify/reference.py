@@ -140,6 +140,16 @@ class Reference:
             for buffer, frequencies in kept:
                 buffer.copy_(frequencies)
 
+    @contextmanager
+    def products_in(self, dtype: str) -> Iterator[None]:
+        """While entered, matrices are multiplied in a narrower type, such as float16; angles and norms are
+        not. How far that moves the logits is how far a runtime that computes in that type may be off.
+        """
+        import torch
+
+        with torch.autocast("cpu", dtype=getattr(torch, dtype)):
+            yield
+
     def _mask(self, passage: Passage, window: int | None) -> Any:
         """float32[1, 1, n, n]. An explicit one: without it transformers takes a gap in the positions for
         another sequence.
@@ -164,5 +174,5 @@ class Reference:
                 use_cache=False,
                 logits_to_keep=len(passage.tokens) - passage.judged,
             )
-        logits: Float32Array = np.ascontiguousarray(output.logits[0].numpy())
+        logits: Float32Array = np.ascontiguousarray(output.logits[0].float().numpy())
         return logits

@@ -159,11 +159,15 @@ def as_is(
     size: int,
     runtime: str,
     progress: Progress,
+    weights: Callable[[], dict[str, Float32Array]] | None = None,
+    share_of_memory: float = 0.0,
 ) -> AsIs:
-    """Run the artefact untouched; against the checkpoint's own weights where those are few enough.
+    """Run the artefact untouched; against a reference of all layers where that is small enough.
 
     passages: of which those named in AS_IS_PASSAGES are run. sharpness_of: what they are held to. size: bytes
-    that the runtime must hold. Raises RuntimeRefused where the runtime does not load the artefact itself.
+    that the runtime must hold. weights: the reference's, the checkpoint's own where they are not given.
+    share_of_memory: that the reference may take, if that is more than AS_IS_REFERENCE_BYTES. Raises
+    RuntimeRefused where the runtime does not load the artefact itself.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:
@@ -173,12 +177,14 @@ def as_is(
     layers = len(plan.description.layers)
     title = f"all {layers} layers as they are"
     needed = 4 * sum(prod(binding.source.shape) for binding in plan.bindings)
-    if needed <= AS_IS_REFERENCE_BYTES:
-        references = References(plan, source_weights(plan), layers=layers)
+    if needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
+        made = source_weights(plan) if weights is None else weights()
+        references = References(plan, made, layers=layers)
         windows = compare_all(
             run, references, chosen, sharpness_of, runtime=runtime, title=title, progress=progress
         )
-        return AsIs(windows=windows, note=f"{title}, against the checkpoint's own weights")
+        whose = "checkpoint's" if weights is None else "artefact's"
+        return AsIs(windows=windows, note=f"{title}, against the {whose} own weights")
     with progress.stage(f"{runtime}, {title}", len(chosen)) as advance:
         found = run(chosen, advance)
     finite = all(np.isfinite(logits).all() for logits in found)

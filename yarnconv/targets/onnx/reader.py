@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, to_float32
 from yarnconv.checkpoint.json_files import read_bytes
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.files import MODEL_FILE
@@ -146,11 +147,26 @@ def _number(text: str, name: str, path: Path) -> int:
 
 
 class _Files:
-    """The external data files of one directory, each mapped once."""
+    """The external data files of one directory, each mapped once.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    lender: tensors by name that lie in files of somebody else's, of whom the directory holds none.
+    """
+
+    def __init__(self, path: Path, lender: Mapping[str, TensorRef]) -> None:
+        self._path, self._lender = path, lender
         self.mapped: dict[str, MappedFile] = {}
+
+    def borrowed(self, location: str, name: str, element: str, shape: tuple[int, ...]) -> memoryview | None:
+        """The bytes of a tensor whose file is not in the directory, from who lends it."""
+        lent = self._lender.get(name)
+        if lent is None or location in self.mapped or _is_beside(self._path, location):
+            return None
+        if lent.shape != shape or FLOAT_DTYPES.get(element) != lent.dtype:
+            what = (
+                f"is {element} of shape {list(shape)}, but the checkpoint's {lent.dtype} {list(lent.shape)}"
+            )
+            raise _bad(name, what, self._path)
+        return lent.file.view(lent.offset, lent.nbytes)
 
     def view(self, location: str, offset: int, nbytes: int, name: str) -> memoryview:
         if location in {"", ".", ".."} or any(forbidden in location for forbidden in ("/", "\\", "\0")):
@@ -178,6 +194,11 @@ class _Files:
     def close(self) -> None:
         for file in self.mapped.values():
             file.close()
+
+
+def _is_beside(path: Path, location: str) -> bool:
+    plain = location and not any(forbidden in location for forbidden in ("/", "\\", "\0"))
+    return bool(plain) and (path.parent / location).exists()
 
 
 def _inline(proto: "onnx.TensorProto", nbytes: int) -> memoryview | None:
@@ -213,7 +234,10 @@ def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTenso
         offset = _number(place.get("offset", "0"), name, path)
         if _number(place.get("length", str(nbytes)), name, path) != nbytes:
             raise _bad(name, f"its length is not the {nbytes} bytes of its shape {list(shape)}", path)
-        data: memoryview | None = files.view(place.get("location", ""), offset, nbytes, name)
+        location = place.get("location", "")
+        data = files.borrowed(location, name, element, shape)
+        if data is None:
+            data = files.view(location, offset, nbytes, name)
     else:
         data = _inline(proto, nbytes)
     if data is None:
@@ -270,10 +294,14 @@ def find_model(artefact: Path) -> Path:
 
 
 @contextmanager
-def open_onnx(artefact: Path) -> Iterator[OnnxModel]:
-    """Open a model; every tensor's place is checked, none is read."""
+def open_onnx(artefact: Path, lender: Mapping[str, TensorRef] | None = None) -> Iterator[OnnxModel]:
+    """Open a model; every tensor's place is checked, none is read.
+
+    lender: of a model without its weights, the checkpoint's tensors by name, which stand in for those whose
+    file is not in the directory.
+    """
     path = find_model(artefact)
-    proto, files = _parse(path), _Files(path)
+    proto, files = _parse(path), _Files(path, lender or {})
     try:
         tensors: dict[str, StoredTensor] = {}
         for initialiser in proto.graph.initializer:

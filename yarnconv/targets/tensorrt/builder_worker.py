@@ -275,6 +275,7 @@ class Builder:
             config.builder_optimization_level = request["optimization_level"]
         if request["workspace"] is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 is what was asked for, where it was
         if request["weight_streaming"]:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if hasattr(trt.BuilderFlag, "STRICT_NANS"):

@@ -1,6 +1,7 @@
 """The whole check of an ONNX model: metadata, weights and structure, each judged on its own."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -22,7 +23,7 @@ from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
 from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
-from yarnconv.verify.report import CheckReport
+from yarnconv.verify.report import AsIs, CheckReport
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.structure import NOT_RUN
 from yarnconv.verify.verdict import Verdict, conclude_facts
@@ -75,7 +76,14 @@ def _tokenize(artefact: OnnxModel, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _check_open(
+RunWhole = Callable[[Case, bool], AsIs]  # the second: whether its weights are the checkpoint's
+
+
+def _run_as_is(case: Case, same_weights: bool) -> AsIs:
+    return run_as_is(case, same_weights=same_weights)
+
+
+def judge_graph(
     runner: OnnxRuntime,
     artefact: OnnxModel,
     checkpoint: Checkpoint,
@@ -83,7 +91,13 @@ def _check_open(
     options: CheckOptions,
     max_context: int | None,
     progress: Progress,
-) -> CheckReport:
+    run_whole: RunWhole = _run_as_is,
+) -> tuple[CheckReport, ConversionPlan]:
+    """The report on an open graph, and the plan it was held against.
+
+    max_context: positions that its tables should reach, None for the whole target context. run_whole: runs
+    what was made of the graph, all layers, once its float32 copy was judged; raises RuntimeRefused.
+    """
     record = artefact.metadata(RECORD)
     expectation = expect(checkpoint, request, record)
     plan = _with_head_of_its_own(expectation.plan, artefact)
@@ -108,13 +122,13 @@ def _check_open(
     as_is = NOT_RUN
     if windows:
         try:
-            as_is = run_as_is(case, same_weights=weights.outcome == "holds")
+            as_is = run_whole(case, weights.outcome == "holds")
             problem = as_is.problem
         except RuntimeRefused as error:
             problem = error.what
         if problem is not None and structure.outcome != "fails":
             structure = Verdict(outcome="fails", reason=f"the model itself, all layers: {problem}")
-    return CheckReport(
+    report = CheckReport(
         artifact=str(artefact.path),
         reference=str(checkpoint.directory),
         expected_from=expectation.source,
@@ -131,6 +145,7 @@ def _check_open(
         tensors=tensors,
         as_is=as_is,
     )
+    return report, plan
 
 
 def check_onnx(
@@ -156,4 +171,5 @@ def check_onnx(
         open_checkpoint(checkpoint) as source,
         OnnxRuntime(provider) as runner,
     ):
-        return _check_open(runner, opened, source, request, options, max_context, progress or Silent())
+        report, _ = judge_graph(runner, opened, source, request, options, max_context, progress or Silent())
+        return report

@@ -92,7 +92,8 @@ def _run(case: Case, path: Path) -> Run:
     return lambda passages, advance: case.runner.logits(path, passages, advance)
 
 
-def _sharpness_of(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+def angle_sharpness(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    """What a passage can tell of a runtime that computes in float32."""
     inv_freq = case.layout.buckets[passage.bucket].inv_freq
     rounding = reference.frequency_error(inv_freq) + PRODUCT_ROUNDING
     return measured_sharpness(reference, passage, wanted, rounding)
@@ -122,8 +123,9 @@ def _unlike_layer(case: Case, weights: Mapping[str, StoredWeight]) -> str | None
     return None
 
 
-def _numbers_beyond_the_tables(run: Run, probes: Sequence[Passage]) -> str | None:
-    """The first position without a row that does not give NaN."""
+def numbers_beyond_the_tables(case: Case, run: Run, tokens: Tokens) -> str | None:
+    """The first position without a row that does not give NaN. tokens: three to run."""
+    probes = _probes(case, tokens)
     for probe, logits in zip(probes, run(probes, lambda done: None), strict=True):
         if not np.isnan(logits).all():
             return f"position {probe.positions[-1]}, which has no row in the tables, gives numbers"
@@ -147,12 +149,12 @@ def _judge_in(case: Case, directory: Path) -> tuple[Verdict, list[Window]]:
         run,
         References(case.plan, copy.written_weights(directory), layers=case.layers),
         list(bucket_passages(case, tokens)),
-        partial(_sharpness_of, case),
+        partial(angle_sharpness, case),
         runtime=case.runner.name,
         title=f"{case.layers} layers in float32",
         progress=case.progress,
     )
-    beyond = _numbers_beyond_the_tables(run, _probes(case, np.resize(tokens, 3)))
+    beyond = numbers_beyond_the_tables(case, run, np.resize(tokens, 3))
     problem = _unlike_layer(case, weights) or beyond
     verdict = conclude(windows)
     if problem is not None and verdict.outcome != "fails":
@@ -183,7 +185,7 @@ def run_as_is(case: Case, *, same_weights: bool) -> AsIs:
         _run(case, case.artefact.path),
         case.plan,
         passages,
-        partial(_sharpness_of, case) if same_weights and case.is_exact else not_held,
+        partial(angle_sharpness, case) if same_weights and case.is_exact else not_held,
         size=case.artefact.nbytes,
         runtime=case.runner.name,
         progress=case.progress,

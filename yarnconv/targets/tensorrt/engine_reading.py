@@ -1,0 +1,101 @@
+"""An engine's own bytes, held against what stands beside it: the sidecar, and the tables of the graph."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.errors import BadInput
+from yarnconv.plan import RopePlan
+from yarnconv.targets.digest import file_digest
+from yarnconv.targets.facts import FactComparison
+from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.rope_reading import read_rotations
+from yarnconv.targets.tensorrt.engine_bytes import count_profiles, find_array, missing_names, read_header
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
+from yarnconv.targets.tensorrt.network import input_names, output_names
+
+RTX = "tensorrt-rtx"
+
+
+def open_engine(directory: Path) -> MappedFile:
+    """Map the engine of a directory. Raises BadInput where there is none."""
+    path = directory / ENGINE_FILE
+    try:
+        if not path.is_file():
+            raise BadInput("there is no engine in it", where=str(path), fix="Build it again.")
+        return MappedFile(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot be mapped ({error})", where=ENGINE_FILE, fix="Build it again.") from None
+
+
+def _fact(key: str, expected: object, found: object) -> FactComparison:
+    return FactComparison(key=key, expected=str(expected), found=str(found), agrees=expected == found)
+
+
+def _compare_header(file: MappedFile, sidecar: Mapping[str, Any]) -> Iterator[FactComparison]:
+    """What a plan of TensorRT-RTX says in its first bytes."""
+    header, key = read_header(file), f"{ENGINE_FILE}: header"
+    if header is None:
+        yield _fact(key, "of TensorRT-RTX", "of something else")
+        return
+    yield _fact(f"{key}: size", header.size, file.size)
+    yield _fact(f"{key}: version", sidecar["runtime"].get("version"), header.version)
+    capabilities = ", ".join(map(str, sidecar["compute_capabilities"]))
+    yield _fact(f"{key}: compute capabilities", capabilities, ", ".join(header.compute_capabilities))
+
+
+def _compare_tables(file: MappedFile, graph: OnnxModel, *, decisive: bool) -> Iterator[FactComparison]:
+    """That every table of the graph stands in the engine, and once only."""
+    layers = len({value.name for value in graph.proto.graph.output if value.name.endswith(".key")})
+    used = {
+        name
+        for index in range(layers)
+        for rotation in read_rotations(graph, index)
+        if rotation is not None
+        for name in (rotation.cos, rotation.sin)
+        if name is not None
+    }
+    for name in sorted(used):
+        table = graph.tensors[name]
+        values = table.float32(0, table.shape[0]) if table.element == "FLOAT" else np.zeros((1, 1))
+        count = len(find_array(file, values))
+        yield FactComparison(
+            key=f"{ENGINE_FILE}: {name}",
+            expected="all its bytes, once",
+            found="all its bytes, once" if count == 1 else f"all its bytes, {count} times",
+            agrees=count == 1,
+            decisive=decisive,
+        )
+
+
+def compare_engine(
+    directory: Path,
+    sidecar: Mapping[str, Any],
+    graph: OnnxModel,
+    rope: RopePlan,
+    layers: int,
+    workers: int,
+) -> tuple[FactComparison, ...]:
+    """What can be told of an engine that is not run. graph: the one that was parsed. layers: of the model."""
+    file = open_engine(directory)
+    dynamic = len(rope.main_group.buckets) > 1
+    names = [*input_names(layers, dynamic=dynamic), *output_names(layers)]
+    of_rtx = sidecar["runtime"].get("name") == RTX
+    try:
+        missing = missing_names(file, names)
+        return (
+            *(
+                _fact(f"{name}: digest", sidecar[key].get("digest"), file_digest(directory / name, workers))
+                for key, name in (("engine", ENGINE_FILE), ("graph", MODEL_FILE))
+            ),
+            *(_compare_header(file, sidecar) if of_rtx else ()),
+            _fact(f"{ENGINE_FILE}: inputs and outputs", "all", f"not {missing[0]}" if missing else "all"),
+            _fact(f"{ENGINE_FILE}: profiles", len(sidecar["profiles"]), count_profiles(file)),
+            # NVIDIA promises nothing of the bytes; in plans of RTX the tables stood verbatim, always
+            *_compare_tables(file, graph, decisive=of_rtx),
+        )
+    finally:
+        file.close()

@@ -1,0 +1,82 @@
+"""The whole check of an engine.
+
+The graph that was parsed lies beside it and is judged as any ONNX model is, with the weights that the
+checkpoint lends. What the engine's own bytes show comes to the metadata. The engine itself is executed where
+there is a GPU for it; where there is none, its structure is not judged, and the report says so.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from yarnconv.artifact import termination_as_interrupt
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Progress, Silent
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
+from yarnconv.targets.tensorrt.engine_reading import compare_engine
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
+from yarnconv.targets.tensorrt.sidecar import read_sidecar
+from yarnconv.verify.case import CheckOptions
+from yarnconv.verify.components import require
+from yarnconv.verify.onnx.check import judge_graph
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
+from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
+from yarnconv.verify.tensorrt.execution import execute, not_executed
+from yarnconv.verify.verdict import Verdict, conclude_facts
+
+
+def _with_engine(
+    report: CheckReport, directory: Path, graph: OnnxModel, plan: ConversionPlan, workers: int
+) -> CheckReport:
+    """The report on the graph, with what the engine's bytes say."""
+    layers = len(plan.description.layers)
+    facts = compare_engine(directory, read_sidecar(directory), graph, plan.rope, layers, workers)
+    keys = (*report.keys, *facts)
+    return replace(report, artifact=str(directory / ENGINE_FILE), keys=keys, metadata=conclude_facts(keys))
+
+
+def _unproved(report: CheckReport, reason: str) -> CheckReport:
+    """What holds for the graph is not proved of an engine that nobody ran."""
+    if report.structure.outcome != "holds":
+        return report
+    said = f"the graph that was parsed holds ({report.structure.reason}), but the engine was not executed"
+    return replace(report, structure=Verdict(outcome="not_judged", reason=f"{said}: {reason}"))
+
+
+def check_tensorrt(
+    artefact: Path,
+    checkpoint: Path,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress | None = None,
+    *,
+    max_context: int | None = None,
+    workers: int = 1,
+) -> CheckReport:
+    """Judge an engine's directory against the checkpoint it was made from and the plan it should carry.
+
+    max_context: positions that its tables should reach, None for the whole target context. Raises BadInput
+    where one of them cannot be read, and what `check_onnx` raises.
+    """
+    require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
+    sidecar, shown = read_sidecar(artefact), progress or Silent()
+    runtime = sidecar["runtime"].get("name")
+    reason = why_not_here(str(runtime))
+    with (
+        termination_as_interrupt(),
+        open_checkpoint(checkpoint) as source,
+        open_onnx(artefact / MODEL_FILE, source.tensors) as graph,
+        OnnxRuntime() as onnx_runtime,
+    ):
+        judge = partial(judge_graph, onnx_runtime, graph, source, request, options, max_context, shown)
+        if reason is not None:
+            report, plan = judge(lambda case, same_weights: not_executed(reason))
+            return _unproved(_with_engine(report, artefact, graph, plan, workers), reason)
+        with TensorRt(str(runtime)) as runner:
+            report, plan = judge(partial(execute, runner, artefact))
+            version = f"{report.runtime['version']}; {runner.version}"
+            report = replace(report, runtime={**report.runtime, "version": version})
+            return _with_engine(report, artefact, graph, plan, workers)

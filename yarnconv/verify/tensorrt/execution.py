@@ -1,0 +1,84 @@
+"""An engine run on a GPU, as it is: all its layers, in its own types.
+
+It computes in fp16 or bf16, so it is held to what such arithmetic does to the reference itself: the
+reference's logits with products in that type lie so far from its float32 ones, and the engine's may lie
+MARGIN times as far.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from yarnconv.rope.tables import Float32Array
+from yarnconv.verify.compare import LARGEST_TOLERANCE, Sharpness, position_errors
+from yarnconv.verify.onnx.case import Case
+from yarnconv.verify.onnx.structure import angle_sharpness, bucket_passages, numbers_beyond_the_tables
+from yarnconv.verify.passages import Passage
+from yarnconv.verify.reference import Reference
+from yarnconv.verify.report import AsIs
+from yarnconv.verify.runners.tensorrt import TensorRt
+from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, as_is
+from yarnconv.worker import RuntimeRefused
+
+# `tests/verify/test_tensorrt_check.py` measures it on what can be run without a GPU: fp16 graphs on ONNX
+# Runtime's CPU lie 0.7 to 2.2 times as far from the float32 reference as the reference in fp16 does.
+MARGIN = 4.0
+NARROW = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}  # as torch calls them
+SHARE_OF_MEMORY = 0.5  # for a reference of all layers
+
+
+def narrow_sharpness(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    """What a passage can tell of an engine whose products are made in its cache's type."""
+    exact = angle_sharpness(case, reference, passage, wanted)
+    element = case.artefact.cache.element if case.artefact.cache is not None else ""
+    if element not in NARROW or exact.blind is not None:
+        return exact
+    with reference.products_in(NARROW[element]):
+        rounded = reference.logits(passage)
+    noise = float(position_errors(rounded, wanted).max())
+    allowed = exact.allowed + MARGIN * noise
+    if not allowed <= LARGEST_TOLERANCE:
+        return Sharpness(allowed=allowed, blind=f"{NARROW[element]} alone moves these logits by {noise:.1g}")
+    return Sharpness(allowed=allowed)
+
+
+def stored_weights(case: Case) -> dict[str, Float32Array]:
+    """The artefact's weights in float32, in the checkpoint's layout."""
+    found = {}
+    for name, weight in case.weights.items():
+        assert weight is not None  # the structure was judged with them
+        values = weight.float32(0, weight.shape[0])
+        found[name] = np.array(values.T if weight.stored.transposed else values, order="C")
+    return found
+
+
+def execute(runner: TensorRt, directory: Path, case: Case, same_weights: bool) -> AsIs:
+    """Run the engine in every bucket, prefill and decode, and hold it against the reference of all layers.
+
+    Raises RuntimeRefused where TensorRT does not load or run it, or it gives numbers where there are no rows.
+    """
+    run = partial(runner.logits, directory)
+    problem = numbers_beyond_the_tables(case, run, case.tokens[:3])
+    if problem is not None:
+        raise RuntimeRefused(f"the engine: {problem}")
+    passages: Sequence[Passage] = list(
+        bucket_passages(case, case.tokens, far_ends=False, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE)
+    )
+    return as_is(
+        run,
+        case.plan,
+        passages,
+        partial(narrow_sharpness, case),
+        size=0,  # of the machine's own memory
+        weights=partial(stored_weights, case),
+        share_of_memory=SHARE_OF_MEMORY,
+        runtime=runner.name,
+        progress=case.progress,
+    )
+
+
+def not_executed(reason: str) -> AsIs:
+    """Of an engine that no GPU here runs."""
+    return AsIs(windows=(), note=f"the engine was not executed: {reason}")
