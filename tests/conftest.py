@@ -1,3 +1,4 @@
+import json
 import os
 import warnings
 from pathlib import Path
@@ -122,3 +123,37 @@ def onnx_artefacts(checkpoints, tmp_path_factory):
         return made[family, options]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoints, tmp_path_factory):
+    """(family, options of `yarnconv trt`) -> a TensorRT-RTX engine's directory and what `--json` said of it,
+    made once. Not to be edited: copy it."""
+    from typer.testing import CliRunner
+
+    from yarnconv.cli import app
+
+    root = tmp_path_factory.mktemp("engines")
+    made = {}
+
+    def get(family, *options):
+        if (family, options) not in made:
+            out = root / str(len(made))
+            arguments = ["trt", str(checkpoints(family)), *options, "--json", "-o", str(out)]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+            made[family, options] = out, json.loads(result.stdout)
+        return made[family, options]
+
+    return get
+
+
+@pytest.fixture
+def check(yarnconv):
+    """Run `yarnconv check`: (exit code, report, stderr)."""
+
+    def run(path, directory, *options):
+        code, stdout, stderr = yarnconv("check", path, "--reference", directory, "--json", *options)
+        return code, json.loads(stdout) if stdout else None, stderr
+
+    return run

@@ -111,10 +111,11 @@ class NetworkAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What TensorRT made of a graph. layers: its own, of every kind."""
+    """What TensorRT made of a graph. unused: inputs that no output depends on. layers: of every kind."""
 
     inputs: tuple[NetworkTensor, ...]
     outputs: tuple[NetworkTensor, ...]
+    unused: frozenset[str]
     layers: int
     attentions: tuple[NetworkAttention, ...]
     tables: Mapping[str, NetworkTable]
@@ -235,6 +236,7 @@ class Builder(Worker):
         return Network(
             inputs=_tensors(found["inputs"]),
             outputs=_tensors(found["outputs"]),
+            unused=frozenset(found["unused"]),
             layers=found["layers"],
             attentions=tuple(map(_attention, found["attentions"])),
             tables={name: _table(table) for name, table in found["tables"].items()},

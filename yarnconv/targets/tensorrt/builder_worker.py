@@ -12,21 +12,23 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.append(
+    str(Path(__file__).parents[3])
+)  # last: nothing of ours may hide what is theirs
+from yarnconv.targets.tensorrt.network_reader import NetworkReader
+
 Answer = Callable[[dict[str, Any]], None]
-Layer = Any  # of whichever TensorRT was asked for
 
 SEVERITIES = ("internal error", "error", "warning", "info", "verbose")
 ERROR, WARNING, INFO = 1, 2, 3
 # What TensorRT warns of for every graph with 64-bit inputs, which ours has on purpose.
 EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
-PRESENT_KEY = re.compile(r"present\.(\d{1,9})\.key")
-FLOATS = {"FLOAT": "FLOAT", "HALF": "FLOAT16", "BF16": "BFLOAT16"}  # as ONNX calls them
 POLL_SECONDS = 0.1
 
 
@@ -80,11 +82,7 @@ class Builder:
         self._maps: dict[str, mmap.mmap] = {}
         self._kept: list[Any] = []  # what the parser points into
         self._parse(Path(request["path"]), request["initialisers"])
-        self._makers = {
-            layer.get_output(index).name: layer
-            for layer in self._layers()
-            for index in range(layer.num_outputs)
-        }
+        self.reader = NetworkReader(trt, self._network)
 
     def _make_logger(self, level: int) -> Any:
         answer, errors = self._answer, self._errors
@@ -142,127 +140,6 @@ class Builder:
             found.append(f"{error.node_operator()} {error.node_name()}: {error.desc()}")
         return " ".join("; ".join(found).split())[:1000] or self._said()
 
-    # looking at the network
-
-    def _layers(self) -> Iterator[Layer]:
-        for index in range(self._network.num_layers):
-            yield self._network.get_layer(index)
-
-    def _as(self, layer: Layer, kind: str) -> Layer:
-        """A layer as what it is; the network gives all as plain ones."""
-        layer.__class__ = getattr(self._trt, kind)
-        return layer
-
-    def _is(self, layer: Layer, *kinds: str) -> bool:
-        return layer.type.name in kinds
-
-    def _inputs(self, layer: Layer) -> list[Any]:
-        return [t for t in map(layer.get_input, range(layer.num_inputs)) if t is not None]
-
-    def _constant(self, tensor: Any) -> tuple[Layer | None, str | None]:
-        """(the constant that a tensor's rows are taken from, the narrower type they are rounded to on the
-        way).
-        """
-        rounded = None
-        layer = self._makers.get(tensor.name)
-        while layer is not None and not self._is(layer, "CONSTANT"):
-            made = layer.get_output(0).dtype.name
-            rounded = FLOATS[made] if made in {"HALF", "BF16"} else rounded
-            if not self._is(layer, "GATHER", "CAST", "SHUFFLE", "IDENTITY", "UNSQUEEZE", "SQUEEZE"):
-                return None, rounded
-            layer = self._makers.get(layer.get_input(0).name)
-        return layer, rounded
-
-    def _table(self, tensor: Any, tables: dict[str, Any], out: Path) -> tuple[str | None, str | None]:
-        """(name of the table, rounding); the table's values go to a file the first time."""
-        layer, rounded = self._constant(tensor)
-        if layer is None:
-            return None, rounded
-        name = str(layer.name)
-        if name not in tables:
-            constant = self._as(layer, "IConstantLayer")
-            element = FLOATS.get(constant.get_output(0).dtype.name, constant.get_output(0).dtype.name)
-            tables[name] = {"element": element, "shape": list(constant.shape), "path": None}
-            if isinstance(constant.weights, np.ndarray):  # numpy has no bfloat16
-                path = out / f"table-{len(tables)}.npy"
-                np.save(path, constant.weights.reshape(tuple(constant.shape)))
-                tables[name]["path"] = str(path)
-        return name, rounded
-
-    def _before(self, tensor: Any) -> tuple[Layer | None, int | None]:
-        """(what rotates an input of the attention, the layer whose keys it is), up to the projection."""
-        rotary, index, seen, stack = None, None, set(), [tensor]
-        while stack:
-            value = stack.pop()
-            layer = self._makers.get(value.name)
-            if (key := PRESENT_KEY.fullmatch(value.name)) is not None:
-                index = int(key[1])
-            if layer is None or value.name in seen or self._is(layer, "MATRIX_MULTIPLY"):
-                continue
-            seen.add(value.name)
-            if self._is(layer, "ROTARY_EMBEDDING"):
-                rotary = rotary or layer
-            else:
-                stack += self._inputs(layer)
-        return rotary, index
-
-    def _rotation(self, layer: Layer | None, tables: dict[str, Any], out: Path) -> dict[str, Any] | None:
-        if layer is None:
-            return None
-        rotary = self._as(layer, "IRotaryEmbeddingLayer")
-        (cos, first), (sin, second) = (self._table(rotary.get_input(i), tables, out) for i in (1, 2))
-        return {
-            "pairing": "interleaved" if rotary.interleaved else "half",
-            "rotary_dim": int(rotary.rotary_embedding_dim),
-            "cos": cos,
-            "sin": sin,
-            "rounded": first or second,
-        }
-
-    def _scale(self, tensor: Any) -> float:
-        """What an input of the attention is multiplied with in front of it."""
-        layer = self._makers.get(tensor.name)
-        if layer is None or not self._is(layer, "ELEMENTWISE"):
-            return 1.0
-        multiplies = self._as(layer, "IElementWiseLayer").op == self._trt.ElementWiseOperation.PROD
-        constants = [constant for t in self._inputs(layer) if (constant := self._constant(t)[0]) is not None]
-        if not multiplies or len(constants) != 1:
-            return 1.0
-        weights = self._as(constants[0], "IConstantLayer").weights
-        return float(weights.reshape(-1)[0]) if isinstance(weights, np.ndarray) and weights.size == 1 else 1.0
-
-    def _attention(self, layer: Layer, tables: dict[str, Any], out: Path) -> dict[str, Any]:
-        attention = self._as(layer, "IAttentionInputLayer").attention
-        query, key = layer.get_input(0), layer.get_input(1)
-        (turns_query, _), (turns_key, index) = self._before(query), self._before(key)
-        return {
-            "layer": index,
-            "causal": bool(attention.causal),
-            "mask": attention.mask is not None,
-            "scale": self._scale(query) * self._scale(key),
-            "element": query.dtype.name,
-            "query": self._rotation(turns_query, tables, out),
-            "key": self._rotation(turns_key, tables, out),
-        }
-
-    def network(self, out: Path) -> dict[str, Any]:
-        """What was parsed. out: a directory for the tables' values."""
-        tables: dict[str, Any] = {}
-        attentions = [
-            self._attention(layer, tables, out)
-            for layer in self._layers()
-            if self._is(layer, "ATTENTION_INPUT")
-        ]
-        inputs = map(self._network.get_input, range(self._network.num_inputs))
-        outputs = map(self._network.get_output, range(self._network.num_outputs))
-        return {
-            "inputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in inputs],
-            "outputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in outputs],
-            "layers": self._network.num_layers,
-            "attentions": attentions,
-            "tables": tables,
-        }
-
     # building
 
     def _config(self, request: dict[str, Any]) -> Any:
@@ -308,15 +185,9 @@ class Builder:
 
         return Monitor()
 
-    def _decompose(self) -> None:
-        """There is no fused attention in float32; in the file the attribute would be none of ONNX's."""
-        for layer in self._layers():
-            if self._is(layer, "ATTENTION_INPUT") and layer.get_input(0).dtype.name == "FLOAT":
-                self._as(layer, "IAttentionInputLayer").attention.decomposable = True
-
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         """Write the engine."""
-        self._decompose()
+        self.reader.decompose()
         config = self._config(request)
         memory = Memory(list(self._maps.values()))
         memory.start()
@@ -386,7 +257,7 @@ def main() -> None:
                 answer(offers(request["module"]))
             elif request["do"] == "parse":
                 builder = Builder(request, answer)
-                answer(builder.network(Path(request["tables"])))
+                answer(builder.reader.read(Path(request["tables"])))
             else:
                 assert builder is not None
                 answer(builder.build(request))

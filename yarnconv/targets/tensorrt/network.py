@@ -76,7 +76,7 @@ def compare_network(
     dynamic = len(rope.main_group.buckets) > 1
     by_layer = {attention.layer: attention.rotations for attention in network.attentions}
     rotations = [by_layer.get(index, (None, None)) for index in range(layers)]
-    inputs = [tensor.name for tensor in network.inputs]
+    inputs = [tensor.name for tensor in network.inputs if tensor.name not in network.unused]
     outputs = [tensor.name for tensor in network.outputs]
     return (
         _compare_names("inputs", input_names(layers, dynamic=dynamic), inputs, "is unused or baked in"),

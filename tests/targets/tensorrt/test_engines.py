@@ -1,0 +1,170 @@
+"""Engines that TensorRT-RTX builds without a GPU: what is in them is the plan, and what is not is refused."""
+
+import itertools
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from tests.support.onnx_faults import DYNAMIC_FAULTS, FAULTS, Editor
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.targets.tensorrt.engine_bytes import find_array
+
+pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+YARN = ("--factor", "4")
+METHODS = {
+    "yarn": YARN,
+    "dynamic-yarn": (*YARN, "--method", "dynamic-yarn"),
+    "linear": (*YARN, "--method", "linear"),
+}
+
+
+def cases():
+    """Every family x dtype x method; by default each value of one beside each of another."""
+    for number, (family, dtype, method) in enumerate(itertools.product(FAMILIES, ("fp16", "bf16"), METHODS)):
+        place = FAMILIES.index(family) + tuple(METHODS).index(method) + (dtype == "bf16")
+        default = place % 2 == 0 or number == 0
+        yield pytest.param(family, dtype, method, marks=() if default else pytest.mark.slow)
+
+
+def stored_tables(directory):
+    """The tables of the graph that was parsed, as the onnx package reads them."""
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith(("cos_cache", "sin_cache")):
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            data = directory / place["location"]
+            offset, count = int(place["offset"]), int(np.prod(tensor.dims))
+            found[tensor.name] = np.fromfile(data, "<f4", count, offset=offset).reshape(tensor.dims)
+    return found
+
+
+@pytest.mark.parametrize(("family", "dtype", "method"), list(cases()))
+def test_engine_carries_the_plan(family, dtype, method, engines, checkpoints, check):
+    """The read-back agrees, every table stands in the engine once, the parsed graph has the reference's
+    logits in every bucket and beyond the original context; nobody ran the engine, and `check` says so."""
+    directory, document = engines(family, *METHODS[method], "--dtype", dtype)
+    assert all(fact["agrees"] for fact in document["read_back"])
+    kinds = [fact["key"] for fact in document["read_back"]]
+    assert sum(key.startswith("rotation of layer") for key in kinds) == 3
+    assert sum(key.startswith("attention of layer") for key in kinds) == 3
+    positions = {"dynamic-yarn": [255, 511, 1023]}.get(method, [1023])
+    assert [int(key.split()[-1]) for key in kinds if "positions 0 to" in key] == positions
+    tables = stored_tables(directory)
+    assert len(tables) == 2
+    file = MappedFile(directory / "model.engine")
+    for name, values in tables.items():
+        assert len(find_array(file, values)) == 1, name
+    file.close()
+    code, report, stderr = check(directory, checkpoints(family), *METHODS[method])
+    assert code == 5, report["reasons"] if report else stderr
+    verdicts = {"structure": "not_judged", "weights": "holds", "metadata": "holds"}
+    assert report["verdicts"] == verdicts, report["reasons"]
+    reason = report["reasons"]["structure"]
+    assert reason.startswith("the graph that was parsed holds")
+    assert "the engine was not executed" in reason
+    assert max(window["last"] for window in report["windows"]) == 1023
+    assert {window["phase"] for window in report["windows"]} == {"prefill", "decode"}
+    assert len({window["bucket"] for window in report["windows"]}) == len(positions)
+
+
+# fault of the graph -> what the read-back must say of it
+READ_BACK = {
+    "temperature dropped": "attention factor 1,",
+    "table of factor 3.9": "frequencies off by",
+    "plain tables": "frequencies off by",
+    "table off by one row": "the first position that differs is",
+    "table one position short": "1023 positions",
+    "fp16 table": "FLOAT16",
+    "rows of the tables rounded to bfloat16": "rounded to BFLOAT16",
+    "pairing swapped in layer 2, which is not run": "rotation of layer 2",
+    "attention scale of layer 2": "attention of layer 2",
+}
+
+
+def one_layers_table(editor):
+    """The last layer alone rotates by tables of its own, without the temperature."""
+    gathers = {node.output[0]: node for node in editor.nodes("Gather") if node.input[0] in editor.tables}
+    last = editor.nodes("RotaryEmbedding")[-1]
+    for index in (1, 2):
+        node = gathers[last.input[index]]
+        values = np.array(editor.stored(node.input[0])) / np.float32(1.1386294)
+        other = helper.make_node("Gather", [editor.constant(values), node.input[1]], [f"own_{index}"], axis=0)
+        editor.graph.node.insert(list(editor.graph.node).index(node), other)
+        last.input[index] = f"own_{index}"
+
+
+def upper_left_causal(editor):
+    """TensorRT takes it without a word: wrong beside a cache."""
+    for node in editor.nodes("Attention"):
+        del node.input[3:]
+        node.attribute.append(helper.make_attribute("is_causal", 1))
+
+
+def no_mask(editor):
+    for node in editor.nodes("Attention"):
+        del node.input[3:]
+
+
+def baked_context(editor):
+    """The graph takes rope_context, and nothing depends on it."""
+    node = next(n for n in editor.nodes("Unsqueeze") if n.input[0] == "rope_context")
+    node.input[0] = editor.constant(np.array(1024))
+
+
+OF_TENSORRT = {
+    "one layer's table": (one_layers_table, YARN, "the first position that differs is 0"),
+    "upper-left causal": (upper_left_causal, YARN, "masked from the upper left"),
+    "no mask": (no_mask, YARN, "not masked"),
+    "baked rope_context": (baked_context, METHODS["dynamic-yarn"], "rope_context is unused or baked in"),
+}
+
+
+def without_digest(editor):
+    """As an edit that nobody would notice by the digest of the data."""
+    entry = next(p for p in editor.model.metadata_props if p.key == "yarnconv.plan")
+    record = json.loads(entry.value)
+    del record["data_digest"]
+    entry.value = json.dumps(record)
+
+
+@pytest.fixture
+def built_of(yarnconv, onnx_artefacts, tmp_path):
+    """Edit a concat-form ONNX model and build an engine of it: (exit code, stderr)."""
+
+    def run(edit, family, options, dtype="fp16"):
+        editor = Editor(
+            onnx_artefacts(family, *options, "--dtype", dtype, "--kv", "concat"), tmp_path / "edited"
+        )
+        edit(editor)
+        without_digest(editor)
+        code, _, stderr = yarnconv("trt", editor.save(), "-o", tmp_path / "engine")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["edited"] or code == 0
+        return code, " ".join(stderr.split())
+
+    return run
+
+
+@pytest.mark.parametrize("fault", READ_BACK)
+def test_a_faulty_graph_is_read_back(fault, built_of):
+    edit, _ = {**FAULTS, **DYNAMIC_FAULTS}[fault]
+    code, said = built_of(edit, "llama", YARN)
+    assert code == 1, said
+    assert READ_BACK[fault] in said
+
+
+@pytest.mark.parametrize("fault", OF_TENSORRT)
+def test_what_tensorrt_takes_without_a_word(fault, built_of):
+    edit, options, expected = OF_TENSORRT[fault]
+    code, said = built_of(edit, "llama", options)
+    assert code == 1, said
+    assert expected in said
+
+
+def test_an_unharmed_graph_is_built(built_of):
+    assert built_of(lambda editor: None, "llama", YARN)[0] == 0
