@@ -162,10 +162,11 @@ class _Files:
         if lent is None or location in self.mapped or _is_beside(self._path, location):
             return None
         if lent.shape != shape or FLOAT_DTYPES.get(element) != lent.dtype:
-            what = (
-                f"is {element} of shape {list(shape)}, but the checkpoint's {lent.dtype} {list(lent.shape)}"
+            raise BadInput(
+                f"{name[:200]} is {element} {list(shape)}, but {lent.dtype} {list(lent.shape)} in the checkpoint",
+                where=self._path.name,
+                fix="Give the checkpoint that the model was made from.",
             )
-            raise _bad(name, what, self._path)
         return lent.file.view(lent.offset, lent.nbytes)
 
     def view(self, location: str, offset: int, nbytes: int, name: str) -> memoryview:

@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(
-    str(Path(__file__).parents[3])
-)  # last: nothing of ours may hide what is theirs
+sys.path.append(str(Path(__file__).parents[3]))  # last: nothing of ours may hide what is theirs
 from yarnconv.targets.tensorrt.network_reader import NetworkReader
 
 Answer = Callable[[dict[str, Any]], None]

@@ -107,7 +107,8 @@ def _findings(
     recorded = sidecar["plan"].get("attention_factor")
     own = facts[-1].attention_factor
     if not isinstance(recorded, float) or not isclose(own, recorded, rel_tol=FACTOR_ROUNDING):
-        found.append(f"the engine's tables have the attention factor {own:.6g}, the sidecar says {recorded}")
+        said = f"{recorded:.6g}" if isinstance(recorded, float) else "nothing of it"
+        found.append(f"the engine's tables have the attention factor {own:.6g}, the sidecar says {said}")
     return found
 
 

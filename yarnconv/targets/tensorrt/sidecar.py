@@ -1,5 +1,6 @@
 """yarnconv.json: what an engine does not say of itself. TensorRT drops ONNX's metadata."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,10 @@ def read_sidecar(directory: Path) -> dict[str, Any]:
             where=SIDECAR,
             fix="Use the yarnconv that wrote it.",
         )
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        raise BadInput("holds a number that is none", where=SIDECAR, fix="Build the engine again.") from None
     for key in ("runtime", "engine", "graph", "plan"):
         if not isinstance(document.get(key), dict):
             raise BadInput(f"{key} is no object", where=SIDECAR, fix="Build the engine again.")

@@ -93,6 +93,8 @@ class _FromCheckpoint(Writer):
         record = {**self.plan.provenance, "graph": graph_facts(self.plan.rope, self.options)}
         model = graph.model(DATA_FILE, {RECORD: json.dumps(record, separators=(",", ":"))})
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        for file in {id(b.source.file): b.source.file for b in self.plan.bindings}.values():
+            file.forget()  # what was read for the tensors that are made
         files = {b.source.file.path.name: b.source.file.path for b in self.plan.bindings}
         made = [
             Initialiser(name=tensor.name, path=data, offset=offset, nbytes=tensor.nbytes)

@@ -192,11 +192,13 @@ def _table_notes(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def _refused(error: RuntimeRefused, builder: Builder, doing: str) -> BadInput:
-    return BadInput(
-        f"{builder.name} {builder.version} {doing}: {error.what}",
-        fix="Its own words are above; try another --dtype, --profiles or --compute-capability.",
-    )
+PARSING = "does not parse the graph", "Give the checkpoint itself, or convert it again with `yarnconv onnx`."
+BUILDING = "does not build the engine", "Try another --dtype, smaller --profiles, or more --workspace."
+
+
+def _refused(error: RuntimeRefused, builder: Builder, what: tuple[str, str]) -> BadInput:
+    doing, fix = what
+    return BadInput(f"{builder.name} {builder.version} {doing}: {error.what}", fix=fix)
 
 
 def emit(
@@ -226,7 +228,7 @@ def emit(
                     directory / MODEL_FILE, initialisers, level=options.level, listen=_listener(say, message)
                 )
             except RuntimeRefused as error:
-                raise _refused(error, builder, "does not parse the graph") from None
+                raise _refused(error, builder, PARSING) from None
             facts = _read_back(source, network)
         shapes = {p.name: {t.name: p.shapes(t.name, t.shape) for t in network.inputs} for p in profiles}
         started = time.perf_counter()
@@ -236,7 +238,7 @@ def emit(
                     directory / ENGINE_FILE, shapes, settings, listen=_listener(say, message)
                 )
             except RuntimeRefused as error:
-                raise _refused(error, builder, "does not build the engine") from None
+                raise _refused(error, builder, BUILDING) from None
         seconds = time.perf_counter() - started
         with progress.activity("Looking into the engine"):
             tables = _find_tables(network, directory / ENGINE_FILE)
