@@ -41,4 +41,8 @@ def print_engine(engine: Engine) -> None:
         f"  read back from the parsed network: {len(engine.facts)} facts agree with the plan (inputs, "
         "attention, rotations, every row of every table)"
     )
+    tables = ", ".join(f"{table['name']} {len(table['offsets'])}x" for table in sidecar["tables"])
+    weights = sidecar["weights"]
+    found = f"; {weights['found']} of {weights['tensors']} weight tensors (sampled rows)" if weights else ""
+    console.print(f"  found in the engine's own bytes: {tables}{found}")
     console.print("  the engine itself was not executed: run `yarnconv check` on a machine with such a GPU")

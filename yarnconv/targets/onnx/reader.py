@@ -163,7 +163,7 @@ class _Files:
             return None
         if lent.shape != shape or FLOAT_DTYPES.get(element) != lent.dtype:
             raise BadInput(
-                f"{name[:200]} is {element} {list(shape)}, but {lent.dtype} {list(lent.shape)} in the checkpoint",
+                f"{name[:200]} is {element} {list(shape)}, in the checkpoint {lent.dtype} {list(lent.shape)}",
                 where=self._path.name,
                 fix="Give the checkpoint that the model was made from.",
             )

@@ -31,11 +31,12 @@ def make_sidecar(
     engine_bytes: int,
     digests: Mapping[str, str],
     tables: list[dict[str, Any]],
+    weights: dict[str, int] | None,
     end_tokens: list[int],
     seconds: float,
 ) -> dict[str, Any]:
     """The document. digests: of the files, by name. tables: name, rows, pairs and offsets of each in the
-    engine. seconds: of the build.
+    engine. weights: how many of the checkpoint's stand in it. seconds: of the build.
     """
     attention = source.model.layers[0].attention
     layout = lay_out_tables(source.rope.main_group, source.rope.original_context, source.max_context)
@@ -78,6 +79,7 @@ def make_sidecar(
             "executed": False,
         },
         "tables": tables,
+        "weights": weights,
     }
 
 

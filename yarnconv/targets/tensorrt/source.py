@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
 from yarnconv.plan import ConversionPlan, RopePlan, plan_rope, rope_facts
@@ -44,7 +45,8 @@ class Source:
     weights. max_context: positions of its tables. element: ONNX's name of the type it computes in. config:
     the model's config.json. tokenizer: directory that may hold one. weight_bytes: of all its tensors,
     made_bytes: of those that are written beside it. converts: whether TensorRT has to convert some. keeps:
-    what the engine may not replace. notes: for the user.
+    what the engine may not replace. weights: the checkpoint's by name, where it is at hand. notes: for the
+    user.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
     converts: bool
     last_token_only: bool
     keeps: tuple[tuple[Path, str], ...]
+    weights: tuple[tuple[str, TensorRef], ...]
     notes: tuple[str, ...]
     write: "Writer"
 
@@ -132,6 +135,7 @@ def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> S
         converts=bool(converted),
         last_token_only=options.last_token_only,
         keeps=tuple(kept_places(plan)),
+        weights=tuple((b.expected.name, b.source) for b in plan.bindings),
         notes=tuple(notes),
         write=_FromCheckpoint(plan, options),
     )
@@ -271,6 +275,7 @@ def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source
         converts=False,
         last_token_only=_gives_last_only(artefact),
         keeps=((artefact.directory, "the ONNX model"),),
+        weights=(),
         notes=notes,
         write=_FromOnnx(artefact),
     )

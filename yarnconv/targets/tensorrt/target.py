@@ -19,9 +19,11 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
 from yarnconv.targets.onnx.options import GraphOptions
+from yarnconv.targets.onnx.reader import FLOAT_DTYPES
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
 from yarnconv.targets.tensorrt.builder import Builder, BuildSettings, Network
 from yarnconv.targets.tensorrt.engine_bytes import find_array
+from yarnconv.targets.tensorrt.engine_weights import find_weights
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
 from yarnconv.targets.tensorrt.memory import check_memory
 from yarnconv.targets.tensorrt.network import compare_network
@@ -168,17 +170,21 @@ def _read_back(source: Source, network: Network) -> tuple[FactComparison, ...]:
     return facts
 
 
-def _find_tables(network: Network, engine: Path) -> list[dict[str, Any]]:
+def _find_tables(file: MappedFile, network: Network) -> list[dict[str, Any]]:
     """Where each table stands in the engine, as often as it does: an observation, no promise of anyone's."""
     found = []
-    file = MappedFile(engine)
-    try:
-        for name, table in sorted(network.tables.items()):
-            places = [] if table.values is None else find_array(file, np.asarray(table.values))
-            found.append({"name": name, "rows": table.shape[0], "pairs": table.shape[1], "offsets": places})
-    finally:
-        file.close()
+    for name, table in sorted(network.tables.items()):
+        places = [] if table.values is None else find_array(file, np.asarray(table.values))
+        found.append({"name": name, "rows": table.shape[0], "pairs": table.shape[1], "offsets": places})
     return found
+
+
+def _count_weights(file: MappedFile, source: Source) -> dict[str, int] | None:
+    """How many of the checkpoint's tensors stand in the engine; None where there is no checkpoint."""
+    if not source.weights:
+        return None
+    found = find_weights(file, source.weights, FLOAT_DTYPES[source.element])
+    return {"tensors": len(found), "found": sum(found.values())}
 
 
 def _table_notes(tables: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -241,7 +247,11 @@ def emit(
                 raise _refused(error, builder, BUILDING) from None
         seconds = time.perf_counter() - started
         with progress.activity("Looking into the engine"):
-            tables = _find_tables(network, directory / ENGINE_FILE)
+            file = MappedFile(directory / ENGINE_FILE)
+            try:
+                tables, weights = _find_tables(file, network), _count_weights(file, source)
+            finally:
+                file.close()
             names = (ENGINE_FILE, MODEL_FILE)
             digests = {name: file_digest(directory / name, options.workers) for name in names}
         sidecar = make_sidecar(
@@ -253,6 +263,7 @@ def emit(
             engine_bytes=(directory / ENGINE_FILE).stat().st_size,
             digests=digests,
             tables=tables,
+            weights=weights,
             end_tokens=end_tokens(source.config),
             seconds=seconds,
         )

@@ -5,9 +5,11 @@ checkpoint lends. What the engine's own bytes show comes to the metadata. The en
 there is a GPU for it; where there is none, its structure is not judged, and the report says so.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
@@ -15,7 +17,8 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
-from yarnconv.targets.tensorrt.engine_reading import compare_engine
+from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
+from yarnconv.targets.tensorrt.engine_weights import find_weights
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
 from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.verify.case import CheckOptions
@@ -27,6 +30,8 @@ from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
 from yarnconv.verify.tensorrt.execution import execute, not_executed
 from yarnconv.verify.verdict import Verdict, conclude_facts
 
+CACHE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
 
 def _with_engine(
     report: CheckReport, directory: Path, graph: OnnxModel, plan: ConversionPlan, workers: int
@@ -36,6 +41,30 @@ def _with_engine(
     facts = compare_engine(directory, read_sidecar(directory), graph, plan.rope, layers, workers)
     keys = (*report.keys, *facts)
     return replace(report, artifact=str(directory / ENGINE_FILE), keys=keys, metadata=conclude_facts(keys))
+
+
+def _judge_weights(
+    report: CheckReport, directory: Path, plan: ConversionPlan, sidecar: Mapping[str, Any]
+) -> Verdict:
+    """The weights of an engine that was not run, by its bytes: those of the graph beside it are the
+    checkpoint's own, which it borrows, and tell nothing.
+    """
+    element = CACHE_DTYPES.get(str(sidecar["graph"].get("cache_type")))
+    if report.weights.outcome != "holds" or element is None:
+        return report.weights
+    file = open_engine(directory)
+    try:
+        found = find_weights(file, [(b.expected.name, b.source) for b in plan.bindings], element)
+    finally:
+        file.close()
+    count, recorded = sum(found.values()), sidecar.get("weights")
+    before = recorded.get("found") if isinstance(recorded, dict) else None
+    said = f"{count} of {len(found)} tensors stand in the engine's bytes (sampled rows)"
+    if isinstance(before, int) and count < before:
+        return Verdict(outcome="fails", reason=f"{said}, {before} did when it was built")
+    if count < len(found):
+        return Verdict(outcome="not_judged", reason=f"{said}; the others it holds in another form")
+    return Verdict(outcome="holds", reason=said)
 
 
 def _unproved(report: CheckReport, reason: str) -> CheckReport:
@@ -74,6 +103,7 @@ def check_tensorrt(
         judge = partial(judge_graph, onnx_runtime, graph, source, request, options, max_context, shown)
         if reason is not None:
             report, plan = judge(lambda case, same_weights: not_executed(reason))
+            report = replace(report, weights=_judge_weights(report, artefact, plan, sidecar))
             return _unproved(_with_engine(report, artefact, graph, plan, workers), reason)
         with TensorRt(str(runtime)) as runner:
             report, plan = judge(partial(execute, runner, artefact))

@@ -1,0 +1,116 @@
+"""An engine's weights, found in its own bytes: without a GPU there is no other witness of them."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.models import make_checkpoint
+from tests.targets.tensorrt.test_inspect import write
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.targets.tensorrt.engine_weights import find_weights
+
+pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+YARN = ("--factor", "4")
+DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+def cases():
+    for number, (family, dtype) in enumerate(itertools.product(FAMILIES, DTYPES)):
+        yield pytest.param(family, dtype, marks=() if number % 2 == 0 else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "dtype"), list(cases()))
+def test_every_tensor_stands_in_the_engine(family, dtype, engines, checkpoints):
+    directory, document = engines(family, *YARN, "--dtype", dtype)
+    file = MappedFile(directory / "model.engine")
+    with open_checkpoint(checkpoints(family)) as checkpoint:
+        found = find_weights(file, checkpoint.tensors.items(), DTYPES[dtype])
+    assert all(found.values()), [name for name in found if not found[name]]
+    assert document["engine"]["weights"] == {"tensors": len(found), "found": len(found)}
+    file.close()
+
+
+@pytest.fixture
+def engine_of_another(engines, checkpoints, tmp_path, yarnconv):
+    """The engine of a fine-tune that differs in one matrix, with the sidecar's digests."""
+
+    def run(dtype, change):
+        directory = shutil.copytree(checkpoints("llama"), tmp_path / "fine-tune")
+        change(directory)
+        out = tmp_path / "engine"
+        code, _, stderr = yarnconv("trt", directory, *YARN, "--dtype", dtype, "-o", out)
+        assert code == 0, stderr
+        return out
+
+    return run
+
+
+def one_matrix(directory):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"] += 0.01
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_fine_tune_is_not_its_base_model(dtype, engine_of_another, check, checkpoints):
+    """The kept graph borrows the reference's weights and holds, whoever the reference is."""
+    directory = engine_of_another(dtype, one_matrix)
+    code, report, stderr = check(directory, checkpoints("llama"), *YARN)
+    assert code == 1, stderr
+    assert report["verdicts"]["weights"] == "fails"
+    assert report["reasons"]["weights"].startswith("29 of 30 tensors stand in the engine's bytes")
+
+
+def test_an_engine_put_in_another_ones_place(engines, check, checkpoints, tmp_path):
+    """With every digest made right."""
+    base, _ = engines("llama", *YARN)
+    other = make_checkpoint(tmp_path / "other", "llama", seed=7)
+    code, report, _ = check(base, other, *YARN)
+    assert code == 1
+    assert report["verdicts"]["weights"] == "fails"
+
+
+def test_no_record_no_verdict(engines, check, checkpoints, tmp_path):
+    """An engine of 4 bits holds its matrices in a form that is not looked for."""
+    source, document = engines("llama", *YARN, "--dtype", "int4")
+    assert document["engine"]["weights"]["found"] < document["engine"]["weights"]["tensors"]
+    directory = shutil.copytree(source, tmp_path / "engine")
+    sidecar = json.loads((directory / "yarnconv.json").read_text())
+    for recorded in (sidecar["weights"], None, {"found": "many"}):
+        write(directory, {**sidecar, "weights": recorded})
+        code, report, _ = check(directory, checkpoints("llama"), *YARN)
+        assert code == 5
+        assert report["verdicts"]["weights"] == "not_judged"
+    code, report, _ = check(directory, checkpoints("llama"), *YARN, "--weights", "none")
+    assert report["verdicts"]["weights"] == "not_judged"
+
+
+def test_rows_of_any_width_are_found(tmp_path):
+    """Where they begin at an odd place, no multiple of anything but two bytes, the aligned ones serve."""
+    generator = np.random.default_rng(0)
+    shape = (37, 13)
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    from safetensors.torch import save_file
+
+    values = torch.from_numpy(generator.standard_normal(shape).astype(np.float32)).bfloat16()
+    save_file({"matrix": values, "vector": values[0].clone()}, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+    raw = values.view(torch.uint16).numpy()
+    engine = tmp_path / "engine"
+    for stored, found in ((raw, True), (raw.T, True), (raw[:36], False), (raw[::-1], False)):
+        engine.write_bytes(bytes(64) + np.ascontiguousarray(stored).tobytes() + bytes(7))
+        file = MappedFile(engine)
+        with open_checkpoint(directory) as checkpoint:
+            matrix = [(name, ref) for name, ref in checkpoint.tensors.items() if name == "matrix"]
+            assert find_weights(file, matrix, "BF16") == {"matrix": found}
+        file.close()
