@@ -73,6 +73,22 @@ def test_engine_carries_the_plan(family, dtype, method, engines, checkpoints, ch
     assert len({window["bucket"] for window in report["windows"]}) == len(positions)
 
 
+@pytest.mark.parametrize("method", ["yarn", "dynamic-yarn"])
+def test_a_long_past(method, yarnconv, checkpoints, tmp_path):
+    """A decode profile of 131072 past tokens builds, and tables that long stand in the engine once: not once
+    for each layer."""
+    out = tmp_path / "engine"
+    options = ("--factor", "513", "--method", method, "--json")
+    code, stdout, stderr = yarnconv("trt", checkpoints("llama"), *options, "-o", out)
+    assert code == 0, stderr
+    engine = json.loads(stdout)["engine"]
+    assert engine["profiles"][1]["past_tokens"][2] == 131327
+    rows = 131328 + 1 if method == "yarn" else sum(engine["graph"]["bucket_contexts"]) + 1
+    assert [(table["rows"], len(table["offsets"])) for table in engine["tables"]] == [(rows, 1), (rows, 1)]
+    tables = stored_tables(out)
+    assert engine["engine"]["bytes"] < sum(values.nbytes for values in tables.values()) + 12 * 10**6
+
+
 # fault of the graph -> what the read-back must say of it
 READ_BACK = {
     "temperature dropped": "attention factor 1,",
