@@ -63,11 +63,18 @@ def test_imports_point_down(path):
         assert lower, f"{path} (floor {FLOORS[own]}) imports {module} (floor {FLOORS[other]})"
 
 
-# What the files beside an artefact may import: packages that their install line names, and each other.
+# What the files beside an artefact may import: packages that their install line names, and each other. The
+# runtime of an engine is not here: it is imported by the name that yarnconv.json has.
 BESIDE = {
     "onnx": {"numpy", "onnxruntime", "generation"},
     "shared": {"numpy", "tokenizers"},
-    "tensorrt": {"numpy", "cuda", "generation", "engine"},  # and by name the TensorRT that its engine is of
+    "tensorrt": {
+        "numpy",
+        "cuda",
+        "generation",
+        "engine",
+        "sidecar",
+    },
 }
 
 

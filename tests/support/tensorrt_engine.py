@@ -63,12 +63,7 @@ def sidecar(model, engine, profiles=None, *, runtime="tensorrt-rtx", capabilitie
     cache = inputs["past_key_values.0.key"]
     (logits,) = (o.type.tensor_type for o in model.graph.output if o.name == "logits")
     plan = json.loads({p.key: p.value for p in model.metadata_props}["yarnconv.plan"])
-    types = {
-        onnx.TensorProto.FLOAT: "fp32",
-        onnx.TensorProto.FLOAT16: "fp16",
-        onnx.TensorProto.BFLOAT16: "bf16",
-    }
-    cache_type = types[cache.elem_type]
+    cache_type = {1: "fp32", 10: "fp16", 16: "bf16"}[cache.elem_type]  # by ONNX's numbers
     shape = inputs["rope_context"].shape.dim if "rope_context" in inputs else []
     return {
         "schema_version": 1,

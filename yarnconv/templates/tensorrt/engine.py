@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sidecar import TYPES, Facts, Profile, Unusable
+from sidecar import MODULES, TYPES, Facts, Profile, Unusable
 
 ALIGNMENT = 256  # bytes, which kernels may expect of an address
 ELSEWHERE = 5  # exit code: nothing is wrong with the engine, but it does not run here
@@ -145,13 +145,13 @@ class _Caches(Buffer):
         return self.pointer + index * self._stride(self.length)
 
 
-def import_runtime(facts: Facts) -> Any:
-    """The TensorRT that the engine is of."""
+def import_runtime(name: str, version: str | None = None) -> Any:
+    """The TensorRT of that name. version: what an engine needs of it."""
     try:
-        return importlib.import_module(facts.module)
+        return importlib.import_module(MODULES[name])
     except (ImportError, OSError) as missing:  # its libraries are loaded then, too
-        install = f"pip install {facts.runtime}=={facts.version} cuda-bindings"
-        raise Unusable(f"the engine is {facts.runtime}'s ({missing}). Install it: {install}", 4) from None
+        package = f"{name}=={version}" if version else name
+        raise Unusable(f"{missing}. Install it: pip install {package} cuda-bindings", 4) from None
 
 
 def _new_log(trt: Any) -> Any:
@@ -178,7 +178,7 @@ class Engine:
 
     def __init__(self, facts: Facts, context: int) -> None:
         self._facts = facts
-        self._trt = import_runtime(facts)
+        self._trt = import_runtime(facts.runtime, facts.version)
         self._gpu = Gpu()
         self._log = _new_log(self._trt)
         self._buffers = {

@@ -141,11 +141,6 @@ class Facts:
             self.reach = max(further)
 
     @property
-    def module(self) -> str:
-        """What the runtime is imported as."""
-        return MODULES[self.runtime]
-
-    @property
     def slots(self) -> list[str]:
         """The cache's tensors, without what tells past from present."""
         return [f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
