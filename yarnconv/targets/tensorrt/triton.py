@@ -7,7 +7,7 @@ from yarnconv.targets.templates import render
 
 TYPES = {"fp16": "TYPE_FP16", "bf16": "TYPE_BF16", "fp32": "TYPE_FP32"}
 OTHER_RUNTIME = (
-    "It loads TensorRT's engines, this is TensorRT-RTX's: write one with yarnconv trt --runtime tensorrt."
+    "It loads engines of TensorRT, not of TensorRT-RTX: yarnconv trt --runtime tensorrt writes one."
 )
 SCALAR = "It takes no scalar inputs where requests are not batched, and rope_context is one."
 
@@ -29,7 +29,7 @@ def hindrances(sidecar: Mapping[str, Any]) -> list[str]:
 
 
 def triton_config(sidecar: Mapping[str, Any]) -> str:
-    """The file, from what yarnconv.json says. It begins with the reason where Triton cannot serve the engine."""
+    """The file, from what yarnconv.json says. Where Triton cannot serve the engine, the reason comes first."""
     graph, profiles = sidecar["graph"], sidecar["profiles"]
     slots = [f"{layer}.{part}" for layer in range(graph["layers"]) for part in ("key", "value")]
     values = {

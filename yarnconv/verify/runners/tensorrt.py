@@ -34,9 +34,7 @@ def _install(runtime: str) -> str:
 
 
 def why_not_here(runtime: str) -> str | None:
-    """Why this machine runs no engine of `tensorrt` or `tensorrt-rtx`; None where it runs those that were built
-    for its GPU.
-    """
+    """Why this machine runs no engine of `tensorrt` or `tensorrt-rtx`; None where it runs those for its GPU."""
     if missing := _missing(runtime):
         return f"{missing} is not installed. {_install(runtime)}"
     with Worker(runtime, WORKER) as worker:
@@ -51,8 +49,8 @@ def why_not_here(runtime: str) -> str | None:
 class TensorRt(Worker):
     """Runs engines of `tensorrt` or `tensorrt-rtx`, as yarnconv.json beside them names it.
 
-    Raises MissingComponent where that, or cuda-bindings, is not installed. `logits` takes the engine's directory,
-    or a file in it, and raises RuntimeRefused where there is no GPU or the engine is not for it.
+    Raises MissingComponent where that, or cuda-bindings, is not installed. `logits` takes the engine's
+    directory, or a file in it, and raises RuntimeRefused where there is no GPU or the engine is not for it.
     """
 
     def __init__(self, runtime: str) -> None:

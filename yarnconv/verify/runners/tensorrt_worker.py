@@ -1,7 +1,7 @@
 """Runs TensorRT engines for `tensorrt`, one request a line on stdin, one answer a line on stdout.
 
-A process of its own: an engine is native code, and what it does to its process goes with it. It runs engines by
-the files that stand beside them for everyone, so that what is checked is what is used.
+A process of its own: an engine is native code, and what it does to its process goes with it. It runs engines
+by the files that stand beside them for everyone, so that what is checked is what is used.
 
     {"path", "passages": [{"tokens", "positions", "jump", "judged", "decoded", "context"}], "out", "chunk"}
         as the other workers; path is the engine's directory or a file in it
