@@ -34,7 +34,7 @@ def declare_context(model, *, scalar=True):
     del node.input[1:]
 
 
-def build(path, profiles=None, capability="SM89"):
+def build(path, profiles=None, capability="8.9"):
     """The engine's bytes."""
     import tensorrt_rtx as trt
 
@@ -44,9 +44,13 @@ def build(path, profiles=None, capability="SM89"):
     parser = trt.OnnxParser(network, logger)
     assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
     config = builder.create_builder_config()
-    if capability is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    config.clear_flag(trt.BuilderFlag.TF32)  # its short float32 would hide what is compared
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True  # there is no kernel for it
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
     for name, (new, past) in (profiles or PROFILES).items():
         profile = builder.create_optimization_profile()
         for tensor in (network.get_input(index) for index in range(network.num_inputs)):
@@ -55,7 +59,7 @@ def build(path, profiles=None, capability="SM89"):
     return bytes(memoryview(builder.build_serialized_network(network, config)))
 
 
-def sidecar(model, engine, profiles=None, *, runtime="tensorrt-rtx", capabilities=("8.9",), dtype=None):
+def sidecar(model, engine, profiles=None, *, capability="8.9"):
     """What yarnconv.json says of an engine of this graph."""
     from tensorrt_rtx import __version__ as version
 
@@ -68,11 +72,11 @@ def sidecar(model, engine, profiles=None, *, runtime="tensorrt-rtx", capabilitie
     return {
         "schema_version": 1,
         "yarnconv_version": plan["yarnconv_version"],
-        "runtime": {"name": runtime, "version": version},
+        "runtime": {"name": "tensorrt-rtx", "version": version},
         "engine": {"file": "model.engine", "bytes": len(engine), "digest": "none"},
         "graph": {
             "file": "model.onnx",
-            "dtype": dtype or cache_type,
+            "dtype": cache_type,
             "cache_type": cache_type,
             "last_token_only": not logits.shape.dim[1].dim_param.startswith("sequence"),
             "max_context": plan["graph"]["max_context"],
@@ -87,7 +91,7 @@ def sidecar(model, engine, profiles=None, *, runtime="tensorrt-rtx", capabilitie
             {"name": name, "batch": [1, 1, 1], "new_tokens": list(new), "past_tokens": list(past)}
             for name, (new, past) in (profiles or PROFILES).items()
         ],
-        "compute_capabilities": list(capabilities),
+        "compute_capabilities": [capability],
         "eos_token_ids": [258],
         "plan": plan,
         "build": {"optimization_level": 3},
@@ -95,7 +99,7 @@ def sidecar(model, engine, profiles=None, *, runtime="tensorrt-rtx", capabilitie
     }
 
 
-def engine_directory(source: Path, out: Path, *, profiles=None, capability="SM89", scalar=True):
+def engine_directory(source: Path, out: Path, *, profiles=None, capability="8.9", scalar=True):
     """A directory that `yarnconv onnx --kv concat` wrote, with an engine of its graph in it."""
     shutil.copytree(source, out)
     for name in ("genai_config.json", "README.md"):
@@ -106,6 +110,6 @@ def engine_directory(source: Path, out: Path, *, profiles=None, capability="SM89
     onnx.save(model, out / "model.onnx")
     engine = build(out / "model.onnx", profiles, capability)
     (out / "model.engine").write_bytes(engine)
-    (out / "yarnconv.json").write_text(json.dumps(sidecar(model, engine, profiles)))
+    (out / "yarnconv.json").write_text(json.dumps(sidecar(model, engine, profiles, capability=capability)))
     copy_runner("tensorrt", out)
     return out

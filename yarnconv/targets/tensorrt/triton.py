@@ -29,7 +29,7 @@ def hindrances(sidecar: Mapping[str, Any]) -> list[str]:
 
 
 def triton_config(sidecar: Mapping[str, Any]) -> str:
-    """The file, from what yarnconv.json says. Where Triton cannot serve the engine, the reason comes first."""
+    """The file, from what yarnconv.json says. Where Triton cannot serve it, the reason comes first."""
     graph, profiles = sidecar["graph"], sidecar["profiles"]
     slots = [f"{layer}.{part}" for layer in range(graph["layers"]) for part in ("key", "value")]
     values = {

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sidecar import MODULES, TYPES, Facts, Profile, Unusable
+from sidecar import MODULES, TYPES, Facts, Profile, Unusable, choose
 
 ALIGNMENT = 256  # bytes, which kernels may expect of an address
 ELSEWHERE = 5  # exit code: nothing is wrong with the engine, but it does not run here
@@ -193,7 +193,7 @@ class Engine:
         self._room = self._ones = 0
         self._declared = np.zeros(1, np.int64)
         self._takes_context = False
-        self._ranges: list[tuple[Profile, int]] = []
+        self._profiles: list[Profile] = []
         try:
             self._load()
             self._check()
@@ -271,15 +271,14 @@ class Engine:
             )
             if engine.get_tensor_dtype(name) != kind or not agrees:
                 raise self._unusable(f"{name} is {shape}, not as its sidecar has it", 2)
-        self._ranges = [self._range(index) for index in range(engine.num_optimization_profiles)]
+        self._profiles = [self._read_profile(index) for index in range(engine.num_optimization_profiles)]
 
-    def _range(self, index: int) -> tuple[Profile, int]:
-        """What a profile takes, and the most tokens together."""
+    def _read_profile(self, index: int) -> Profile:
         shapes = self._engine.get_tensor_profile_shape
         new = [shape[1] for shape in shapes("input_ids", index)]
         past = [shape[2] for shape in shapes("past_key_values.0.key", index)]
         total = shapes("attention_mask", index)[2][1]
-        return Profile((new[0], new[1], new[2]), (past[0], past[1], past[2])), total
+        return Profile((new[0], new[1], new[2]), (past[0], past[1], past[2]), total)
 
     def _share_memory(self, context: int) -> None:
         engine = self._engine
@@ -292,18 +291,6 @@ class Engine:
         """Make the next buffers that are needed large enough for a context. What they hold stays."""
         self._room = context
 
-    def _choose(self, past: int, wanted: int) -> tuple[int, int]:
-        """The profile that takes the most of the tokens, and how many those are."""
-        fitting = []
-        for index, (profile, total) in enumerate(self._ranges):
-            count = min(wanted, profile.new[2], total - past)
-            if profile.past[0] <= past <= profile.past[2] and count >= profile.new[0]:
-                fitting.append((count, -abs(profile.new[1] - count), index))
-        if not fitting:
-            raise Unusable(f"{self._facts.engine}: no profile takes a token behind {past} others")
-        count, _, index = max(fitting)
-        return index, count
-
     def run(
         self, tokens: Any, positions: Any, past: int, context: int, every: bool = False
     ) -> tuple[Any, int]:
@@ -313,13 +300,16 @@ class Engine:
         vocabulary], and how many tokens were run: a row for each where `every` is set and the engine makes
         them, else for the last one.
         """
-        profile, count = self._choose(past, len(tokens))
+        chosen = choose(self._profiles, past, len(tokens))
+        if chosen is None:
+            raise Unusable(f"{self._facts.engine}: no profile takes a token behind {past} others")
+        profile, count = chosen
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, self._gpu.stream):
                 raise self._unusable(f"it does not switch to its profile {profile}")
             self._profile = profile
+        self._place_caches(past, past + count)  # first, as it is what memory may be too small for
         self._place_tokens(tokens[:count], positions[:count], past + count, context)
-        self._place_caches(past, past + count)
         shape = tuple(self._context.get_tensor_shape("logits"))
         if shape not in ((1, 1, self._facts.vocabulary), (1, count, self._facts.vocabulary)):
             raise self._unusable(f"its logits would be {shape}")

@@ -21,7 +21,7 @@ try:
 
     import generation
     from engine import Engine
-    from sidecar import Facts, Unusable
+    from sidecar import Facts, Unusable, reach
 except ImportError as missing:
     install = "pip install numpy tokenizers cuda-bindings"
     print(
@@ -37,7 +37,7 @@ class Model(generation.Model):
     def __init__(self, directory: Path) -> None:
         self.facts = Facts(directory)
         self.vocabulary = self.facts.vocabulary
-        self.max_context = min(self.facts.max_context, self.facts.reach)
+        self.max_context = min(self.facts.max_context, reach(self.facts.profiles))
         self.buckets = self.facts.buckets
         self.end_tokens = self.facts.end_tokens
         self.engine: Engine | None = None

@@ -26,10 +26,41 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Profile:
-    """Least, usual and most tokens that an optimisation profile takes: new ones, and past ones."""
+    """Least, usual and most tokens that an optimisation profile takes: new ones, and past ones.
+
+    total: most of both together.
+    """
 
     new: tuple[int, int, int]
     past: tuple[int, int, int]
+    total: int
+
+
+def choose(profiles: Sequence[Profile], past: int, wanted: int) -> tuple[int, int] | None:
+    """The profile that takes the most of the `wanted` tokens behind `past` ones, and how many those are; of
+    several the one whose usual tokens are as many.
+    """
+    fitting = []
+    for index, profile in enumerate(profiles):
+        count = min(wanted, profile.new[2], profile.total - past)
+        if profile.past[0] <= past <= profile.past[2] and count >= profile.new[0]:
+            fitting.append((count, -abs(profile.new[1] - count), -index))
+    if not fitting:
+        return None
+    count, _, index = max(fitting)
+    return -index, count
+
+
+def reach(profiles: Sequence[Profile]) -> int:
+    """Tokens that can be run if they come one at a time."""
+    reached = 0
+    while further := [
+        min(profile.past[2] + 1, profile.total)
+        for profile in profiles
+        if profile.new[0] <= 1 and profile.past[0] <= reached <= min(profile.past[2], profile.total - 1)
+    ]:
+        reached = max(further)
+    return reached
 
 
 class _Sidecar:
@@ -95,7 +126,7 @@ class _Sidecar:
                 self.ascending(f"profiles: {key}", least, 3, found=entry.get(key, ""))
                 for key, least in (("new_tokens", 1), ("past_tokens", 0))
             )
-            found.append(Profile((new[0], new[1], new[2]), (past[0], past[1], past[2])))
+            found.append(Profile((new[0], new[1], new[2]), (past[0], past[1], past[2]), new[2] + past[2]))
         return tuple(found)
 
     def engine(self) -> Path:
@@ -112,10 +143,7 @@ class _Sidecar:
 
 
 class Facts:
-    """What yarnconv.json says of the engine beside it.
-
-    reach: tokens up to which some profile takes one more at a time.
-    """
+    """What yarnconv.json says of the engine beside it."""
 
     def __init__(self, directory: Path) -> None:
         sidecar = _Sidecar(directory / SIDECAR)
@@ -134,11 +162,6 @@ class Facts:
         self.profiles = sidecar.profiles()
         capabilities = sidecar.value("compute_capabilities")
         self.capabilities = [str(c)[:10] for c in capabilities] if isinstance(capabilities, list) else []
-        self.reach = 0
-        while further := [
-            p.past[2] + 1 for p in self.profiles if p.new[0] <= 1 and p.past[0] <= self.reach <= p.past[2]
-        ]:
-            self.reach = max(further)
 
     @property
     def slots(self) -> list[str]:

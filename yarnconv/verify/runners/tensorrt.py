@@ -34,7 +34,7 @@ def _install(runtime: str) -> str:
 
 
 def why_not_here(runtime: str) -> str | None:
-    """Why this machine runs no engine of `tensorrt` or `tensorrt-rtx`; None where it runs those for its GPU."""
+    """Why this machine runs no engine of `tensorrt` or `tensorrt-rtx`; None where it can."""
     if missing := _missing(runtime):
         return f"{missing} is not installed. {_install(runtime)}"
     with Worker(runtime, WORKER) as worker:
