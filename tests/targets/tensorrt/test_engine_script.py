@@ -160,6 +160,7 @@ def test_a_script_that_is_missing(engines, tmp_path):
         ({"profiles": [{"new_tokens": [3, 2, 1], "past_tokens": [0, 0, 0]}]}, "ascending"),
         ({"profiles": [{"new_tokens": [1, 1, 1], "past_tokens": [-1, 0, 0]}]}, "profiles: past_tokens"),
         ({"runtime__name": "os"}, "one of tensorrt, tensorrt-rtx"),
+        ({"runtime__version": "1; rm -rf /"}, "runtime.version"),
         ({"runtime__name": None}, "no runtime.name"),
         ({"engine__file": "../model.engine"}, "a file beside it"),
         ({"engine__file": "/dev/zero"}, "a file beside it"),

@@ -3,6 +3,7 @@ before it is checked, as memory is taken by them.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ class Facts:
         self.engine = sidecar.engine()
         self.runtime = sidecar.word("runtime.name", tuple(MODULES))
         self.version = sidecar.word("runtime.version")
+        if not re.fullmatch(r"\d[\w.+]*", self.version, re.ASCII):  # it will stand in a line to be copied
+            raise sidecar.wrong("runtime.version", self.version, "a version")
         self.cache_type = sidecar.word("graph.cache_type", tuple(TYPES))
         self.max_context = sidecar.number("graph.max_context", 1)
         self.buckets = sidecar.ascending("graph.bucket_contexts", 1)
