@@ -28,9 +28,10 @@ def test_a_value_that_is_missing_is_an_error():
         render("onnx/README.md", {})
 
 
-def test_the_script_is_copied_as_it_is(checkpoints, yarnconv, tmp_path):
+def test_the_scripts_are_copied_as_they_are(checkpoints, yarnconv, tmp_path):
     convert(yarnconv, checkpoints("llama"), tmp_path / "out")
     assert (tmp_path / "out" / "generate.py").read_bytes() == verbatim("onnx/generate.py")
+    assert (tmp_path / "out" / "generation.py").read_bytes() == verbatim("shared/generation.py")
 
 
 def test_markdown_of_a_strangers_text():
@@ -129,8 +130,13 @@ def test_a_wheel_brings_the_templates(tmp_path):
     command += ["--no-index", "--disable-pip-version-check", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        brought = {name for name in wheel.namelist() if name.startswith("yarnconv/templates/onnx/")}
+        brought = {name for name in wheel.namelist() if name.startswith("yarnconv/templates/")}
     assert brought == {
-        f"yarnconv/templates/onnx/{name}"
-        for name in ("README.md.jinja", "genai_config.json.jinja", "generate.py")
+        f"yarnconv/templates/{name}"
+        for name in (
+            *("onnx/README.md.jinja", "onnx/genai_config.json.jinja", "onnx/generate.py"),
+            *("shared/generation.py", "shared/plan.md.jinja"),
+            *("tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja"),
+            *("tensorrt/engine.py", "tensorrt/generate.py", "tensorrt/sidecar.py"),
+        )
     }

@@ -49,8 +49,8 @@ def case_of(directory, checkpoint, **request):
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_how_far_narrow_arithmetic_may_be_off(family, sharpness, yarnconv, tmp_path):
-    """By as much as the reference is when it multiplies in the same type, and MARGIN times that. Measured: 0.39
-    to 1.77 times, with noise from 1e-3 (flat attention) to 6e-2 (sharp)."""
+    """By as much as the reference is when it multiplies in the same type, and MARGIN times that. Measured:
+    0.39 to 1.77 times, with noise from 1e-3 (flat attention) to 6e-2 (sharp)."""
     checkpoint = make_checkpoint(tmp_path / "model", family, sharpness=sharpness)
     assert yarnconv("onnx", checkpoint, *DYNAMIC, *FP16, "-o", tmp_path / "onnx")[0] == 0
     with case_of(tmp_path / "onnx", checkpoint, method="dynamic-yarn") as case:

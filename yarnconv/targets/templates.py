@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
 
 PACKAGE, ROOM = "yarnconv", "templates"
+SHARED = "shared"  # what every runtime's templates use
 # what can begin markup, a link, HTML, mathematics or a table's cell within a line
 _MARKUP = re.compile(r"([\\`*_\[\]<>&|~$#@]|:(?=/))")
 
@@ -44,3 +46,20 @@ def render(name: str, values: Mapping[str, Any]) -> str:
 def verbatim(name: str) -> bytes:
     """A file that needs no values."""
     return (files(PACKAGE) / ROOM / name).read_bytes()
+
+
+def copy_runner(runtime: str, directory: Path) -> list[Path]:
+    """Write generate.py of a runtime, and what it imports, into a model's directory. Returns their paths,
+    generate.py's first.
+    """
+    names = [
+        f"{room}/{file.name}"
+        for room in (runtime, SHARED)
+        for file in (files(PACKAGE) / ROOM / room).iterdir()
+        if file.name.endswith(".py")
+    ]
+    names.sort(key=lambda name: (name != f"{runtime}/generate.py", name))
+    copied = [directory / name.rpartition("/")[2] for name in names]
+    for name, path in zip(names, copied, strict=True):
+        path.write_bytes(verbatim(name))
+    return copied

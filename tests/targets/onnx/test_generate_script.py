@@ -122,7 +122,7 @@ def test_an_answer_that_outgrows_its_bucket_is_that_of_the_next_one(kv, script, 
     """Up to 128 tokens the original model; then all is run again with the factor 2, then with 4."""
     tokens = sample_tokens(256, 100)
     conversation = converse(script, written(*DYNAMIC, "--kv", kv), tokens)
-    declared = {conversation.declared for _ in script.generate(conversation, 180)}
+    declared = {conversation.declared for _ in script.generation.generate(conversation, 180)}
     assert declared == {128, 256, 512}
     assert conversation.reruns == 2
     everything = conversation.tokens
@@ -154,7 +154,7 @@ def test_keys_of_another_bucket_would_be_noticed(script, written):
 
 @pytest.mark.parametrize("form", [(), ("--dtype", "fp16"), ("--kv", "concat")], ids=" ".join)
 def test_a_buffer_that_grows_keeps_what_it_held(form, script, written, monkeypatch):
-    monkeypatch.setattr(script, "STEP", 7)
+    monkeypatch.setattr(script.generation, "STEP", 7)
     tokens = sample_tokens(256, 200)
     directory = written("--factor", "4", *form)
     conversation = converse(script, directory, tokens[:50])
@@ -180,9 +180,9 @@ def test_chunks_are_as_the_whole(script, written):
 def test_a_second_turn(script, written):
     tokens, more = sample_tokens(256, 60), sample_tokens(256, 30, seed=5)
     conversation = converse(script, written(*DYNAMIC), tokens, 256)
-    made = list(script.generate(conversation, 10))
+    made = list(script.generation.generate(conversation, 10))
     conversation.tokens.extend(more)
-    made += script.generate(conversation, 10)
+    made += script.generation.generate(conversation, 10)
     wanted = greedy(conversation.tokens, yarn(2.0))
     assert made == [*wanted[59:69], *wanted[99:109]]
 
@@ -192,7 +192,7 @@ def test_past_and_present_are_one_buffer(script, written, capfd):
     conversation = converse(script, written(*DYNAMIC), sample_tokens(256, 60), 256)
     conversation.next_logits()
     before = {name: value.data_ptr() for name, value in conversation.cache.items()}
-    list(script.generate(conversation, 5))
+    list(script.generation.generate(conversation, 5))
     assert {name: value.data_ptr() for name, value in conversation.cache.items()} == before
     assert len(set(before.values())) == 6
     assert "TensorScatter" not in capfd.readouterr().err
@@ -203,15 +203,15 @@ def test_past_and_present_are_one_buffer(script, written, capfd):
 
 
 def test_text_as_it_comes(script, written):
-    tokenizer = script.read_tokenizer(written(*DYNAMIC))
+    tokenizer = script.generation.read_tokenizer(written(*DYNAMIC))
     text = "naïve — 日本 🙂🙂 e\u0301"
     tokens = tokenizer.encode(text).ids
     for begin in range(len(tokens)):
-        stream = script.TextStream(tokenizer, tokens[:begin])
+        stream = script.generation.TextStream(tokenizer, tokens[:begin])
         pieces = [*(stream.add(token) for token in tokens[begin:]), stream.rest()]
         shown = tokenizer.decode(tokens[:begin]).rstrip("\N{REPLACEMENT CHARACTER}")
         assert shown + "".join(pieces) == text
-    cut = script.TextStream(tokenizer, [])
+    cut = script.generation.TextStream(tokenizer, [])
     assert [cut.add(token) for token in tokenizer.encode("aé").ids[:-1]] == ["a", ""]
     assert cut.rest() == "\N{REPLACEMENT CHARACTER}"
 
@@ -250,9 +250,9 @@ def test_it_stops_at_an_end_token_and_at_the_end_of_the_context(written, tmp_pat
 
 def test_drawn_tokens(script, written):
     def drawn(*options):
-        choose = script.sampler(*options)
+        choose = script.generation.sampler(*options)
         conversation = converse(script, written(*DYNAMIC), sample_tokens(256, 60), 128)
-        return list(script.generate(conversation, 20, choose))
+        return list(script.generation.generate(conversation, 20, choose))
 
     likeliest = drawn(1.0, 1e-6, 0)
     assert likeliest == drawn(1e-3, 1.0, 1)
@@ -329,6 +329,18 @@ def test_missing_package(package, written):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 4
     assert "pip install onnxruntime numpy tokenizers" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("safe", [(), ("-P",)], ids=["", "-P"])
+def test_it_finds_what_stands_beside_it_and_says_if_it_does_not(safe, written, tmp_path):
+    directory = shutil.copytree(written(*DYNAMIC), tmp_path / "model")
+    command = [sys.executable, *safe, directory / "generate.py", "abc", "--max-new-tokens", "1"]
+    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+    (directory / "generation.py").unlink()
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 4
+    assert "generation.py beside this file" in found.stderr
     assert len(found.stderr.splitlines()) == 1
 
 

@@ -27,8 +27,8 @@ def test_files(checkpoints, yarnconv, tmp_path):
     report = json.loads(stdout)
     assert report["plan"]["target_context"] == 1024
     assert {path.name for path in out.iterdir()} == {
-        *("model.onnx", "model.onnx.data", "genai_config.json", "README.md", "generate.py"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("model.onnx", "model.onnx.data", "genai_config.json", "README.md"),
+        *("generate.py", "generation.py", "tokenizer.json", "tokenizer_config.json"),
     }
     assert {file["path"] for file in report["files"]} == {str(path) for path in out.iterdir()}
     onnx.checker.check_model(out / "model.onnx", full_check=True)

@@ -179,11 +179,11 @@ HOSTILE = {
     "endless buckets": graph(bucket_contexts=[1] * 10**5),
     "senseless buckets": graph(bucket_contexts=[None, "a"]),
     "a strange plan": lambda d, s: write(d, {**s, "plan": {"method": ["\x1b[31m"], "factor": float("nan")}}),
-    "a strange runtime": lambda d, s: write(d, {**s, "runtime": {"name": 3, "version": {}}}),
+    "a strange runtime": lambda d, s: write(d, {**s, "runtime": {"name": [3], "version": {}}}),
     "strange capabilities": lambda d, s: write(d, {**s, "compute_capabilities": [None, "\x1b]0;x\x07"]}),
 }
 REFUSED = {"a strange plan", "no engine", "an empty engine", "no JSON", "a list", "another schema"}
-REFUSED |= {"no plan", "no profiles"}
+REFUSED |= {"no plan", "no profiles", "a strange runtime"}
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -4,5 +4,4 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 CONFIG_FILE = "genai_config.json"
 CARD_FILE = "README.md"
-RUNNER_FILE = "generate.py"  # copied as it is
 RECORD = "yarnconv.plan"  # of metadata_props

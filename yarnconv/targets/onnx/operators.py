@@ -187,10 +187,13 @@ class Concat(_Standard):
         return graph.node("Concat", past, new, output=present, axis=2)
 
     def context(self, graph: Graph, default: int | None) -> str:
-        """A scalar input: prompt and new tokens together."""
+        """An input: prompt and new tokens together. A scalar where it has a default; of one dimension where
+        it has none, as Triton takes no scalars.
+        """
+        if default is None:
+            return graph.input(ROPE_CONTEXT, "INT64", [1])
         graph.input(ROPE_CONTEXT, "INT64", [])
-        if default is not None:
-            graph.defaulted(ROPE_CONTEXT, default)
+        graph.defaulted(ROPE_CONTEXT, default)
         return graph.node("Unsqueeze", ROPE_CONTEXT, graph.constant([0]))
 
 

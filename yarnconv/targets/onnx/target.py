@@ -17,7 +17,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
-from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE, RECORD, RUNNER_FILE
+from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE, RECORD
 from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
@@ -25,7 +25,7 @@ from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
 from yarnconv.targets.output_file import write_pieces
-from yarnconv.targets.templates import verbatim
+from yarnconv.targets.templates import copy_runner
 
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
@@ -254,8 +254,8 @@ def emit(
         config = genai_config(plan, job.options, MODEL_FILE)
         (directory / CONFIG_FILE).write_text(config, encoding="utf-8")
         (directory / CARD_FILE).write_text(model_card(plan, job.options), encoding="utf-8")
-        (directory / RUNNER_FILE).write_bytes(verbatim(f"onnx/{RUNNER_FILE}"))
-        beside = copy_tokenizer(plan.checkpoint.directory, directory)
-    written = (MODEL_FILE, DATA_FILE, CONFIG_FILE, CARD_FILE, RUNNER_FILE)
+        beside = copy_runner("onnx", directory)
+        beside += copy_tokenizer(plan.checkpoint.directory, directory)
+    written = (MODEL_FILE, DATA_FILE, CONFIG_FILE, CARD_FILE)
     names = (*written, *(path.name for path in (*beside, *linked)))
     return [destination / name for name in names]

@@ -5,5 +5,4 @@ MODEL_FILE = "model.onnx"  # the graph that was parsed; the checkpoint's weights
 DATA_FILE = "model.onnx.data"  # what of the graph was made and not taken from the checkpoint: the tables
 SIDECAR = "yarnconv.json"
 CARD_FILE = "README.md"
-RUNNER_FILE = "generate.py"
-TRITON_DIRECTORY = "triton"
+TRITON_DIRECTORY = "triton"  # a model repository

@@ -60,7 +60,7 @@ def _shape(name: str, declared: Sequence[int], batch: int, new: int, past: int) 
         return batch, declared[1], past, declared[3]
     if name == "attention_mask":
         return batch, past + new
-    return () if len(declared) == 0 else (batch, new)
+    return (batch, new) if len(declared) == 2 else tuple(declared)
 
 
 def default_profiles(max_context: int, max_batch: int, max_input: int | None) -> tuple[Profile, ...]:

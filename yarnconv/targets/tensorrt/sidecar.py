@@ -9,7 +9,7 @@ from yarnconv import __version__
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.targets.onnx.rope import lay_out_tables
-from yarnconv.targets.tensorrt.builder import BuildCost, Builder, BuildSettings
+from yarnconv.targets.tensorrt.builder import MODULES, BuildCost, Builder, BuildSettings
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
 from yarnconv.targets.tensorrt.profiles import Profile, Range
 from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
@@ -106,6 +106,10 @@ def read_sidecar(directory: Path) -> dict[str, Any]:
     for key in ("runtime", "engine", "graph", "plan"):
         if not isinstance(document.get(key), dict):
             raise BadInput(f"{key} is no object", where=SIDECAR, fix="Build the engine again.")
+    name = document["runtime"].get("name")
+    if not isinstance(name, str) or name not in MODULES:
+        what = f"names the runtime {str(name)[:40]!r}"
+        raise BadInput(what, where=SIDECAR, fix=f"There are {' and '.join(MODULES)}.")
     for key in ("profiles", "tables", "compute_capabilities"):
         if not isinstance(document.get(key), list):
             raise BadInput(f"{key} is no list", where=SIDECAR, fix="Build the engine again.")

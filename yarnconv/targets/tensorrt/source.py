@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
@@ -31,6 +31,9 @@ from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record, recorded_request
 from yarnconv.targets.tensorrt.builder import Initialiser
 from yarnconv.targets.tensorrt.files import DATA_FILE, MODEL_FILE
+
+if TYPE_CHECKING:
+    import onnx
 
 OLDEST_OPSET = 23  # the first with RotaryEmbedding, Attention and RMSNormalization
 FIX = "Convert the checkpoint with `yarnconv onnx --kv concat`, or give the checkpoint itself."
@@ -195,16 +198,15 @@ class _FromOnnx(Writer):
     artefact: OnnxModel
 
     def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
-        """The same graph, but every request has to declare its context: TensorRT takes a default for a
-        constant. Its data files are hard-linked beside it, where that can be done.
+        """The same graph, but every request has to declare its context. Its data files are hard-linked beside
+        it, where that can be done.
         """
         import onnx
 
         model = onnx.ModelProto()
         model.CopyFrom(self.artefact.proto)
         kept = [tensor for tensor in model.graph.initializer if tensor.name != ROPE_CONTEXT]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(kept)
+        _require_context(model.graph)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         found = []
         for tensor in kept:
@@ -233,6 +235,23 @@ def _gives_last_only(artefact: OnnxModel) -> bool:
         if value.name in {"logits", "input_ids"}
     ]
     return len(names) == 2 and names[0] != names[1]
+
+
+def _require_context(graph: "onnx.GraphProto") -> None:
+    """Make the declared context an input like any other, of one dimension: TensorRT takes a default for a
+    constant, and Triton no scalars.
+    """
+    kept = [tensor for tensor in graph.initializer if tensor.name != ROPE_CONTEXT]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for declared in graph.input:
+        shape = declared.type.tensor_type.shape
+        if declared.name == ROPE_CONTEXT and not shape.dim:
+            shape.dim.add().dim_value = 1
+    for node in graph.node:
+        if node.op_type == "Unsqueeze" and node.input[0] == ROPE_CONTEXT:  # it has the dimension now
+            node.op_type = "Identity"
+            del node.input[1:]
 
 
 def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source:

@@ -21,10 +21,12 @@ from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
+from yarnconv.targets.templates import copy_runner
 from yarnconv.targets.tensorrt.builder import Builder, BuildSettings, Network
+from yarnconv.targets.tensorrt.card import model_card
 from yarnconv.targets.tensorrt.engine_bytes import find_array
 from yarnconv.targets.tensorrt.engine_weights import find_weights
-from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
+from yarnconv.targets.tensorrt.files import CARD_FILE, ENGINE_FILE, MODEL_FILE, SIDECAR
 from yarnconv.targets.tensorrt.memory import check_memory
 from yarnconv.targets.tensorrt.network import compare_network
 from yarnconv.targets.tensorrt.profiles import (
@@ -37,6 +39,7 @@ from yarnconv.targets.tensorrt.profiles import (
 )
 from yarnconv.targets.tensorrt.sidecar import make_sidecar
 from yarnconv.targets.tensorrt.source import Source
+from yarnconv.targets.tensorrt.triton import write_repository
 from yarnconv.worker import RuntimeRefused
 
 DTYPES = ("auto", "fp16", "bf16", "fp32", "int4")
@@ -268,7 +271,11 @@ def emit(
             seconds=seconds,
         )
         (directory / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+        card = model_card(source.rope, source.model, sidecar, name=source.name)
+        (directory / CARD_FILE).write_text(card, encoding="utf-8")
+        copy_runner("tensorrt", directory)
         copy_tokenizer(source.tokenizer, directory)
+        write_repository(directory, source.name, sidecar)
         written = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     first = Path(ENGINE_FILE)
     ordered = [first, *(path for path in written if path != first)]

@@ -39,6 +39,8 @@ class Model:
         self.last_only = outputs["logits"].shape[1] != inputs["input_ids"].shape[1]
         overridable = [i.name for i in self.session.get_overridable_initializers()]
         self.declares = "rope_context" in overridable or "rope_context" in inputs
+        # a scalar where it has a default, else a list of one
+        self.context_rank = len(inputs["rope_context"].shape) if "rope_context" in inputs else 0
         self.caches: dict[str, onnxruntime.OrtValue] = {}
         self.length = 0
         self.context: int | None = None
@@ -66,7 +68,8 @@ class Model:
         binding.bind_cpu_input("position_ids", positions[None])
         if self.declares and self.context is not None:
             # as an OrtValue: an input with a default is none that bind_cpu_input finds
-            declared = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(self.context))
+            value = np.array(self.context).reshape((1,) * self.context_rank)
+            declared = onnxruntime.OrtValue.ortvalue_from_numpy(value)
             binding.bind_ortvalue_input("rope_context", declared)
         order = []
         for name, value in self.caches.items():

@@ -22,8 +22,8 @@ from yarnconv.verify.runners.tensorrt import TensorRt
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, as_is
 from yarnconv.worker import RuntimeRefused
 
-# tests/verify/test_tensorrt_check.py measures it on what runs without a GPU: fp16 graphs on ONNX Runtime's CPU
-# lie 0.39 to 1.77 times as far from the float32 reference as the reference does with products in fp16.
+# tests/verify/test_tensorrt_check.py measures it on what runs without a GPU: fp16 graphs on ONNX Runtime's
+# CPU lie 0.39 to 1.77 times as far from the float32 reference as the reference does with products in fp16.
 MARGIN = 3.0
 NARROW = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}  # as torch calls them
 SHARE_OF_MEMORY = 0.5  # for a reference of all layers

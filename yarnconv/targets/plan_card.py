@@ -1,0 +1,42 @@
+"""What every model card says of the plan: values of the template `shared/plan.md`, and the options that make
+the same plan again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.rope.scaling import Unscaled, Yarn
+from yarnconv.targets.onnx.rope import lay_out_tables
+
+
+def command_line(given: Mapping[str, Any]) -> str:
+    """The rope options that make the same request again; numbers, and names out of a fixed list.
+
+    given: what a request was given, by the names of its fields.
+    """
+    words = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            option = name.removeprefix("use_")
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def plan_values(rope: RopePlan, max_context: int, how_declared: str) -> dict[str, Any]:
+    """What the template needs. how_declared: how a client says which context it wants, one sentence."""
+    layout = lay_out_tables(rope.main_group, rope.original_context, max_context)
+    return {
+        "max_context": max_context,
+        "how_declared": how_declared,
+        "facts": rope_facts(rope, with_tables=False),
+        "extended": not isinstance(rope.main, Unscaled),
+        "is_yarn": isinstance(rope.main, Yarn),
+        "buckets": [
+            {"factor": tables.factor, "reach": reach, "attention_factor": tables.attention_factor}
+            for tables, reach in zip(layout.buckets, layout.positions, strict=True)
+        ],
+        "warnings": rope.warnings,
+    }

@@ -1,0 +1,60 @@
+"""The model card: what the directory holds, how to run it, and how to check it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from yarnconv import __version__
+from yarnconv.model.description import ModelDescription
+from yarnconv.plan import RopePlan
+from yarnconv.targets.plan_card import command_line, plan_values
+from yarnconv.targets.templates import render
+from yarnconv.targets.tensorrt.triton import hindrances
+
+NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}
+DECLARED = "It is declared by the input `rope_context`, which has no default in an engine."
+
+
+def _ends(numbers: Sequence[int]) -> str:
+    """Least, usual and most, once where they are the same."""
+    return ", ".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])
+
+
+def _check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
+    words = [command_line(given)]
+    if max_context != target_context:
+        words.append(f"--max-context {max_context}")
+    return " ".join(filter(None, words))
+
+
+def model_card(rope: RopePlan, model: ModelDescription, sidecar: Mapping[str, Any], *, name: str) -> str:
+    """The card in Markdown.
+
+    sidecar: what yarnconv.json will say; the rope options are those of its plan. name: the model's.
+    """
+    graph, runtime, profiles = sidecar["graph"], sidecar["runtime"], sidecar["profiles"]
+    max_context = graph["max_context"]
+    values: dict[str, Any] = {
+        **plan_values(rope, max_context, DECLARED),
+        "version": __version__,
+        "name": name,
+        "family": model.family,
+        "graph": graph,
+        "runtime_name": NAMES[runtime["name"]],
+        "runtime_version": runtime["version"],
+        "package": runtime["name"],
+        "extra": EXTRAS[runtime["name"]],
+        "engine_file": sidecar["engine"]["file"],
+        "capabilities": " and ".join(sidecar["compute_capabilities"]),
+        "profiles": [
+            {
+                "name": profile["name"],
+                **{key: _ends(profile[key]) for key in ("batch", "new_tokens", "past_tokens")},
+            }
+            for profile in profiles
+        ],
+        "longest": max(profile["past_tokens"][2] for profile in profiles) + 1,  # one more can be run
+        "hindrances": hindrances(sidecar),
+        "rope_options": _check_options(sidecar["plan"]["rope_options"], max_context, rope.target_context),
+    }
+    return render("tensorrt/README.md", values)
