@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -184,3 +185,31 @@ def test_what_tensorrt_takes_without_a_word(fault, built_of):
 
 def test_an_unharmed_graph_is_built(built_of):
     assert built_of(lambda editor: None, "llama", YARN)[0] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_the_engine_itself_holds(method, dtype, gpu, engines, checkpoints, check):
+    """Executed in every bucket, prefill and decode, and held to what its type does to the reference."""
+    directory, _ = engines("llama", *METHODS[method], "--dtype", dtype, "--compute-capability", gpu)
+    code, report, stderr = check(directory, checkpoints("llama"), *METHODS[method])
+    assert code == 0, report["reasons"] if report else stderr
+    assert {window["phase"] for window in report["as_is"]["windows"]} == {"prefill", "decode"}
+    assert "tensorrt-rtx" in report["runtime"]["version"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_another_engine_fails(gpu, engines, checkpoints, check, tmp_path):
+    """An engine without the temperature in the place of a right one, every digest and place made right."""
+    right, _ = engines("llama", *YARN, "--dtype", "fp16", "--compute-capability", gpu)
+    options = ("--factor", "4", "--method", "ntk-by-parts", "--dtype", "fp16", "--compute-capability", gpu)
+    wrong, _ = engines("llama", *options)
+    directory = shutil.copytree(right, tmp_path / "engine")
+    shutil.copy(wrong / "model.engine", directory / "model.engine")
+    document, other = (json.loads((d / "yarnconv.json").read_text()) for d in (right, wrong))
+    document |= {key: other[key] for key in ("engine", "tables")}
+    (directory / "yarnconv.json").write_text(json.dumps(document))
+    code, report, _ = check(directory, checkpoints("llama"), *YARN)
+    assert code == 1
+    assert report["verdicts"]["structure"] == "fails"

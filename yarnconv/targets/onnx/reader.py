@@ -131,6 +131,16 @@ class OnnxModel:
         return None
 
     @property
+    def requires_context(self) -> bool:
+        """Whether every request has to declare its context, as an engine's do: in a list of one. Where it is
+        a scalar it should have a default.
+        """
+        return any(
+            value.name == "rope_context" and len(value.type.tensor_type.shape.dim) == 1
+            for value in self.proto.graph.input
+        )
+
+    @property
     def in_place(self) -> bool:
         """Whether the cache is a buffer of the client's, written in place."""
         return self.cache is not None and self.cache.shape[2:3] == ["kv_capacity"]

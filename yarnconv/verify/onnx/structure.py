@@ -17,7 +17,6 @@ from yarnconv.errors import NotJudged
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.float_copy import FloatCopy
 from yarnconv.targets.onnx.layers import difference, read_layers
-from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.verify.case import kept_vocabulary, layer_kinds
 from yarnconv.verify.compare import Sharpness, Window
@@ -50,7 +49,7 @@ def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **size
     far end with the most.
     """
     layout, original, dynamic = case.layout, case.plan.rope.original_context, case.is_dynamic
-    last = len(layout.positions) - 1
+    graph, last = case.artefact, len(layout.positions) - 1
     for bucket in range(last, -1, -1):
         reach = layout.positions[bucket]
         least = layout.positions[bucket - 1] + 1 if bucket else 1
@@ -65,8 +64,8 @@ def bucket_passages(case: Case, tokens: Tokens, *, far_ends: bool = True, **size
             most = far_ends and passage.name == "far end"
             context = reach if most else max(least, len(passage.tokens))
             yield replace(passage, bucket=bucket, context=context if dynamic else None)
-            if dynamic and most and ROPE_CONTEXT in case.artefact.tensors and bucket == last:
-                yield replace(passage, name="undeclared", bucket=bucket)  # its default is the whole context
+            if dynamic and most and bucket == last and not (graph.in_place or graph.requires_context):
+                yield replace(passage, name="undeclared", bucket=bucket)  # which stands for the whole context
 
 
 def _probes(case: Case, tokens: Tokens) -> list[Passage]:
