@@ -12,13 +12,15 @@ from tests.support.models import make_checkpoint
 from tests.targets.tensorrt.test_inspect import write
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.engine_weights import find_weights
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 YARN = ("--factor", "4")
-DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+# what the engine computes in
+DTYPES = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "int4": "fp16"}
 
 
 def cases():
@@ -31,7 +33,8 @@ def test_every_tensor_stands_in_the_engine(family, dtype, engines, checkpoints):
     directory, document = engines(family, *YARN, "--dtype", dtype)
     file = MappedFile(directory / "model.engine")
     with open_checkpoint(checkpoints(family)) as checkpoint:
-        found = find_weights(file, checkpoint.tensors.items(), DTYPES[dtype])
+        element = FLOAT_TYPES[DTYPES[dtype]]
+        found = find_weights(file, checkpoint.tensors.items(), element, quantised=dtype == "int4")
     assert all(found.values()), [name for name in found if not found[name]]
     assert document["engine"]["weights"] == {"tensors": len(found), "found": len(found)}
     file.close()
@@ -60,14 +63,16 @@ def one_matrix(directory):
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4"])
 def test_a_fine_tune_is_not_its_base_model(dtype, engine_of_another, check, checkpoints):
-    """The kept graph borrows the reference's weights and holds, whoever the reference is."""
+    """The kept graph borrows the reference's float weights and holds, whoever the reference is; codes of 4
+    bits lie beside it."""
     directory = engine_of_another(dtype, one_matrix)
     code, report, stderr = check(directory, checkpoints("llama"), *YARN)
     assert code == 1, stderr
     assert report["verdicts"]["weights"] == "fails"
-    assert report["reasons"]["weights"].startswith("29 of 30 tensors stand in the engine's bytes")
+    said = "all in all not the checkpoint's" if dtype == "int4" else "29 of 30 tensors stand in the engine"
+    assert said in report["reasons"]["weights"]
 
 
 def test_an_engine_put_in_another_ones_place(engines, check, checkpoints, tmp_path):
@@ -79,18 +84,19 @@ def test_an_engine_put_in_another_ones_place(engines, check, checkpoints, tmp_pa
     assert report["verdicts"]["weights"] == "fails"
 
 
-def test_no_record_no_verdict(engines, check, checkpoints, tmp_path):
-    """An engine of 4 bits holds its matrices in a form that is not looked for."""
-    source, document = engines("llama", *YARN, "--dtype", "int4")
-    assert document["engine"]["weights"]["found"] < document["engine"]["weights"]["tensors"]
+def test_what_was_not_recorded_is_not_judged(engines, check, checkpoints, tmp_path):
+    """Another model's weights where nobody recorded that the own ones stand in the engine: TensorRT might
+    hold them in another form."""
+    source, _ = engines("llama", *YARN)
+    other = make_checkpoint(tmp_path / "other", "llama", seed=7)
     directory = shutil.copytree(source, tmp_path / "engine")
     sidecar = json.loads((directory / "yarnconv.json").read_text())
-    for recorded in (sidecar["weights"], None, {"found": "many"}):
+    for recorded in (None, {"found": "many"}, {"found": True}):
         write(directory, {**sidecar, "weights": recorded})
-        code, report, _ = check(directory, checkpoints("llama"), *YARN)
+        code, report, _ = check(directory, other, *YARN)
         assert code == 5
         assert report["verdicts"]["weights"] == "not_judged"
-    code, report, _ = check(directory, checkpoints("llama"), *YARN, "--weights", "none")
+    code, report, _ = check(source, checkpoints("llama"), *YARN, "--weights", "none")
     assert report["verdicts"]["weights"] == "not_judged"
 
 
@@ -112,5 +118,5 @@ def test_rows_of_any_width_are_found(tmp_path):
         file = MappedFile(engine)
         with open_checkpoint(directory) as checkpoint:
             matrix = [(name, ref) for name, ref in checkpoint.tensors.items() if name == "matrix"]
-            assert find_weights(file, matrix, "BF16") == {"matrix": found}
+            assert find_weights(file, matrix, FLOAT_TYPES["bf16"]) == {"matrix": found}
         file.close()

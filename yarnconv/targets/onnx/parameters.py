@@ -68,7 +68,7 @@ class Parameters:
         """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""
         graph = self._graph
         if self._options.quantises(role) and all(quantises(source.shape) for _, source in named):
-            pairs = [quantised(name, source) for name, source in named]
+            pairs = [quantised(name, source, self._element) for name, source in named]
             codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
             return graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
         if self._options.link_weights:
@@ -104,7 +104,7 @@ class Parameters:
             return graph.node("Gather", self.value("token_embedding"), tokens, axis=0)
         # Gather takes no 4-bit type, so its rows are taken as bytes; and a whole table is not dequantised
         # for the sake of a few rows
-        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source))
+        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source, self._element))
         packed = graph.node("Unsqueeze", graph.node("Gather", codes, tokens, axis=0), graph.constant([-1]))
         low = graph.node("BitwiseAnd", packed, graph.constant(15, "uint8"))
         high = graph.node("BitShift", packed, graph.constant(4, "uint8"), direction="RIGHT")

@@ -38,6 +38,7 @@ class OnnxOptions:
     """
 
     dtype: str = "fp32"
+    compute: str = "fp32"
     kv: KvForm = "in-place"
     dialect: Dialect = "standard"
     max_context: int | None = None
@@ -154,6 +155,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
         )
     chosen = GraphOptions(
         dtype=options.dtype,
+        compute=options.compute,
         kv=options.kv,
         dialect=options.dialect,
         max_context=wanted,

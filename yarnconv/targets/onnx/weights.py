@@ -1,12 +1,12 @@
 """The checkpoint's tensors as the graph wants them: matrices [in, out] for MatMul, in the graph's dtype."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import Rows, convert_floats, to_float32
-from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 
@@ -27,6 +27,21 @@ class ElementType:
     bits: int
 
 
+class Source(Protocol):
+    """Where a tensor's values come from."""
+
+    @property
+    def dtype(self) -> str:
+        """A safetensors dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In values."""
+
+    def load(self) -> Rows:
+        """The values, without a copy."""
+
+
 FLOAT_TYPES = {
     "fp32": ElementType(name="FLOAT", dtype="F32", bits=32),
     "fp16": ElementType(name="FLOAT16", dtype="F16", bits=16),
@@ -34,7 +49,7 @@ FLOAT_TYPES = {
 }
 
 
-def as_it_lies(name: str, source: TensorRef, element: ElementType) -> ExternalTensor:
+def as_it_lies(name: str, source: Source, element: ElementType) -> ExternalTensor:
     """A tensor in its own layout: embeddings, norms, biases."""
     values = source.load()
     width = max(1, values.size // max(len(values), 1))
@@ -48,7 +63,7 @@ def as_it_lies(name: str, source: TensorRef, element: ElementType) -> ExternalTe
     )
 
 
-def _turned(source: TensorRef, first: int, last: int) -> Rows:
+def _turned(source: Source, first: int, last: int) -> Rows:
     """Columns first..last-1 of a matrix as contiguous rows."""
     values = source.load()
     turned = np.empty((last - first, len(values)), values.dtype)
@@ -57,7 +72,7 @@ def _turned(source: TensorRef, first: int, last: int) -> Rows:
     return turned
 
 
-def transposed(name: str, source: TensorRef, element: ElementType) -> ExternalTensor:
+def transposed(name: str, source: Source, element: ElementType) -> ExternalTensor:
     """A matrix [out, in] as [in, out]."""
     outputs, inputs = source.shape
     return ExternalTensor(
@@ -85,18 +100,18 @@ def quantises(shape: tuple[int, ...]) -> bool:
     return shape[1] % INT4_BLOCK == 0 and shape[0] % 2 == 0
 
 
-def _scales(blocks: Float32Array) -> Float32Array:
-    """float32[blocks, n] of [blocks, INT4_BLOCK, n]: the value of largest magnitude becomes -8, the code that
-    has no opposite.
+def _scales(blocks: Float32Array, element: ElementType) -> Rows:
+    """[blocks, n] of [blocks, INT4_BLOCK, n], as they are stored: the value of largest magnitude becomes -8,
+    the code that has no opposite.
     """
     highest, lowest = blocks.max(axis=1), blocks.min(axis=1)
     scales: Float32Array = np.where(highest > -lowest, highest, lowest) / np.float32(_INT4_LOWEST)
-    return scales
+    return convert_floats(scales, "F32", element.dtype)
 
 
-def _codes(blocks: Float32Array) -> NDArray[np.int8]:
-    """Codes from -8 to 7 of [blocks, INT4_BLOCK, n], of the same shape."""
-    scales = _scales(blocks)[:, None, :]
+def _codes(blocks: Float32Array, element: ElementType) -> NDArray[np.int8]:
+    """Codes from -8 to 7 of [blocks, INT4_BLOCK, n], of the same shape, rounded by the scales as stored."""
+    scales = to_float32(_scales(blocks, element), element.dtype)[:, None, :]
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         scaled = blocks * np.where(scales == 0, 0, np.float32(1) / scales)
     np.rint(scaled, out=scaled)
@@ -117,14 +132,16 @@ def unpack(packed: NDArray[np.uint8], offset: int) -> Float32Array:
     return codes
 
 
-def _columns(source: TensorRef, first: int, last: int) -> Float32Array:
+def _columns(source: Source, first: int, last: int) -> Float32Array:
     """float32[blocks, INT4_BLOCK, out] of the inputs first..last-1."""
     wide: Float32Array = to_float32(_turned(source, first, last), source.dtype)
     return wide.reshape(-1, INT4_BLOCK, source.shape[0])
 
 
-def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
-    """(codes INT4[in, out], scales FLOAT[in / INT4_BLOCK, out]) of a matrix [out, in], symmetric."""
+def quantised(name: str, source: Source, element: ElementType) -> tuple[ExternalTensor, ExternalTensor]:
+    """(codes INT4[in, out], scales [in / INT4_BLOCK, out]) of a matrix [out, in], symmetric. element: of the
+    scales.
+    """
     outputs, inputs = source.shape
     step = max(TILE_COLUMNS, PIECE_VALUES // outputs) // INT4_BLOCK
     codes = ExternalTensor(
@@ -132,30 +149,30 @@ def quantised(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTen
         element="INT4",
         bits=4,
         shape=(inputs, outputs),
-        rows=lambda first, last: _packed(_codes(_columns(source, first, last)).reshape(-1, outputs)),
+        rows=lambda first, last: _packed(_codes(_columns(source, first, last), element).reshape(-1, outputs)),
         step=step * INT4_BLOCK,
     )
     scales = ExternalTensor(
         name=scales_name(name),
-        element="FLOAT",
-        bits=32,
+        element=element.name,
+        bits=element.bits,
         shape=(inputs // INT4_BLOCK, outputs),
-        rows=lambda first, last: _scales(_columns(source, first * INT4_BLOCK, last * INT4_BLOCK)),
+        rows=lambda first, last: _scales(_columns(source, first * INT4_BLOCK, last * INT4_BLOCK), element),
         step=step,
     )
     return codes, scales
 
 
-def _rows(source: TensorRef, first: int, last: int) -> Float32Array:
+def _rows(source: Source, first: int, last: int) -> Float32Array:
     """float32[blocks, INT4_BLOCK, 1] of the rows first..last-1."""
     values = np.ascontiguousarray(source.load()[first:last])
     wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, 1)
     return wide
 
 
-def quantised_rows(name: str, source: TensorRef) -> tuple[ExternalTensor, ExternalTensor]:
-    """(codes as bytes UINT8[rows, width / 2], PACKED_OFFSET added to each; scales FLOAT[rows, width /
-    INT4_BLOCK]) of a matrix that is looked up by rows, symmetric.
+def quantised_rows(name: str, source: Source, element: ElementType) -> tuple[ExternalTensor, ExternalTensor]:
+    """(codes as bytes UINT8[rows, width / 2], PACKED_OFFSET added to each; scales [rows, width / INT4_BLOCK])
+    of a matrix that is looked up by rows, symmetric. element: of the scales.
     """
     count, width = source.shape
     step = max(1, PIECE_VALUES // width)
@@ -165,16 +182,16 @@ def quantised_rows(name: str, source: TensorRef) -> tuple[ExternalTensor, Extern
         bits=8,
         shape=(count, width // 2),
         rows=lambda first, last: _packed(
-            (_codes(_rows(source, first, last)) + np.int8(PACKED_OFFSET)).reshape(-1, width)
+            (_codes(_rows(source, first, last), element) + np.int8(PACKED_OFFSET)).reshape(-1, width)
         ),
         step=step,
     )
     scales = ExternalTensor(
         name=scales_name(name),
-        element="FLOAT",
-        bits=32,
+        element=element.name,
+        bits=element.bits,
         shape=(count, width // INT4_BLOCK),
-        rows=lambda first, last: _scales(_rows(source, first, last)).reshape(last - first, -1),
+        rows=lambda first, last: _scales(_rows(source, first, last), element).reshape(last - first, -1),
         step=step,
     )
     return codes, scales

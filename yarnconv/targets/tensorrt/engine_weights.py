@@ -2,13 +2,14 @@
 
 Observed with TensorRT-RTX 1.7 (tests/targets/tensorrt/test_engine_weights.py): every float matrix stands in
 the plan in the engine's type, row by row, as [out, in] or as [in, out], in some cases side by side with
-another. So a few rows of each are looked for, in both forms, each by itself. Where they do not stand in it
-nothing is known of a tensor: it is no contract of NVIDIA's.
+another; a 4-bit one as its codes and its scales, in either layout. So a few rows of each are looked for in
+every form. Where they do not stand in it nothing is known of a tensor: it is no contract of NVIDIA's.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,39 +17,101 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import convert_floats
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.targets.onnx.external_data import ExternalTensor
+from yarnconv.targets.onnx.weights import INT4_BLOCK, ElementType, quantised_rows, quantises
+from yarnconv.targets.onnx.weights import quantised as int4_matrix
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
 SAMPLED = 4  # rows of a form
 LONGEST_ROW = 1024  # values of a row that are compared: a column of all rows would read the whole file
 WINDOW = 2**24  # bytes looked through at once
+FLOATS, CODES, SCALES = "floats", "codes", "scales"
+SIGNED = np.uint8(0x88)  # both codes of a byte without what was added to them
 MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio
 MOST_LOOKED, MOST_PLACES = 4096, 16  # of one row: what stands everywhere, such as zeros, tells nothing
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One row that is looked for. tensor: whose. form: 0 as the checkpoint has it, 1 turned round. places:
-    where it was found.
-    """
+class _Part:
+    """Rows that stand in order, of one tensor. row: makes the bytes of one."""
 
     tensor: str
-    form: int
+    kind: str
+    count: int
+    row: Callable[[int], NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row that is looked for. part: whose. places: where it was found."""
+
+    part: _Part
     index: int
     data: bytes
     places: list[int]
 
 
-def _rows(name: str, source: TensorRef, dtype: str) -> Iterator[_Row]:
+@dataclass(frozen=True, slots=True)
+class _FirstRows:
+    """The first rows of a tensor: as many as a row that is turned round has values that are compared."""
+
+    source: TensorRef
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return min(self.source.shape[0], LONGEST_ROW), *self.source.shape[1:]
+
+    def load(self) -> NDArray[np.generic]:
+        return self.source.load()[:LONGEST_ROW]
+
+
+def _float_row(matrix: NDArray[np.generic], source: str, target: str, index: int) -> NDArray[np.generic]:
+    row = np.ascontiguousarray(matrix[index : index + 1, :LONGEST_ROW])
+    return convert_floats(row, source, target)
+
+
+def _code_row(codes: ExternalTensor, index: int) -> NDArray[np.generic]:
+    """One row of codes [in, out], which are made a block of inputs at a time."""
+    begin = index - index % INT4_BLOCK
+    rows: NDArray[np.generic] = codes.rows(begin, begin + INT4_BLOCK)[index - begin]
+    return rows
+
+
+def _as_it_is(name: str, source: TensorRef, element: ElementType, *, quantised: bool) -> Iterator[_Part]:
+    """The forms in the checkpoint's layout. quantised: whether 4-bit ones count."""
     values: NDArray[np.generic] = source.load()
-    matrices = (values, values.T) if values.ndim == 2 else (values.reshape(1, -1),)
-    for form, matrix in enumerate(matrices):
-        steps = (len(matrix) - 1) // ROW_STEP
-        chosen = {int(step) * ROW_STEP for step in np.linspace(0, steps, SAMPLED)}
-        for index in sorted(chosen):
-            row = np.ascontiguousarray(matrix[index : index + 1, :LONGEST_ROW])
-            made = np.ascontiguousarray(convert_floats(row, source.dtype, dtype))
-            yield _Row(name, form, index, made.view(np.uint8).tobytes(), [])
+    matrix = values if values.ndim == 2 else values.reshape(1, -1)
+    yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
+    if quantised and values.ndim == 2 and quantises(source.shape):
+        codes, scales = quantised_rows(name, source, element)
+        yield _Part(name, CODES, len(values), lambda row: codes.rows(row, row + 1) ^ SIGNED)
+        yield _Part(name, SCALES, len(values), lambda row: scales.rows(row, row + 1))
+
+
+def _turned(name: str, source: TensorRef, element: ElementType, *, quantised: bool) -> Iterator[_Part]:
+    """The forms of a matrix that is turned round, by its first rows."""
+    if len(source.shape) != 2:
+        return
+    first = _FirstRows(source)
+    matrix = first.load().T
+    yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
+    if quantised and quantises(first.shape):
+        codes, scales = int4_matrix(name, first, element)
+        yield _Part(name, CODES, len(matrix), partial(_code_row, codes))
+        yield _Part(name, SCALES, scales.shape[0], lambda row: scales.rows(row, row + 1))
+
+
+def _rows(part: _Part) -> Iterator[_Row]:
+    steps = (part.count - 1) // ROW_STEP
+    for index in sorted({int(step) * ROW_STEP for step in np.linspace(0, steps, SAMPLED)}):
+        data = np.ascontiguousarray(part.row(index)).view(np.uint8).tobytes()
+        if len(data) >= ALIGNED:  # a shorter one could not be looked for
+            yield _Row(part, index, data, [])
 
 
 def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
@@ -92,25 +155,44 @@ def _stand_in_order(rows: Sequence[_Row]) -> bool:
     return False
 
 
-def find_weights(
-    file: MappedFile, tensors: Iterable[tuple[str, TensorRef]], dtype: str
-) -> Mapping[str, bool]:
-    """Whether each tensor's sampled rows all stand in the engine, in one of the forms.
-
-    dtype: safetensors' name of the engine's type. file: let go of afterwards.
-    """
-    rows = [row for name, source in tensors for row in _rows(name, source, dtype)]
+def _find(file: MappedFile, parts: Iterable[_Part]) -> set[str]:
+    """The tensors whose rows all stand in the engine: of floats, or of both codes and scales."""
+    rows = [row for part in parts for row in _rows(part)]
     by_key: dict[int, list[_Row]] = {}
     for row in rows:
-        key = int.from_bytes(row.data[:ALIGNED].ljust(ALIGNED, b"\0"), "little")
-        by_key.setdefault(key, []).append(row)
+        by_key.setdefault(int.from_bytes(row.data[:ALIGNED], "little"), []).append(row)
     for place, key in _candidates(file, np.array(list(by_key), np.uint64)) if rows else ():
         for row in by_key[key]:
             fits = len(row.places) < MOST_PLACES and place + len(row.data) <= file.size
             if fits and file.view(place, len(row.data)) == row.data:
                 row.places.append(place)
     file.forget()
-    forms: dict[str, dict[int, list[_Row]]] = {}
-    for row in rows:
-        forms.setdefault(row.tensor, {}).setdefault(row.form, []).append(row)
-    return {name: any(map(_stand_in_order, by_form.values())) for name, by_form in forms.items()}
+    stand: dict[str, dict[str, bool]] = {}
+    for part, of_part in itertools.groupby(rows, key=lambda row: row.part):
+        stand.setdefault(part.tensor, {})[part.kind] = _stand_in_order(list(of_part))
+    return {
+        name
+        for name, kinds in stand.items()
+        if kinds.get(FLOATS, False) or (kinds.get(CODES, False) and kinds.get(SCALES, True))
+    }
+
+
+def find_weights(
+    file: MappedFile,
+    tensors: Iterable[tuple[str, TensorRef]],
+    element: ElementType,
+    *,
+    quantised: bool = False,
+) -> Mapping[str, bool]:
+    """Whether each tensor's sampled rows all stand in the engine, in one of the forms.
+
+    element: the engine's type. quantised: whether 4-bit matrices count. file: let go of afterwards.
+    """
+    waiting = dict(tensors)
+    found = dict.fromkeys(waiting, False)
+    for forms in (_as_it_is, _turned):
+        parts = (p for name, ref in waiting.items() for p in forms(name, ref, element, quantised=quantised))
+        here = _find(file, parts)
+        found |= dict.fromkeys(here, True)
+        waiting = {name: ref for name, ref in waiting.items() if name not in here}
+    return found

@@ -11,16 +11,16 @@ import numpy as np
 
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.mapped_file import MappedFile
-from yarnconv.errors import BadInput, ParityFails
+from yarnconv.errors import BadInput, ParityFails, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
-from yarnconv.targets.onnx.options import GraphOptions
-from yarnconv.targets.onnx.reader import FLOAT_DTYPES
+from yarnconv.targets.onnx.options import QUANTISED, GraphOptions
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.templates import copy_runner
 from yarnconv.targets.tensorrt.builder import Builder, BuildSettings, Network
 from yarnconv.targets.tensorrt.card import model_card
@@ -38,7 +38,7 @@ from yarnconv.targets.tensorrt.profiles import (
     read_profiles,
 )
 from yarnconv.targets.tensorrt.sidecar import make_sidecar
-from yarnconv.targets.tensorrt.source import Source
+from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
 from yarnconv.targets.tensorrt.triton import write_repository
 from yarnconv.worker import RuntimeRefused
 
@@ -82,13 +82,8 @@ class Engine:
     sidecar: Mapping[str, Any]
 
 
-def _checked_dtype(plan: ConversionPlan, asked: str) -> str:
-    if asked not in DTYPES:
-        raise BadInput(
-            f"{asked!r} is no type this writes", where="--dtype", fix=f"Choose one of {', '.join(DTYPES)}."
-        )
-    if asked != "auto":
-        return asked
+def _own_narrow(plan: ConversionPlan) -> str:
+    """The checkpoint's own type of 16 bits, fp16 where it has none or several."""
     kinds = {b.source.dtype for b in plan.bindings if len(b.source.shape) == 2}
     return NARROW[kinds.pop()] if len(kinds) == 1 and kinds <= NARROW.keys() else "fp16"
 
@@ -109,8 +104,10 @@ def check_choices(options: TensorRtOptions) -> None:
 
 def graph_options(plan: ConversionPlan, options: TensorRtOptions) -> GraphOptions:
     """The graph that TensorRT is to parse. Raises BadInput, or Inexpressible where none can say the plan."""
+    dtype, own = one_of(options.dtype, DTYPES, "--dtype"), _own_narrow(plan)
     wanted = OnnxOptions(
-        dtype=_checked_dtype(plan, options.dtype),
+        dtype=own if dtype == "auto" else dtype,
+        compute=own,
         kv="concat",
         max_context=options.max_context,
         last_token_only=options.last_token_only,
@@ -186,7 +183,8 @@ def _count_weights(file: MappedFile, source: Source) -> dict[str, int] | None:
     """How many of the checkpoint's tensors stand in the engine; None where there is no checkpoint."""
     if not source.weights:
         return None
-    found = find_weights(file, source.weights, FLOAT_DTYPES[source.element])
+    element = FLOAT_TYPES[CACHE_TYPES[source.element]]
+    found = find_weights(file, source.weights, element, quantised=source.dtype in QUANTISED)
     return {"tensors": len(found), "found": sum(found.values())}
 
 

@@ -16,7 +16,9 @@ from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.options import QUANTISED
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
 from yarnconv.targets.tensorrt.engine_weights import find_weights
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
@@ -29,8 +31,6 @@ from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
 from yarnconv.verify.tensorrt.execution import execute, not_executed
 from yarnconv.verify.verdict import Verdict, conclude_facts
-
-CACHE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 def _with_engine(
@@ -49,18 +49,20 @@ def _judge_weights(
     """The weights of an engine that was not run, by its bytes: those of the graph beside it are the
     checkpoint's own, which it borrows, and tell nothing.
     """
-    element = CACHE_DTYPES.get(str(sidecar["graph"].get("cache_type")))
+    graph = sidecar["graph"]
+    element, quantised = FLOAT_TYPES.get(str(graph.get("cache_type"))), graph.get("dtype") in QUANTISED
     if report.weights.outcome != "holds" or element is None:
         return report.weights
     file = open_engine(directory)
     try:
-        found = find_weights(file, [(b.expected.name, b.source) for b in plan.bindings], element)
+        tensors = [(b.expected.name, b.source) for b in plan.bindings]
+        found = find_weights(file, tensors, element, quantised=quantised)
     finally:
         file.close()
     count, recorded = sum(found.values()), sidecar.get("weights")
     before = recorded.get("found") if isinstance(recorded, dict) else None
     said = f"{count} of {len(found)} tensors stand in the engine's bytes (sampled rows)"
-    if isinstance(before, int) and count < before:
+    if type(before) is int and count < before:
         return Verdict(outcome="fails", reason=f"{said}, {before} did when it was built")
     if count < len(found):
         return Verdict(outcome="not_judged", reason=f"{said}; the others it holds in another form")
