@@ -49,8 +49,9 @@ class Worker:
     def __init__(self, name: str, script: Path, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._script = script
-        self._environment = dict(environment or {})
         self._scratch = tempfile.TemporaryDirectory(prefix="yarnconv-worker-")
+        # ONNX Runtime leaves a file in the temporary directory as soon as it is imported
+        self._environment = {**(environment or {}), "TMPDIR": self._scratch.name}
         self._last_words = (Path(self._scratch.name) / "stderr").open("w+b")
         self._process: subprocess.Popen[str] | None = None
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from yarnconv.targets.gguf.steps import value_steps
-from yarnconv.targets.onnx.weights import FLOAT_TYPES, quantised, unpack
+from yarnconv.targets.onnx.quantisation import int4_matrix, unpack
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.verify.weights import BLOCK_TYPES, beyond_rounding
 
 ROWS, WIDTH = 256, 1024
@@ -90,7 +91,7 @@ class Weights:
 def int4_errors(values):
     """As `errors`."""
     values = np.ascontiguousarray(values, np.float32)
-    codes, scales = quantised("weights", Weights(values), FLOAT_TYPES["fp32"])
+    codes, scales = int4_matrix("weights", Weights(values), FLOAT_TYPES["fp32"])
     code = unpack(codes.rows(0, WIDTH).reshape(-1), 0).reshape(-1, 32, ROWS)
     step = scales.rows(0, scales.shape[0])[:, None, :]
     found, wanted = code * step, values.T.reshape(code.shape)

@@ -22,6 +22,7 @@ STORED = {
     TensorProto.FLOAT: "<f4",
     TensorProto.FLOAT16: "<f2",
     TensorProto.INT4: "u1",
+    TensorProto.FLOAT8E4M3FN: "u1",
     TensorProto.UINT8: "u1",
 }
 

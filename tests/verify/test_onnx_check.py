@@ -122,13 +122,13 @@ def test_bf16_is_judged_by_its_float32_copy(check, onnx_artefacts, checkpoints, 
     assert check(editor.save(), checkpoints("llama"), *YARN)[1]["verdicts"]["structure"] == "fails"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int4"])
+@pytest.mark.parametrize("dtype", ["fp32", "int4", "fp8"])
 def test_a_tied_head_of_its_own(dtype, check, yarnconv, tmp_path):
     directory = make_checkpoint(tmp_path / "model", "llama", tie_word_embeddings=True)
     out = tmp_path / "onnx"
     assert yarnconv("onnx", directory, *YARN, "--dtype", dtype, "-o", out)[0] == 0
     assert check(out, directory, *YARN)[0] == 0
-    if dtype == "int4":
+    if dtype != "fp32":
         editor = Editor(out, tmp_path / "faulty")
         editor.stored("lm_head.weight").reshape(256, -1)[:, 7] = 0x11
         code, report, _ = check(editor.save(), directory, *YARN)
@@ -143,8 +143,9 @@ OTHER_WEIGHTS = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["int4", "fp8"])
 @pytest.mark.parametrize("case", OTHER_WEIGHTS)
-def test_any_weights_hold_in_4_bits_and_one_code_altered_does_not(case, check, yarnconv, tmp_path):
+def test_any_weights_hold_in_fewer_bits_and_one_code_altered_does_not(case, dtype, check, yarnconv, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     directory = make_checkpoint(tmp_path / "model", "llama")
@@ -154,13 +155,15 @@ def test_any_weights_hold_in_4_bits_and_one_code_altered_does_not(case, check, y
             tensors[name] = OTHER_WEIGHTS[case](values, generator).astype(np.float32)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     out = tmp_path / "onnx"
-    assert yarnconv("onnx", directory, *YARN, "--dtype", "int4", "-o", out)[0] == 0
+    assert yarnconv("onnx", directory, *YARN, "--dtype", dtype, "-o", out)[0] == 0
     _, report, _ = check(out, directory, *YARN, "--weights", "all")
     assert report["verdicts"]["weights"] == "holds", report["reasons"]
     if case != "zero":
         editor = Editor(out, tmp_path / "faulty")
-        codes = editor.stored("model.layers.1.mlp.up_proj.weight")
-        codes[4321] = (int(codes[4321]) + 0x22) & 0xFF
+        codes = editor.stored("model.layers.1.mlp.up_proj.weight").reshape(-1)
+        # another code next to it; of floats the second next, as one away may be the rounding's other side
+        place = int(np.flatnonzero(codes & 0x7F)[99])
+        codes[place] = (int(codes[place]) + (0x22 if dtype == "int4" else 2)) & 0xFF
         _, report, _ = check(editor.save(), directory, *YARN, "--weights", "all")
         assert report["verdicts"]["weights"] == "fails"
 
@@ -264,8 +267,20 @@ def zero_point(editor):
     node.input.append(name)
 
 
+def scales_along_the_inputs(editor):
+    """Of a square matrix: every shape fits."""
+    for node in editor.nodes("DequantizeLinear"):
+        if "o_proj" in node.input[0]:
+            node.attribute[0].i = 0
+
+
+def one_scale(editor):
+    editor.stored("model.layers.1.mlp.up_proj.weight.scales")[7] *= 1.05
+
+
 CONCAT = (*DYNAMIC, "--kv", "concat")
 INT4 = (*YARN, "--dtype", "int4")
+FP8 = (*YARN, "--dtype", "fp8")
 # (family, options, edit, the verdict that must not hold)
 MORE_FAULTS = {
     "biases that nothing takes": ("qwen2", YARN, without_biases, "weights"),
@@ -273,6 +288,9 @@ MORE_FAULTS = {
     "another default context": ("llama", CONCAT, another_default, "structure"),
     "another matrix's scales": ("llama", INT4, another_layers_scales, "structure"),
     "a zero point": ("llama", INT4, zero_point, "structure"),
+    "another matrix's scales, fp8": ("llama", FP8, another_layers_scales, "structure"),
+    "scales along the inputs, fp8": ("llama", FP8, scales_along_the_inputs, "structure"),
+    "one scale altered, fp8": ("llama", FP8, one_scale, "weights"),
 }
 
 

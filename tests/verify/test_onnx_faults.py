@@ -8,7 +8,7 @@ from tests.parity.test_llama_cpp import BEYOND_THE_KEYS
 from tests.support.onnx_faults import DYNAMIC_FAULTS, FAULTS, Editor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-DTYPES = ("fp32", "fp16", "int4")
+DTYPES = ("fp32", "fp16", "int4", "fp8")
 YARN = ("--factor", "4")
 DYNAMIC = (*YARN, "--method", "dynamic-yarn")
 

@@ -58,6 +58,8 @@ BLOCK_TYPES = {
     # symmetric blocks of 32 with a float32 scale, as `yarnconv onnx` writes them: rounded and nothing else,
     # so that not one value is further off (by a step at the end of the range, which has no +8)
     "INT4": Explained(block=0.30, tensor=0.16, beyond=0.0, floor=0.0),
+    # E4M3 with a scale for each output: small values beside large ones may all become zero
+    "FP8": Explained(block=1.001, tensor=0.05, beyond=0.0, floor=0.0),
     "IQ4_NL": Explained(block=0.50, tensor=0.18, beyond=None, floor=1e-4),
     "IQ4_XS": Explained(block=0.35, tensor=0.18, beyond=None, floor=1e-4),
     "IQ3_S": Explained(block=0.90, tensor=0.50, beyond=None, floor=1e-4),

@@ -118,7 +118,7 @@ def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--dtype", "fp8"], 2, "--dtype"),
+        (["--dtype", "fp4"], 2, "--dtype"),
         (["--kv", "ring"], 2, "--kv"),
         (["--int4-embeddings"], 2, "--int4-embeddings"),
         (["--dialect", "cuda"], 2, "--dialect"),

@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windo
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 YARN = ("--factor", "4")
 # what the engine computes in
-DTYPES = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "int4": "fp16"}
+DTYPES = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "int4": "fp16", "fp8": "fp16"}
 
 
 def cases():
@@ -34,7 +34,7 @@ def test_every_tensor_stands_in_the_engine(family, dtype, engines, checkpoints):
     file = MappedFile(directory / "model.engine")
     with open_checkpoint(checkpoints(family)) as checkpoint:
         element = FLOAT_TYPES[DTYPES[dtype]]
-        found = find_weights(file, checkpoint.tensors.items(), element, quantised=dtype == "int4")
+        found = find_weights(file, checkpoint.tensors.items(), element, dtype)
     assert all(found.values()), [name for name in found if not found[name]]
     assert document["engine"]["weights"] == {"tensors": len(found), "found": len(found)}
     file.close()
@@ -63,7 +63,7 @@ def one_matrix(directory):
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4", "fp8"])
 def test_a_fine_tune_is_not_its_base_model(dtype, engine_of_another, check, checkpoints):
     """The kept graph borrows the reference's float weights and holds, whoever the reference is; codes of 4
     bits lie beside it."""
@@ -71,7 +71,9 @@ def test_a_fine_tune_is_not_its_base_model(dtype, engine_of_another, check, chec
     code, report, stderr = check(directory, checkpoints("llama"), *YARN)
     assert code == 1, stderr
     assert report["verdicts"]["weights"] == "fails"
-    said = "all in all not the checkpoint's" if dtype == "int4" else "29 of 30 tensors stand in the engine"
+    said = "29 of 30 tensors stand in the engine"
+    if dtype in {"int4", "fp8"}:
+        said = "all in all not the checkpoint's"
     assert said in report["reasons"]["weights"]
 
 
@@ -118,5 +120,5 @@ def test_rows_of_any_width_are_found(tmp_path):
         file = MappedFile(engine)
         with open_checkpoint(directory) as checkpoint:
             matrix = [(name, ref) for name, ref in checkpoint.tensors.items() if name == "matrix"]
-            assert find_weights(file, matrix, FLOAT_TYPES["bf16"]) == {"matrix": found}
+            assert find_weights(file, matrix, FLOAT_TYPES["bf16"], "bf16") == {"matrix": found}
         file.close()

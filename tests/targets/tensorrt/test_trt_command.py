@@ -117,7 +117,8 @@ def test_a_decode_profile_of_exactly_one_token(build, tmp_path):
         (("--compute-capability", "9.0"), "Choose among"),
         (("--compute-capability", "8.9,"), "no compute capability"),
         (("--compute-capability", "\x1b[31m"), "no compute capability"),
-        (("--dtype", "bf16", "--compute-capability", "7.5"), "cannot compute in bfloat16"),
+        (("--dtype", "bf16", "--compute-capability", "7.5"), "has no bf16"),
+        (("--dtype", "fp8", "--compute-capability", "8.6"), "has no fp8"),
         (("--opt-level", "6"), "between 0 and 5"),
         (("--workspace", "much"), "is no size"),
         (("--max-context", "1025"), "between 1 and the plan's target context"),
@@ -169,11 +170,17 @@ def test_options_of_the_builder(build):
     assert (decode["new_tokens"], decode["past_tokens"]) == ([1, 1, 2], [0, 1023, 1023])
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int4"])
-def test_types_without_a_fused_attention(dtype, build):
+@pytest.mark.parametrize(
+    ("dtype", "computes", "first"),
+    [("fp32", "fp32", "8.0"), ("int4", "fp16", "8.0"), ("fp8", "fp16", "8.9")],
+)
+def test_other_types(dtype, computes, first, build):
+    """float32 attention is decomposed, as there is no fused one; fewer bits are for matrices only."""
     code, document, stderr = build(*YARN, "--dtype", dtype)
     assert code == 0, stderr
     assert document["outtype"] == dtype
+    assert document["engine"]["graph"]["cache_type"] == computes
+    assert document["engine"]["compute_capabilities"][0] == first
 
 
 def test_bf16_checkpoints_stay_so_and_leave_out_what_cannot_run_them(build, tmp_path):

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 class ExternalTensor:
     """A tensor of the external data file that is made row by row when it is written.
 
-    element: its ONNX type's name (FLOAT, FLOAT16, BFLOAT16, INT4). bits: of one element.
+    element: its ONNX type's name (FLOAT, FLOAT16, BFLOAT16, INT4, FLOAT8E4M3FN). bits: of one element.
     rows: makes rows first..last-1 as an array of the stored bytes, row-major.
     step: rows made at once.
     """
@@ -63,6 +63,20 @@ def side_by_side(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
         shape=(first.shape[0], sum(tensor.shape[1] for tensor in tensors)),
         rows=lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1),
         step=min(tensor.step for tensor in tensors),
+    )
+
+
+def end_to_end(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
+    """Lists as one, whose elements are theirs one behind the other; named as `side_by_side` does."""
+    first, *_ = tensors
+    whole = sum(tensor.shape[0] for tensor in tensors)
+    return ExternalTensor(
+        name=JOINT.join(tensor.name for tensor in tensors),
+        element=first.element,
+        bits=first.bits,
+        shape=(whole,),
+        rows=lambda begin, end: np.concatenate([t.rows(0, t.shape[0]) for t in tensors])[begin:end],
+        step=whole,
     )
 
 

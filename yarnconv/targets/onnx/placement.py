@@ -14,17 +14,29 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import JOINT
+from yarnconv.targets.onnx.quantisation import (
+    FP8_ELEMENT,
+    INT4_BLOCK,
+    PACKED_OFFSET,
+    QUANTISATIONS,
+    Quantisation,
+    from_fp8,
+    packed_name,
+    scales_name,
+    unpack,
+)
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel, StoredTensor
-from yarnconv.targets.onnx.weights import INT4_BLOCK, PACKED_OFFSET, packed_name, scales_name, unpack
 
-INT4 = "INT4"
+INT4, FP8 = "INT4", "FP8"
+_KINDS = {**FLOAT_DTYPES, FP8_ELEMENT: FP8}  # by ONNX's names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """A tensor of weights in an artefact.
 
-    kind: F32, F16, BF16, or INT4 (symmetric blocks of 32 along the input dimension, with their scales).
+    kind: F32, F16, BF16, INT4 (symmetric blocks of 32 along the input dimension) or FP8 (E4M3), both with
+    their scales.
     transposed: stored [in, out].
     """
 
@@ -42,13 +54,20 @@ class Stored:
         return rows, 2 * packed
 
     @property
+    def quantisation(self) -> Quantisation | None:
+        """How it is stored, where not as floats."""
+        return QUANTISATIONS.get(self.kind.lower())
+
+    @property
     def is_read(self) -> bool:
-        """Whether its values can be read: a float, or 4 bits with a scale for each block."""
-        if self.kind != INT4:
+        """Whether its values can be read: a float, or codes with the scales of their kind."""
+        if self.quantisation is None:
             return self.kind in FLOAT_DTYPES.values()
         if self.scales is None or self.scales.element not in FLOAT_DTYPES or len(self.shape) != 2:
             return False
         rows, width = self.shape
+        if self.kind == FP8:
+            return self.transposed and self.scales.shape == (width,)
         blocks = (rows // INT4_BLOCK, width) if self.transposed else (rows, width // INT4_BLOCK)
         divides = (rows if self.transposed else width) % INT4_BLOCK == 0 and width % 2 == 0
         return divides and self.scales.shape == blocks
@@ -64,19 +83,25 @@ class Stored:
             return self.tensor.float32(first, last)
         codes, width = self._codes(first, last), self.shape[1]
         scales = self.block_scales(first, last)
+        if self.kind == FP8:
+            return codes * scales
         if self.transposed:
             return (codes.reshape(-1, INT4_BLOCK, width) * scales[:, None, :]).reshape(-1, width)
         return (codes.reshape(last - first, -1, INT4_BLOCK) * scales[:, :, None]).reshape(-1, width)
 
     def _codes(self, first: int, last: int) -> Float32Array:
         width = self.shape[1]
+        if self.kind == FP8:
+            return from_fp8(self.tensor.array().reshape(-1, width)[first:last].view(np.uint8))
         packed = self.tensor.array().reshape(-1)[first * width // 2 : last * width // 2].view(np.uint8)
         signed = self.tensor.element == INT4
         return unpack(packed, 0 if signed else PACKED_OFFSET).reshape(last - first, width)
 
     def block_scales(self, first: int, last: int) -> Float32Array:
-        """Scales of the blocks in rows first..last-1."""
+        """Scales of the blocks in rows first..last-1; of FP8 those of the columns, float32[1, columns]."""
         assert self.scales is not None
+        if self.kind == FP8:
+            return self.scales.float32(0, self.shape[1])[None, :]
         return self.scales.float32(first // self.unit, last // self.unit)
 
 
@@ -137,9 +162,9 @@ def _read(model: OnnxModel, tensor: StoredTensor) -> Stored:
     scaled = JOINT.join(scales_name(part) for part in tensor.name.split(JOINT))
     return Stored(
         tensor=tensor,
-        kind=FLOAT_DTYPES.get(tensor.element, tensor.element),
+        kind=_KINDS.get(tensor.element, tensor.element),
         transposed=len(tensor.shape) == 2 and _is_transposed(model, tensor.name),
-        scales=model.tensors.get(scaled) if tensor.element == INT4 else None,
+        scales=model.tensors.get(scaled) if tensor.element in {INT4, FP8_ELEMENT} else None,
     )
 
 

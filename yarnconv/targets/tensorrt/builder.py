@@ -1,6 +1,6 @@
 """TensorRT as a builder: the real library, in a process of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,9 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}  # our extras
 LEVELS = ("error", "warning", "info", "verbose")
-NO_BFLOAT16 = frozenset({"7.5"})
+# the first compute capability that has a type; what is asked for by default has no other reason to be older
+LEAST_CAPABILITY = {"bf16": 8.0, "fp8": 8.9}
+DEFAULT_LEAST = 8.0
 
 
 def parse_level(text: str) -> int:
@@ -191,8 +193,9 @@ class Builder(Worker):
             sorted(map(_capability, offer["compute_capabilities"]), key=lambda text: float(text))
         )
 
-    def choose_capabilities(self, asked: Sequence[str], *, bfloat16: bool) -> tuple[str, ...]:
-        """The compute capabilities to build for; where none are asked for, all that can run the engine.
+    def choose_capabilities(self, asked: Sequence[str], types: Iterable[str]) -> tuple[str, ...]:
+        """The compute capabilities to build for; where none are asked for, all from 8.0 on that can run the
+        engine. types: that it computes with or stores.
 
         Raises BadInput for one that the runtime does not build for.
         """
@@ -202,17 +205,18 @@ class Builder(Worker):
                 where="--compute-capability",
                 fix="Leave it out, or give --runtime tensorrt-rtx.",
             )
-        able = [one for one in self.compute_capabilities if not (bfloat16 and one in NO_BFLOAT16)]
+        least, kind = max(((LEAST_CAPABILITY.get(kind, 0.0), kind) for kind in types), default=(0.0, ""))
+        able = [one for one in self.compute_capabilities if float(one) >= least]
         for one in asked:
             if one not in able:
-                narrow = one in self.compute_capabilities
-                what = "cannot compute in bfloat16" if narrow else f"is none that {self.name} builds for"
+                lacks = one in self.compute_capabilities
                 raise BadInput(
-                    f"compute capability {one[:20]} {what}",
+                    f"compute capability {one[:20]} "
+                    + (f"has no {kind}" if lacks else f"is none that {self.name} builds for"),
                     where="--compute-capability",
-                    fix=f"Choose among {', '.join(able)}{', or --dtype fp16' if narrow else ''}.",
+                    fix=f"Choose among {', '.join(able)}{', or another --dtype' if lacks else ''}.",
                 )
-        return tuple(dict.fromkeys(asked)) or tuple(one for one in able if one not in NO_BFLOAT16)
+        return tuple(dict.fromkeys(asked)) or tuple(one for one in able if float(one) >= DEFAULT_LEAST)
 
     def parse(
         self, graph: Path, initialisers: Sequence[Initialiser], *, level: int, listen: Listen

@@ -2,8 +2,8 @@
 
 Observed with TensorRT-RTX 1.7 (tests/targets/tensorrt/test_engine_weights.py): every float matrix stands in
 the plan in the engine's type, row by row, as [out, in] or as [in, out], in some cases side by side with
-another; a 4-bit one as its codes and its scales, in either layout. So a few rows of each are looked for in
-every form. Where they do not stand in it nothing is known of a tensor: it is no contract of NVIDIA's.
+another; one of fewer bits as its codes and its scales, in either layout. So a few rows of each are looked for
+in every form. Where they do not stand in it nothing is known of a tensor: it is no contract of NVIDIA's.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from yarnconv.checkpoint.floats import convert_floats
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.targets.onnx.external_data import ExternalTensor
-from yarnconv.targets.onnx.weights import INT4_BLOCK, ElementType, quantised_rows, quantises
-from yarnconv.targets.onnx.weights import quantised as int4_matrix
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK, QUANTISATIONS, fits_int4, int4_rows
+from yarnconv.targets.onnx.weights import ElementType
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
@@ -78,32 +78,36 @@ def _float_row(matrix: NDArray[np.generic], source: str, target: str, index: int
 def _code_row(codes: ExternalTensor, index: int) -> NDArray[np.generic]:
     """One row of codes [in, out], which are made a block of inputs at a time."""
     begin = index - index % INT4_BLOCK
-    rows: NDArray[np.generic] = codes.rows(begin, begin + INT4_BLOCK)[index - begin]
-    return rows
+    block = codes.rows(begin, min(begin + INT4_BLOCK, codes.shape[0]))
+    row: NDArray[np.generic] = block[index - begin]
+    return row
 
 
-def _as_it_is(name: str, source: TensorRef, element: ElementType, *, quantised: bool) -> Iterator[_Part]:
-    """The forms in the checkpoint's layout. quantised: whether 4-bit ones count."""
+def _as_it_is(name: str, source: TensorRef, element: ElementType, dtype: str) -> Iterator[_Part]:
+    """The forms in the checkpoint's layout."""
     values: NDArray[np.generic] = source.load()
     matrix = values if values.ndim == 2 else values.reshape(1, -1)
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if quantised and values.ndim == 2 and quantises(source.shape):
-        codes, scales = quantised_rows(name, source, element)
+    if dtype == "int4" and values.ndim == 2 and fits_int4(source.shape):
+        codes, scales = int4_rows(name, source, element)
         yield _Part(name, CODES, len(values), lambda row: codes.rows(row, row + 1) ^ SIGNED)
         yield _Part(name, SCALES, len(values), lambda row: scales.rows(row, row + 1))
 
 
-def _turned(name: str, source: TensorRef, element: ElementType, *, quantised: bool) -> Iterator[_Part]:
+def _turned(name: str, source: TensorRef, element: ElementType, dtype: str) -> Iterator[_Part]:
     """The forms of a matrix that is turned round, by its first rows."""
     if len(source.shape) != 2:
         return
-    first = _FirstRows(source)
+    first, quantisation = _FirstRows(source), QUANTISATIONS.get(dtype)
     matrix = first.load().T
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if quantised and quantises(first.shape):
-        codes, scales = int4_matrix(name, first, element)
+    if quantisation is not None and quantisation.fits(first.shape):
+        codes, scales = quantisation.make(name, first, element)
         yield _Part(name, CODES, len(matrix), partial(_code_row, codes))
-        yield _Part(name, SCALES, scales.shape[0], lambda row: scales.rows(row, row + 1))
+        if len(scales.shape) == 2:
+            yield _Part(name, SCALES, scales.shape[0], lambda row: scales.rows(row, row + 1))
+        else:
+            yield _Part(name, SCALES, 1, lambda row: scales.rows(0, scales.shape[0]))
 
 
 def _rows(part: _Part) -> Iterator[_Row]:
@@ -181,17 +185,16 @@ def find_weights(
     file: MappedFile,
     tensors: Iterable[tuple[str, TensorRef]],
     element: ElementType,
-    *,
-    quantised: bool = False,
+    dtype: str,
 ) -> Mapping[str, bool]:
     """Whether each tensor's sampled rows all stand in the engine, in one of the forms.
 
-    element: the engine's type. quantised: whether 4-bit matrices count. file: let go of afterwards.
+    element: the type that the engine computes in. dtype: of its matrices. file: let go of afterwards.
     """
     waiting = dict(tensors)
     found = dict.fromkeys(waiting, False)
     for forms in (_as_it_is, _turned):
-        parts = (p for name, ref in waiting.items() for p in forms(name, ref, element, quantised=quantised))
+        parts = (part for name, ref in waiting.items() for part in forms(name, ref, element, dtype))
         here = _find(file, parts)
         found |= dict.fromkeys(here, True)
         waiting = {name: ref for name, ref in waiting.items() if name not in here}

@@ -18,7 +18,8 @@ from yarnconv.rope.scaling import method_name
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
-from yarnconv.targets.onnx.options import QUANTISED, GraphOptions
+from yarnconv.targets.onnx.options import GraphOptions
+from yarnconv.targets.onnx.quantisation import QUANTISATIONS
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.templates import copy_runner
@@ -42,7 +43,7 @@ from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
 from yarnconv.targets.tensorrt.triton import write_repository
 from yarnconv.worker import RuntimeRefused
 
-DTYPES = ("auto", "fp16", "bf16", "fp32", "int4")
+DTYPES = ("auto", "fp16", "bf16", "fp32", *QUANTISATIONS)
 NARROW = {"F16": "fp16", "BF16": "bf16"}
 HIGHEST_OPTIMIZATION = 5
 ENGINE_SHARE = 1.05  # of its weights, at most
@@ -140,7 +141,7 @@ def _settings(source: Source, options: TensorRtOptions, builder: Builder) -> Bui
         raise BadInput(f"{level} is not between 0 and {HIGHEST_OPTIMIZATION}", where="--opt-level")
     return BuildSettings(
         compute_capabilities=builder.choose_capabilities(
-            options.compute_capabilities, bfloat16=source.element == "BFLOAT16"
+            options.compute_capabilities, (source.dtype, CACHE_TYPES[source.element])
         ),
         optimization_level=level,
         workspace=options.workspace,
@@ -184,7 +185,7 @@ def _count_weights(file: MappedFile, source: Source) -> dict[str, int] | None:
     if not source.weights:
         return None
     element = FLOAT_TYPES[CACHE_TYPES[source.element]]
-    found = find_weights(file, source.weights, element, quantised=source.dtype in QUANTISED)
+    found = find_weights(file, source.weights, element, source.dtype)
     return {"tensors": len(found), "found": sum(found.values())}
 
 

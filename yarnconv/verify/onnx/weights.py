@@ -6,8 +6,8 @@ import numpy as np
 
 from yarnconv.checkpoint.floats import to_float32
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.onnx.placement import INT4, StoredWeight
-from yarnconv.targets.onnx.weights import INT4_BLOCK
+from yarnconv.targets.onnx.placement import FP8, INT4, StoredWeight
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import (
@@ -19,6 +19,7 @@ from yarnconv.verify.weights import (
 )
 
 HIGHEST_CODE = np.float32(7)
+FP8_MANTISSA_BITS, FP8_LEAST_EXPONENT = 3, -6  # of E4M3's normal numbers
 
 
 def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
@@ -36,13 +37,21 @@ def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
 
 
 def _steps(weight: StoredWeight, found: Float32Array, first: int, last: int) -> Float32Array | None:
-    """How far apart the values are that each one's block can hold; twice that at the end of its range, where
-    what would be +8 is +7. found: the stored values, block by block.
+    """How far apart the values are that each one's block can hold. In 4 bits twice that at the end of its
+    range, where what would be +8 is +7; in E4M3 as far as its exponent says. found: the stored values, block
+    by block.
     """
+    if weight.stored.kind == FP8:
+        columns = np.abs(weight.block_scales(first, last))
+        scales = np.broadcast_to(columns, (last - first, weight.shape[1])).reshape(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exponents = np.maximum(np.floor(np.log2(np.abs(found) / scales)), FP8_LEAST_EXPONENT)
+        steps: Float32Array = (scales * np.exp2(exponents - FP8_MANTISSA_BITS)).astype(np.float32)
+        return steps
     if weight.stored.kind != INT4:
         return None
-    scales = np.repeat(weight.block_scales(first, last).reshape(-1), INT4_BLOCK)
-    return np.abs(scales) * np.where(found == HIGHEST_CODE * scales, np.float32(2), np.float32(1))
+    own = np.repeat(weight.block_scales(first, last).reshape(-1), INT4_BLOCK)
+    return np.abs(own) * np.where(found == HIGHEST_CODE * own, np.float32(2), np.float32(1))
 
 
 def _compare_tensor(

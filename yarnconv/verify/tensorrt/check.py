@@ -16,7 +16,6 @@ from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.onnx.options import QUANTISED
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
@@ -50,13 +49,13 @@ def _judge_weights(
     checkpoint's own, which it borrows, and tell nothing.
     """
     graph = sidecar["graph"]
-    element, quantised = FLOAT_TYPES.get(str(graph.get("cache_type"))), graph.get("dtype") in QUANTISED
+    element, dtype = FLOAT_TYPES.get(str(graph.get("cache_type"))), str(graph.get("dtype"))
     if report.weights.outcome != "holds" or element is None:
         return report.weights
     file = open_engine(directory)
     try:
         tensors = [(b.expected.name, b.source) for b in plan.bindings]
-        found = find_weights(file, tensors, element, quantised=quantised)
+        found = find_weights(file, tensors, element, dtype)
     finally:
         file.close()
     count, recorded = sum(found.values()), sidecar.get("weights")
