@@ -12,6 +12,7 @@ FLOORS = {
     "progress": 0,
     "templates": 0,
     "worker": 1,
+    "worker_side": 1,
     "rope": 0,
     "model": 1,
     "checkpoint": 2,

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from yarnconv.cli.options import takes_rope_options
-from yarnconv.cli.root import AsJson, Model, Revision, app, ends_with_exit_code, parse_size
+from yarnconv.cli.root import (
+    AsJson,
+    Force,
+    MaxContext,
+    Model,
+    OutputDirectory,
+    Revision,
+    app,
+    ends_with_exit_code,
+    parse_size,
+)
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
 
@@ -107,10 +117,7 @@ def onnx(
     dialect: Annotated[
         str, typer.Option("--dialect", help="standard, or ort-cuda (GroupQueryAttention, no padding).")
     ] = "standard",
-    max_context: Annotated[
-        int | None,
-        typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
-    ] = None,
+    max_context: MaxContext = None,
     last_token_only: Annotated[
         bool, typer.Option("--last-token-only", help="Logits of the last token instead of all.")
     ] = False,
@@ -123,10 +130,8 @@ def onnx(
     link_weights: Annotated[
         bool, typer.Option("--link-weights", help="Hard-link the checkpoint's files instead of converting.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory to make.")] = None,
+    force: Force = False,
+    output: OutputDirectory = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from yarnconv.cli.options import takes_rope_options
-from yarnconv.cli.root import AsJson, Revision, app, ends_with_exit_code, parse_size
+from yarnconv.cli.root import (
+    AsJson,
+    Force,
+    MaxContext,
+    OutputDirectory,
+    Revision,
+    app,
+    ends_with_exit_code,
+    parse_size,
+)
 from yarnconv.rope.request import RopeRequest
 
 ENGINE = "Engine options"
@@ -33,10 +42,7 @@ def trt(
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto (the checkpoint's own 16 bits), fp16, bf16, fp32, int4, fp8.")
     ] = "auto",
-    max_context: Annotated[
-        int | None,
-        typer.Option("--max-context", help="Positions of the tables [original x factor]."),
-    ] = None,
+    max_context: MaxContext = None,
     max_batch: Annotated[int | None, _option("--max-batch", "Most sequences at once [1].")] = None,
     max_input: Annotated[
         int | None, _option("--max-input", "Most new tokens of a sequence at once [2048].")
@@ -62,10 +68,8 @@ def trt(
     runtime_log: Annotated[
         str, typer.Option("--runtime-log", help="What TensorRT says: error, warning, info or verbose.")
     ] = "warning",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory to make.")] = None,
+    force: Force = False,
+    output: OutputDirectory = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:

@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,13 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory, or a Hub id.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
+MaxContext = Annotated[
+    int | None, typer.Option("--max-context", help="Positions of the tables [original x factor].")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
+]
+OutputDirectory = Annotated[Path | None, typer.Option("-o", "--output", help="Directory to make.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
 

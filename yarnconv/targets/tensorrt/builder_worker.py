@@ -5,14 +5,10 @@ A process of its own: a graph may crash the builder, Ctrl-C ends a build at once
 """
 
 import importlib
-import json
 import mmap
-import os
 import re
-import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +16,13 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[3]))  # last: nothing of ours may hide what is theirs
 from yarnconv.targets.tensorrt.network_reader import NetworkReader
-
-Answer = Callable[[dict[str, Any]], None]
+from yarnconv.worker_side import Answer, Refused, serve
 
 SEVERITIES = ("internal error", "error", "warning", "info", "verbose")
 ERROR, WARNING, INFO = 1, 2, 3
 # What TensorRT warns of for every graph with 64-bit inputs, which ours has on purpose.
 EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
 POLL_SECONDS = 0.1
-
-
-class Refused(Exception):
-    """TensorRT says no."""
 
 
 class Memory(threading.Thread):
@@ -238,29 +229,17 @@ def offers(module: str) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
-    answers, lock = os.fdopen(os.dup(1), "w"), threading.Lock()
-    os.dup2(2, 1)  # whatever else writes to stdout writes to stderr
+    builders: list[Builder] = []  # the one that parsed last, for what comes next
 
-    def answer(document: dict[str, Any]) -> None:
-        with lock:  # progress comes from several threads
-            answers.write(json.dumps(document) + "\n")
-            answers.flush()
+    def handle(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+        if request["do"] == "offer":
+            return offers(request["module"])
+        if request["do"] == "parse":
+            builders[:] = [Builder(request, answer)]
+            return builders[0].reader.read(Path(request["tables"]))
+        return builders[0].build(request)
 
-    builder = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["do"] == "offer":
-                answer(offers(request["module"]))
-            elif request["do"] == "parse":
-                builder = Builder(request, answer)
-                answer(builder.reader.read(Path(request["tables"])))
-            else:
-                assert builder is not None
-                answer(builder.build(request))
-        except Refused as error:
-            answer({"refused": str(error)})
+    serve(handle)
 
 
 if __name__ == "__main__":

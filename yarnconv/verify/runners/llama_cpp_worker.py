@@ -10,16 +10,19 @@ An answer {"refused": reason} means that llama.cpp would not do it and said so.
 """
 
 import ctypes
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[3]))
+from yarnconv.worker_side import Answer, Refused, serve
 
 BATCH = 512
 CONTEXT_STEP = 256  # llama.cpp pads contexts to it
@@ -34,10 +37,6 @@ def thread_count() -> int:
     processors = len(os.sched_getaffinity(0))
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(wanted), processors) if wanted.isdecimal() and int(wanted) > 0 else processors
-
-
-class Refused(Exception):
-    """llama.cpp returned an error."""
 
 
 class Log:
@@ -158,9 +157,7 @@ class Decoder:
             yield from self._feed(tokens[one], positions[one], MAIN, judged - index)
 
 
-def run_passages(
-    path: str, passages: list[dict[str, Any]], out: str, log: Log, answer: Callable[[dict[str, Any]], None]
-) -> None:
+def run_passages(path: str, passages: list[dict[str, Any]], out: str, log: Log, answer: Answer) -> None:
     """Run all and write their logits to `out`."""
     rows = sum(len(passage["tokens"]) - passage["judged"] for passage in passages)
     cells = max(len(passage["tokens"]) for passage in passages)
@@ -192,26 +189,16 @@ def tokenize(path: str, text: str, log: Log) -> list[int]:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    # whatever else writes to stdout, such as a debugger that prints a dying process, writes to stderr
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(document: dict[str, Any]) -> None:
-        answers.write(json.dumps(document) + "\n")
-        answers.flush()
-
     llama_cpp.llama_backend_init()
     log = Log()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if "text" in request:
-                answer({"tokens": tokenize(request["path"], request["text"], log)})
-            else:
-                run_passages(request["path"], request["passages"], request["out"], log, answer)
-                answer({"ok": True})
-        except Refused as error:
-            answer({"refused": str(error)})
+
+    def handle(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+        if "text" in request:
+            return {"tokens": tokenize(request["path"], request["text"], log)}
+        run_passages(request["path"], request["passages"], request["out"], log, answer)
+        return {"ok": True}
+
+    serve(handle)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 A process of its own: a graph from a stranger may crash the runtime, and its memory goes with it.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[3]))
+from yarnconv.worker_side import Answer, Refused, serve
 
 BFLOAT16 = 16  # TensorProto.DataType; numpy has none
 PROVIDERS = {
@@ -115,16 +117,12 @@ class Model:
         return np.concatenate(found).astype(np.float32)
 
 
-class Refused(Exception):
-    """ONNX Runtime says no."""
-
-
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 600 else f"{text[:600]} ..."
 
 
-def run_passages(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+def run_passages(request: dict[str, Any], answer: Answer) -> None:
     """Run all and write their logits to the file that was asked for."""
     passages = request["passages"]
     try:
@@ -150,23 +148,11 @@ def run_passages(request: dict[str, Any], answer: Callable[[dict[str, Any]], Non
         logits.flush()
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    # whatever else writes to stdout writes to stderr
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(document: dict[str, Any]) -> None:
-        answers.write(json.dumps(document) + "\n")
-        answers.flush()
-
-    for line in sys.stdin:
-        try:
-            run_passages(json.loads(line), answer)
-            answer({"ok": True})
-        except Refused as error:
-            answer({"refused": str(error)})
+def handle(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """Run what is asked for."""
+    run_passages(request, answer)
+    return {"ok": True}
 
 
 if __name__ == "__main__":
-    main()
+    serve(handle)

@@ -9,10 +9,7 @@ by the files that stand beside them for everyone, so that what is checked is wha
         answers {"why": what keeps that runtime's engines from running here, or null}
 """
 
-import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "templates" / "tensorrt"))
+sys.path.append(str(Path(__file__).parents[3]))
 
 from engine import Engine, Gpu, import_runtime
 from sidecar import Facts, Unusable
-
-
-class Refused(Exception):
-    """TensorRT says no."""
+from yarnconv.worker_side import Answer, Refused, serve
 
 
 def run_passage(
@@ -60,7 +55,7 @@ def run_passage(
     return np.concatenate(found)
 
 
-def run_passages(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+def run_passages(request: dict[str, Any], answer: Answer) -> None:
     """Run all and write their logits to the file that was asked for."""
     path, passages = Path(request["path"]), request["passages"]
     try:
@@ -92,27 +87,13 @@ def why_not_here(runtime: str) -> str | None:
     return None
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    # whatever else writes to stdout writes to stderr
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(document: dict[str, Any]) -> None:
-        answers.write(json.dumps(document) + "\n")
-        answers.flush()
-
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if "probe" in request:
-                answer({"why": why_not_here(request["probe"])})
-            else:
-                run_passages(request, answer)
-                answer({"ok": True})
-        except Refused as error:
-            answer({"refused": str(error)})
+def handle(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """Run what is asked for, or say whether anything can be."""
+    if "probe" in request:
+        return {"why": why_not_here(request["probe"])}
+    run_passages(request, answer)
+    return {"ok": True}
 
 
 if __name__ == "__main__":
-    main()
+    serve(handle)
