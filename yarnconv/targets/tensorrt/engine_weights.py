@@ -29,7 +29,9 @@ WINDOW = 2**24  # bytes looked through at once
 FLOATS, CODES, SCALES = "floats", "codes", "scales"
 SIGNED = np.uint8(0x88)  # both codes of a byte without what was added to them
 MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio
-MOST_LOOKED, MOST_PLACES = 4096, 16  # of one row: what stands everywhere, such as zeros, tells nothing
+# What stands everywhere, such as zeros, tells nothing: places of one beginning that are looked at, rows that
+# begin alike, places of one row that are kept.
+MOST_LOOKED, MOST_ALIKE, MOST_PLACES = 4096, 64, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ def _find(file: MappedFile, parts: Iterable[_Part]) -> set[str]:
     by_key: dict[int, list[_Row]] = {}
     for row in rows:
         by_key.setdefault(int.from_bytes(row.data[:ALIGNED], "little"), []).append(row)
-    for place, key in _candidates(file, np.array(list(by_key), np.uint64)) if rows else ():
+    by_key = {key: alike for key, alike in by_key.items() if len(alike) <= MOST_ALIKE}
+    for place, key in _candidates(file, np.array(list(by_key), np.uint64)) if by_key else ():
         for row in by_key[key]:
             fits = len(row.places) < MOST_PLACES and place + len(row.data) <= file.size
             if fits and file.view(place, len(row.data)) == row.data:
