@@ -55,9 +55,9 @@ BLOCK_TYPES = {
     "Q4_K": Explained(block=0.40, tensor=0.15, beyond=0.06, floor=1e-4),
     "Q3_K": Explained(block=0.60, tensor=0.27, beyond=0.08, floor=1e-4),
     "Q2_K": Explained(block=0.90, tensor=0.50, beyond=0.12, floor=1e-4),
-    # symmetric blocks of 32 with a float32 scale, as `yarnconv onnx` writes them: rounded and nothing else,
-    # so that not one value is further off (by a step at the end of the range, which has no +8)
-    "INT4": Explained(block=0.30, tensor=0.16, beyond=0.0, floor=0.0),
+    # symmetric blocks of 32, as `yarnconv onnx` writes them: rounded and nothing else, so that not one value
+    # is further off (by a step at the end of the range, which has no +8). floor: float16's least scale
+    "INT4": Explained(block=0.30, tensor=0.16, beyond=0.0, floor=2.0**-24),
     "IQ4_NL": Explained(block=0.50, tensor=0.18, beyond=None, floor=1e-4),
     "IQ4_XS": Explained(block=0.35, tensor=0.18, beyond=None, floor=1e-4),
     "IQ3_S": Explained(block=0.90, tensor=0.50, beyond=None, floor=1e-4),

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 class ExternalTensor:
     """A tensor of the external data file that is made row by row when it is written.
 
-    element: its ONNX type's name (FLOAT, FLOAT16, BFLOAT16, INT4). bits: of one element.
+    element: its ONNX type's name (FLOAT, FLOAT16, BFLOAT16, INT4, FLOAT8E4M3FN). bits: of one element.
     rows: makes rows first..last-1 as an array of the stored bytes, row-major.
     step: rows made at once.
     """
@@ -52,17 +52,24 @@ JOINT = " + "  # between the names of tensors that stand side by side in one
 
 
 def side_by_side(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
-    """Matrices of as many rows each as one, whose rows are theirs one behind the other. A name that says of
-    which it is made is how a reader finds them again.
+    """Matrices of as many rows each as one, whose rows are theirs one behind the other; or vectors as one. A
+    name that says of which it is made is how a reader finds them again.
     """
     first, *_ = tensors
+    end = sum(tensor.shape[-1] for tensor in tensors)
+    if len(first.shape) == 1:
+        rows = lambda begin, end: np.concatenate([t.rows(0, *t.shape) for t in tensors])[begin:end]  # noqa: E731
+        step = end
+    else:
+        rows = lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1)  # noqa: E731
+        step = min(tensor.step for tensor in tensors)
     return ExternalTensor(
         name=JOINT.join(tensor.name for tensor in tensors),
         element=first.element,
         bits=first.bits,
-        shape=(first.shape[0], sum(tensor.shape[1] for tensor in tensors)),
-        rows=lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1),
-        step=min(tensor.step for tensor in tensors),
+        shape=(*first.shape[:-1], end),
+        rows=rows,
+        step=step,
     )
 
 

@@ -7,16 +7,8 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.external_data import LinkedTensor, side_by_side
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
-from yarnconv.targets.onnx.weights import (
-    FLOAT_TYPES,
-    INT4_BLOCK,
-    PACKED_OFFSET,
-    as_it_lies,
-    quantised,
-    quantised_rows,
-    quantises,
-    transposed,
-)
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK, PACKED_OFFSET, quantised, quantised_rows
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, as_it_lies, transposed
 
 Role = tuple[str, int | None]
 _ONNX_TYPES = {element.dtype: element.name for element in FLOAT_TYPES.values()}
@@ -66,11 +58,12 @@ class Parameters:
 
     def _matrix(self, role: str, named: Sequence[tuple[str, TensorRef]]) -> str:
         """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""
-        graph = self._graph
-        if self._options.quantises(role) and all(quantises(source.shape) for _, source in named):
-            pairs = [quantised(name, source) for name, source in named]
+        graph, scheme = self._graph, self._options.scheme
+        fits = all(self._options.quantises(role, source.shape) for _, source in named)
+        if scheme is not None and fits:
+            pairs = [quantised(name, source, scheme, self._element) for name, source in named]
             codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
-            return graph.node("DequantizeLinear", codes, scales, axis=0, block_size=INT4_BLOCK)
+            return graph.node("DequantizeLinear", codes, scales, **scheme.attributes)
         if self._options.link_weights:
             linked = [self._linked(name, source) for name, source in named]
             whole = graph.node("Concat", *linked, axis=0) if len(linked) > 1 else linked[0]
@@ -95,7 +88,7 @@ class Parameters:
 
     def _quantises_embeddings(self) -> bool:
         _, source = self._sources["token_embedding", None]
-        return self._options.quantises("token_embedding") and quantises(source.shape)
+        return self._options.quantises("token_embedding", source.shape)
 
     def embedded(self, tokens: str) -> str:
         """Embeddings of token ids: [B, S] as [B, S, hidden]."""
@@ -104,7 +97,7 @@ class Parameters:
             return graph.node("Gather", self.value("token_embedding"), tokens, axis=0)
         # Gather takes no 4-bit type, so its rows are taken as bytes; and a whole table is not dequantised
         # for the sake of a few rows
-        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source))
+        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source, self._element))
         packed = graph.node("Unsqueeze", graph.node("Gather", codes, tokens, axis=0), graph.constant([-1]))
         low = graph.node("BitwiseAnd", packed, graph.constant(15, "uint8"))
         high = graph.node("BitShift", packed, graph.constant(4, "uint8"), direction="RIGHT")
@@ -120,8 +113,8 @@ class Parameters:
         if not self._tied:
             return self.linear(x, "output_head", None)
         _, source = self._sources["token_embedding", None]
-        in_4_bits = self._options.quantises("output_head") and quantises(source.shape)
-        if not in_4_bits and not self._quantises_embeddings():
+        in_codes = self._options.quantises("output_head", source.shape)
+        if not in_codes and not self._quantises_embeddings():
             matrix = self._graph.node("Transpose", self.value("token_embedding"), perm=[1, 0])
         else:
             matrix = self._matrix("output_head", [(self._names["output_head"], source)])

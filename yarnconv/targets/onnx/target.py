@@ -22,8 +22,9 @@ from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK, SCHEMES
 from yarnconv.targets.onnx.rope import lay_out_tables
-from yarnconv.targets.onnx.weights import INT4_BLOCK, quantises
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.templates import verbatim
 
@@ -38,6 +39,7 @@ class OnnxOptions:
     """
 
     dtype: str = "fp32"
+    compute: str = "fp32"
     kv: KvForm = "in-place"
     dialect: Dialect = "standard"
     max_context: int | None = None
@@ -95,16 +97,21 @@ def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     return found
 
 
-def _int4_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:
-    """The matrices that were asked for in 4 bits."""
-    return [b for b in plan.bindings if len(b.source.shape) == 2 and options.quantises(b.expected.role)]
+def _asked_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:
+    """The matrices that were asked for in codes."""
+    return [b for b in plan.bindings if len(b.source.shape) == 2 and options.asks_for(b.expected.role)]
 
 
 def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
     notes = []
-    whole = [b.expected.name for b in _int4_matrices(plan, options) if not quantises(b.source.shape)]
+    whole = [
+        b.expected.name
+        for b in _asked_matrices(plan, options)
+        if not options.quantises(b.expected.role, b.source.shape)
+    ]
     if whole:
-        notes.append(f"{len(whole)} matrices stay fp32: they do not divide into blocks ({whole[0]}, ...).")
+        kept = f"{len(whole)} matrices stay {options.compute}"
+        notes.append(f"{kept}: they do not divide into blocks ({whole[0]}, ...).")
     if options.link_weights:
         notes.append("The checkpoint's files are hard-linked: who changes them in place changes this model.")
         if any(b.source.dtype != options.element.dtype for b in plan.bindings):
@@ -144,6 +151,10 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--max-context",
             fix="Lower it, or extend further with --factor.",
         )
+    one_of(options.compute, tuple(FLOAT_TYPES), "compute")
+    if not options.int4_head and options.dtype not in SCHEMES:
+        fix = f"Leave it out, or add --dtype {' or '.join(SCHEMES)}."
+        raise BadInput(f"the graph is {options.dtype}", where="--no-int4-head", fix=fix)
     if options.int4_embeddings and options.dtype != "int4":
         raise BadInput(f"the graph is {options.dtype}", where="--int4-embeddings", fix="Add --dtype int4.")
     if (options.dialect, options.kv) not in OPERATORS:
@@ -154,6 +165,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
         )
     chosen = GraphOptions(
         dtype=options.dtype,
+        compute=options.compute,
         kv=options.kv,
         dialect=options.dialect,
         max_context=wanted,
@@ -162,8 +174,8 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
         int4_embeddings=options.int4_embeddings,
         link_weights=options.link_weights,
     )
-    matrices = _int4_matrices(plan, chosen)
-    if matrices and not any(quantises(binding.source.shape) for binding in matrices):
+    matrices = _asked_matrices(plan, chosen)
+    if matrices and not any(chosen.quantises(b.expected.role, b.source.shape) for b in matrices):
         first = matrices[0]
         raise BadInput(
             f"not one matrix divides into blocks of {INT4_BLOCK}, such as {first.expected.name} of shape "

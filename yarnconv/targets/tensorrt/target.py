@@ -49,7 +49,8 @@ Message = Callable[[str, str], None]  # level and text of what the runtime says
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRtOptions:
-    """dtype: auto for the checkpoint's own 16 bits, fp16 where it has none. max_context: positions of the
+    """dtype: auto for the checkpoint's own 16 bits, fp16 where it has none; they are also what a
+    graph of quantised matrices computes in. max_context: positions of the
     tables, None for all. max_input: new tokens at once. profiles: a file of them instead of the default ones.
     workspace: bytes. level: of the runtime's messages. replace: whether an existing destination gives way.
     """
@@ -84,8 +85,11 @@ def _checked_dtype(plan: ConversionPlan, asked: str) -> str:
         raise BadInput(
             f"{asked!r} is no type this writes", where="--dtype", fix=f"Choose one of {', '.join(DTYPES)}."
         )
-    if asked != "auto":
-        return asked
+    return _narrow(plan) if asked == "auto" else asked
+
+
+def _narrow(plan: ConversionPlan) -> str:
+    """The 16 bits to compute in: the checkpoint's own where all its matrices have the same, else fp16."""
     kinds = {b.source.dtype for b in plan.bindings if len(b.source.shape) == 2}
     return NARROW[kinds.pop()] if len(kinds) == 1 and kinds <= NARROW.keys() else "fp16"
 
@@ -108,6 +112,7 @@ def graph_options(plan: ConversionPlan, options: TensorRtOptions) -> GraphOption
     """The graph that TensorRT is to parse. Raises BadInput, or Inexpressible where none can say the plan."""
     wanted = OnnxOptions(
         dtype=_checked_dtype(plan, options.dtype),
+        compute=_narrow(plan),  # what there are kernels for around matrices of codes
         kv="concat",
         max_context=options.max_context,
         last_token_only=options.last_token_only,
