@@ -101,7 +101,8 @@ def onnx(
     model: Model,
     request: RopeRequest,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs) or int4 (4-bit matrices).")
+        str,
+        typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs), int4 or fp8 (matrices of 4 or 8 bits)."),
     ] = "fp32",
     kv: Annotated[str, typer.Option("--kv", help="in-place (opset 24) or concat (opset 23).")] = "in-place",
     dialect: Annotated[
@@ -115,7 +116,7 @@ def onnx(
         bool, typer.Option("--last-token-only", help="Logits of the last token instead of all.")
     ] = False,
     int4_head: Annotated[
-        bool, typer.Option("--int4-head/--no-int4-head", help="int4: the output head too.")
+        bool, typer.Option("--int4-head/--no-int4-head", help="int4, fp8: the output head too.")
     ] = True,
     int4_embeddings: Annotated[
         bool, typer.Option("--int4-embeddings/--no-int4-embeddings", help="int4: the embeddings too.")

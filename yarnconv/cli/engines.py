@@ -31,7 +31,8 @@ def trt(
     request: RopeRequest,
     runtime: Annotated[str, typer.Option("--runtime", help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="auto (the checkpoint's own 16 bits), fp16, bf16, fp32 or int4.")
+        str,
+        typer.Option("--dtype", help="auto (the checkpoint's own 16 bits), fp16, bf16, fp32, int4 or fp8."),
     ] = "auto",
     max_context: Annotated[
         int | None,

@@ -19,7 +19,7 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}  # our extras
 LEVELS = ("error", "warning", "info", "verbose")
-NO_BFLOAT16 = frozenset({"7.5"})
+LEAST = {"bfloat16": 8.0, "fp8": 8.9}  # compute capabilities of the types that not every GPU has
 
 
 def parse_level(text: str) -> int:
@@ -191,8 +191,9 @@ class Builder(Worker):
             sorted(map(_capability, offer["compute_capabilities"]), key=lambda text: float(text))
         )
 
-    def choose_capabilities(self, asked: Sequence[str], *, bfloat16: bool) -> tuple[str, ...]:
+    def choose_capabilities(self, asked: Sequence[str], types: Sequence[str]) -> tuple[str, ...]:
         """The compute capabilities to build for; where none are asked for, all that can run the engine.
+        types: of LEAST, what it computes in or is made of.
 
         Raises BadInput for one that the runtime does not build for.
         """
@@ -202,17 +203,22 @@ class Builder(Worker):
                 where="--compute-capability",
                 fix="Leave it out, or give --runtime tensorrt-rtx.",
             )
-        able = [one for one in self.compute_capabilities if not (bfloat16 and one in NO_BFLOAT16)]
+        lacking = {
+            one: [name for name in types if float(one) < LEAST[name]] for one in self.compute_capabilities
+        }
+        able = [one for one in self.compute_capabilities if not lacking[one]]
         for one in asked:
             if one not in able:
-                narrow = one in self.compute_capabilities
-                what = "cannot compute in bfloat16" if narrow else f"is none that {self.name} builds for"
+                missing = lacking.get(one, [])
+                what = (
+                    f"cannot compute in {missing[0]}" if missing else f"is none that {self.name} builds for"
+                )
                 raise BadInput(
                     f"compute capability {one[:20]} {what}",
                     where="--compute-capability",
-                    fix=f"Choose among {', '.join(able)}{', or --dtype fp16' if narrow else ''}.",
+                    fix=f"Choose among {', '.join(able)}{', or --dtype fp16' if missing else ''}.",
                 )
-        return tuple(dict.fromkeys(asked)) or tuple(one for one in able if one not in NO_BFLOAT16)
+        return tuple(dict.fromkeys(asked)) or tuple(one for one in able if float(one) >= LEAST["bfloat16"])
 
     def parse(
         self, graph: Path, initialisers: Sequence[Initialiser], *, level: int, listen: Listen

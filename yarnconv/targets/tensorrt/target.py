@@ -19,6 +19,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
 from yarnconv.targets.onnx.options import GraphOptions
+from yarnconv.targets.onnx.quantisation import SCHEMES
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
 from yarnconv.targets.tensorrt.builder import Builder, BuildSettings, Network
@@ -39,7 +40,7 @@ from yarnconv.targets.tensorrt.sidecar import make_sidecar
 from yarnconv.targets.tensorrt.source import Source
 from yarnconv.worker import RuntimeRefused
 
-DTYPES = ("auto", "fp16", "bf16", "fp32", "int4")
+DTYPES = ("auto", "fp16", "bf16", "fp32", *SCHEMES)
 NARROW = {"F16": "fp16", "BF16": "bf16"}
 HIGHEST_OPTIMIZATION = 5
 ENGINE_SHARE = 1.05  # of its weights, at most
@@ -144,13 +145,17 @@ def _settings(source: Source, options: TensorRtOptions, builder: Builder) -> Bui
     if level is not None and not 0 <= level <= HIGHEST_OPTIMIZATION:
         raise BadInput(f"{level} is not between 0 and {HIGHEST_OPTIMIZATION}", where="--opt-level")
     return BuildSettings(
-        compute_capabilities=builder.choose_capabilities(
-            options.compute_capabilities, bfloat16=source.element == "BFLOAT16"
-        ),
+        compute_capabilities=builder.choose_capabilities(options.compute_capabilities, _needed_types(source)),
         optimization_level=level,
         workspace=options.workspace,
         weight_streaming=options.weight_streaming,
     )
+
+
+def _needed_types(source: Source) -> list[str]:
+    """What the engine is made of, in TensorRT's words, that not every GPU has."""
+    needed = ["bfloat16"] if source.element == "BFLOAT16" else []
+    return [*needed, "fp8"] if source.dtype == "fp8" else needed
 
 
 def default_name(source: Source) -> str:
