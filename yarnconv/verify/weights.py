@@ -1,12 +1,12 @@
 """The weights verdict: whether an artefact's tensors are the checkpoint's, as well as their type can say.
 
-Float types are held value by value to their own rounding, and so are codes with a scale that are floats. Block types are held block by block and tensor by
-tensor to bounds that stand above what ggml's quantisers were seen to do to eleven distributions of weights,
-with and without an importance matrix, and below what a block of other weights shows (1.0 and more); and
-value by value to their own block's step, from which rounding stays half a step away but for a few. So
-weights that were fine-tuned or scaled by a few per cent are noticed too. `python -m tests.bench.quantisation`
-prints the measurement. Weights that a type cannot hold fail: all but zero in nineteen of twenty places (Q2_K,
-IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
+Float types are held value by value to their own rounding, and so are codes with a scale that are floats
+themselves. Block types are held block by block and tensor by tensor to bounds that stand above what ggml's
+quantisers were seen to do to eleven distributions of weights, with and without an importance matrix, and
+below what a block of other weights shows (1.0 and more); and value by value to their own block's step, from
+which rounding stays half a step away but for a few. So weights that were fine-tuned or scaled by a few per
+cent are noticed too. `python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot
+hold fail: all but zero in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,10 +63,9 @@ BLOCK_TYPES = {
     "IQ3_S": Explained(block=0.90, tensor=0.50, beyond=None, floor=1e-4),
     "MXFP4": Explained(block=0.45, tensor=0.27, beyond=None),
 }
-# Codes that are spaced as floats are, each value for itself: (share of the spacing about its code that it may be
-# off, ||stored - source|| / ||source|| of all, root mean square error that remains where that is nothing).
-# Rounding explains a 17th of a value, and no more of all of them; half of float16's least number times the
-# spacing of the least codes is what remains.
+# Codes that are floats: (how far off a value may be, in spacings of the codes about its own; ||stored -
+# source|| / ||source|| of all; floor as above). Rounding to E4M3 moves a value by half a spacing, a 17th of it at most
+# where it is no subnormal one. floor: of the least codes with float16's least scale.
 CODE_TYPES = {"FP8": (0.501, 0.06, 2.0**-33)}
 # Rounding puts a value at most half a step off, and so much further as the block's float16 scale was rounded
 # (SCALE_ROUNDING a step, where it is subnormal) and as the source came through bfloat16 on its way. What

@@ -118,7 +118,10 @@ def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--dtype", "fp8"], 2, "--dtype"),
+        (["--dtype", "fp9"], 2, "--dtype"),
+        (["--no-int4-head"], 2, "--no-int4-head"),
+        (["--no-int4-head", "--dtype", "fp16"], 2, "--no-int4-head"),
+        (["--int4-embeddings", "--dtype", "fp8"], 2, "--int4-embeddings"),
         (["--kv", "ring"], 2, "--kv"),
         (["--int4-embeddings"], 2, "--int4-embeddings"),
         (["--dialect", "cuda"], 2, "--dialect"),

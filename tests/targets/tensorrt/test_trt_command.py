@@ -118,6 +118,7 @@ def test_a_decode_profile_of_exactly_one_token(build, tmp_path):
         (("--compute-capability", "8.9,"), "no compute capability"),
         (("--compute-capability", "\x1b[31m"), "no compute capability"),
         (("--dtype", "bf16", "--compute-capability", "7.5"), "cannot compute in bfloat16"),
+        (("--dtype", "fp8", "--compute-capability", "8.6"), "cannot compute in fp8"),
         (("--opt-level", "6"), "between 0 and 5"),
         (("--workspace", "much"), "is no size"),
         (("--max-context", "1025"), "between 1 and the plan's target context"),
@@ -169,11 +170,40 @@ def test_options_of_the_builder(build):
     assert (decode["new_tokens"], decode["past_tokens"]) == ([1, 1, 2], [0, 1023, 1023])
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int4"])
-def test_types_without_a_fused_attention(dtype, build):
-    code, document, stderr = build(*YARN, "--dtype", dtype)
+def test_float32_without_a_fused_attention(build):
+    code, document, stderr = build(*YARN, "--dtype", "fp32")
+    assert code == 0, stderr
+    assert document["outtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "computes", "note"),
+    [
+        ("int4", "float32", "float16", ["TensorRT converts the checkpoint's F32 to F16, where it is not"]),
+        ("int4", "float16", "float16", []),
+        ("fp8", "bfloat16", "bfloat16", []),
+        ("fp8", "float16", "float16", []),
+    ],
+)
+def test_codes_are_computed_with_in_16_bits(dtype, stored, computes, note, build, tmp_path):
+    """In the checkpoint's own where it has such."""
+    import torch
+
+    directory = make_checkpoint(tmp_path / "model", "llama", dtype=getattr(torch, stored))
+    code, document, stderr = build(*YARN, "--dtype", dtype, model=directory)
     assert code == 0, stderr
     assert document["outtype"] == dtype
+    assert [text[: len(note[0])] if note else text for text in document["notes"]] == note
+    capable = ["8.9", "12.0", "12.1"]  # of fp8
+    assert document["engine"]["compute_capabilities"] == (
+        capable if dtype == "fp8" else ["8.0", "8.6", *capable]
+    )
+    model = onnx.load(tmp_path / "out" / "engine" / "model.onnx", load_external_data=False)
+    kind = getattr(onnx.TensorProto, computes.upper())
+    caches = [value for value in model.graph.input if value.name.startswith("past_key_values")]
+    scales = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".scales")]
+    assert {value.type.tensor_type.elem_type for value in caches} == {kind}
+    assert {tensor.data_type for tensor in scales} == {kind}
 
 
 def test_bf16_checkpoints_stay_so_and_leave_out_what_cannot_run_them(build, tmp_path):
