@@ -64,8 +64,8 @@ BLOCK_TYPES = {
     "MXFP4": Explained(block=0.45, tensor=0.27, beyond=None),
 }
 # Codes that are floats: (how far off a value may be, in spacings of the codes about its own; ||stored -
-# source|| / ||source|| of all; floor as above). Rounding to E4M3 moves a value by half a spacing, a 17th of it at most
-# where it is no subnormal one. floor: of the least codes with float16's least scale.
+# source|| / ||source|| of all; floor as above). Rounding to E4M3 moves a value by half a spacing, a 17th of
+# it at most where it is no subnormal one. floor: of the least codes with float16's least scale.
 CODE_TYPES = {"FP8": (0.501, 0.06, 2.0**-33)}
 # Rounding puts a value at most half a step off, and so much further as the block's float16 scale was rounded
 # (SCALE_ROUNDING a step, where it is subnormal) and as the source came through bfloat16 on its way. What

@@ -12,13 +12,12 @@ DTYPES = (*FLOAT_TYPES, *SCHEMES)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOptions:
     """dtype: fp32, fp16, bf16, or that of quantised matrices: int4, fp8 (codes with a scale for each block of
-    32, or for each column). compute: fp32, fp16 or bf16, what a
-    graph of quantised matrices computes in and stores everything else in; of no meaning for the other dtypes.
-    int4_head: whether quantisation takes the output head in. int4_embeddings: whether int4 takes them in.
-    max_context: positions of the tables. last_token_only: logits of the last token instead of all.
-    link_weights: whether tensors stay in the checkpoint's files where they can. requires_context: whether a
-    dynamic graph of the concat form has to be told each request's context; else it takes the whole one where
-    it is not.
+    32, or for each column). compute: fp32, fp16 or bf16, what a graph of quantised matrices computes in and
+    stores everything else in; of no meaning for the other dtypes. int4_head: whether quantisation takes the
+    output head in. int4_embeddings: whether int4 takes them in. max_context: positions of the tables.
+    last_token_only: logits of the last token instead of all. link_weights: whether tensors stay in the
+    checkpoint's files where they can. requires_context: whether a dynamic graph of the concat form has to be
+    told each request's context; else it takes the whole one where it is not.
     """
 
     dtype: str
