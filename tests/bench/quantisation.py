@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yarnconv.targets.gguf.steps import value_steps
-from yarnconv.targets.onnx.quantisation import int4_matrix, unpack
+from yarnconv.targets.onnx.quantisation import INT4, quantised
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.verify.weights import BLOCK_TYPES, beyond_rounding
 
@@ -91,11 +91,11 @@ class Weights:
 def int4_errors(values):
     """As `errors`."""
     values = np.ascontiguousarray(values, np.float32)
-    codes, scales = int4_matrix("weights", Weights(values), FLOAT_TYPES["fp32"])
-    code = unpack(codes.rows(0, WIDTH).reshape(-1), 0).reshape(-1, 32, ROWS)
+    codes, scales = quantised("weights", Weights(values), INT4, FLOAT_TYPES["fp32"])
+    code = INT4.unpacked(codes.rows(0, WIDTH).reshape(-1)).reshape(-1, 32, ROWS)
     step = scales.rows(0, scales.shape[0])[:, None, :]
     found, wanted = code * step, values.T.reshape(code.shape)
-    steps = np.abs(step) * np.where(code == 7, 2, 1)  # what would be +8
+    steps = np.abs(step) * INT4.spacing(code)
     difference, norms = np.abs(found - wanted), np.linalg.norm(wanted, axis=1)
     each = np.linalg.norm(difference, axis=1)
     beyond = beyond_rounding(found.reshape(-1), wanted.reshape(-1), steps.astype(np.float32).reshape(-1))

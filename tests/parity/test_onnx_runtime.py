@@ -46,7 +46,8 @@ def convert(yarnconv, tmp_path):
 
 
 def dequantised(codes, scales, axis):
-    return codes.astype(np.float32) * np.repeat(scales, 32, axis=axis)
+    by_block = scales.ndim == 2
+    return codes.astype(np.float32) * (np.repeat(scales, 32, axis=axis) if by_block else scales)
 
 
 def read_tensors(directory):
@@ -56,8 +57,9 @@ def read_tensors(directory):
     for joint in [name for name in stored if " + " in name]:
         names, values = joint.split(" + "), stored.pop(joint)
         # key and value are alike, the query's share is the rest
-        small = (values.shape[1] - query_width(directory)) // 2
-        parts = np.split(values, [values.shape[1] - 2 * small, values.shape[1] - small], axis=1)
+        width = values.shape[-1]
+        small = (width - query_width(directory)) // 2
+        parts = np.split(values, [width - 2 * small, width - small], axis=-1)
         stored |= dict(zip(names, parts, strict=True))
     return stored
 
@@ -290,6 +292,17 @@ def test_group_query_attention_with_a_window(convert, tmp_path):
         tokens(), capacity=1024
     )
     assert relative_error(found, reference_logits(directory, tokens(), YARN)) <= TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("more", ["", "--no-int4-head", "--kv concat"])
+def test_fp8(more, family, checkpoints, convert):
+    """ONNX Runtime's own reading of the codes, against the dequantised weights."""
+    out = convert(checkpoints(family), "--factor", "4", "--dtype", "fp8", *more.split())
+    weights = stored_weights(out, checkpoints(family))
+    wanted = reference_logits(checkpoints(family), tokens(), YARN, weights=weights)
+    found = OnnxModel(out).run(tokens(), capacity=1024)
+    assert relative_error(found, wanted) <= TOLERANCE["int4"]
 
 
 @pytest.mark.parametrize("tied", [False, True])

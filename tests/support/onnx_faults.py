@@ -21,9 +21,10 @@ TEMPERATURE = 1.0 + 0.1 * math.log(FACTOR)
 STORED = {
     TensorProto.FLOAT: "<f4",
     TensorProto.FLOAT16: "<f2",
+    TensorProto.BFLOAT16: "<u2",
     TensorProto.INT4: "u1",
-    TensorProto.FLOAT8E4M3FN: "u1",
     TensorProto.UINT8: "u1",
+    TensorProto.FLOAT8E4M3FN: "u1",
 }
 
 

@@ -1,12 +1,12 @@
 """The weights verdict: whether an artefact's tensors are the checkpoint's, as well as their type can say.
 
-Float types are held value by value to their own rounding. Block types are held block by block and tensor by
-tensor to bounds that stand above what ggml's quantisers were seen to do to eleven distributions of weights,
-with and without an importance matrix, and below what a block of other weights shows (1.0 and more); and
-value by value to their own block's step, from which rounding stays half a step away but for a few. So
-weights that were fine-tuned or scaled by a few per cent are noticed too. `python -m tests.bench.quantisation`
-prints the measurement. Weights that a type cannot hold fail: all but zero in nineteen of twenty places (Q2_K,
-IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
+Float types are held value by value to their own rounding, and so are codes with a scale that are floats
+themselves. Block types are held block by block and tensor by tensor to bounds that stand above what ggml's
+quantisers were seen to do to eleven distributions of weights, with and without an importance matrix, and
+below what a block of other weights shows (1.0 and more); and value by value to their own block's step, from
+which rounding stays half a step away but for a few. So weights that were fine-tuned or scaled by a few per
+cent are noticed too. `python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot
+hold fail: all but zero in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,16 +55,18 @@ BLOCK_TYPES = {
     "Q4_K": Explained(block=0.40, tensor=0.15, beyond=0.06, floor=1e-4),
     "Q3_K": Explained(block=0.60, tensor=0.27, beyond=0.08, floor=1e-4),
     "Q2_K": Explained(block=0.90, tensor=0.50, beyond=0.12, floor=1e-4),
-    # symmetric blocks of 32 with a float32 scale, as `yarnconv onnx` writes them: rounded and nothing else,
-    # so that not one value is further off (by a step at the end of the range, which has no +8)
-    "INT4": Explained(block=0.30, tensor=0.16, beyond=0.0, floor=0.0),
-    # E4M3 with a scale for each output: small values beside large ones may all become zero
-    "FP8": Explained(block=1.001, tensor=0.05, beyond=0.0, floor=0.0),
+    # symmetric blocks of 32, as `yarnconv onnx` writes them: rounded and nothing else, so that not one value
+    # is further off (by a step at the end of the range, which has no +8). floor: float16's least scale
+    "INT4": Explained(block=0.30, tensor=0.16, beyond=0.0, floor=2.0**-24),
     "IQ4_NL": Explained(block=0.50, tensor=0.18, beyond=None, floor=1e-4),
     "IQ4_XS": Explained(block=0.35, tensor=0.18, beyond=None, floor=1e-4),
     "IQ3_S": Explained(block=0.90, tensor=0.50, beyond=None, floor=1e-4),
     "MXFP4": Explained(block=0.45, tensor=0.27, beyond=None),
 }
+# Codes that are floats: (how far off a value may be, in spacings of the codes about its own; ||stored -
+# source|| / ||source|| of all; floor as above). Rounding to E4M3 moves a value by half a spacing, a 17th of
+# it at most where it is no subnormal one. floor: of the least codes with float16's least scale.
+CODE_TYPES = {"FP8": (0.501, 0.06, 2.0**-33)}
 # Rounding puts a value at most half a step off, and so much further as the block's float16 scale was rounded
 # (SCALE_ROUNDING a step, where it is subnormal) and as the source came through bfloat16 on its way. What
 # remains are values at the end of their block's range.
@@ -124,12 +126,22 @@ class WeightJudge:
         self.judged = 0
         self.problem: str | None = None
 
-    def _unexplained(self, found: Float32Array, source: Float32Array) -> NDArray[np.intp]:
+    @property
+    def _has_blocks(self) -> bool:
+        return self._type in BLOCK_TYPES
+
+    def _unexplained(
+        self, found: Float32Array, source: Float32Array, steps: Float32Array | None
+    ) -> NDArray[np.intp]:
         """Indices of values (of blocks, for a block type) that the type does not explain."""
         error = np.abs(found.astype(np.float64) - source)
         if self._type in FLOAT_TYPES:
             relative, absolute = FLOAT_TYPES[self._type]
             bad = ~(error <= relative * np.abs(source) + absolute)
+        elif self._type in CODE_TYPES:
+            share, _, _ = CODE_TYPES[self._type]
+            assert steps is not None
+            bad = ~(error <= share * steps.astype(np.float64))
         else:
             explained = BLOCK_TYPES[self._type]
             errors = np.linalg.norm(error.reshape(-1, self._block), axis=1)
@@ -148,7 +160,7 @@ class WeightJudge:
         the values are that each one's block can hold, where its type has such.
         """
         with np.errstate(all="ignore"):
-            bad = self._unexplained(found, source)
+            bad = self._unexplained(found, source, steps)
             error = found.astype(np.float64) - source
             self._squared_error += float(error @ error)
             self._squared_source += float(np.square(source, dtype=np.float64).sum())
@@ -157,7 +169,7 @@ class WeightJudge:
                 self._beyond += int(beyond_rounding(found, source, steps).sum())
         self.judged += len(found)
         if len(bad) and self.problem is None:
-            size = 1 if self._type in FLOAT_TYPES else self._block
+            size = self._block if self._has_blocks else 1
             first = slice(int(bad[0]) * size, (int(bad[0]) + 1) * size)
             with np.errstate(all="ignore"):
                 relative = np.linalg.norm(error[first]) / np.linalg.norm(source[first])
@@ -179,18 +191,24 @@ class WeightJudge:
         """Hold the whole tensor against its type."""
         if self.problem is not None or self._type in FLOAT_TYPES:
             return
-        explained = BLOCK_TYPES[self._type]
         rms = (self._squared_source / max(self.judged, 1)) ** 0.5
+        if self._has_blocks:
+            self._conclude_steps(BLOCK_TYPES[self._type], rms)
+            bound, floor = BLOCK_TYPES[self._type].tensor, BLOCK_TYPES[self._type].floor
+        else:
+            _, bound, floor = CODE_TYPES[self._type]
+        if not self.relative * rms <= bound * rms + floor:
+            self.problem = (
+                f"all in all not the checkpoint's: relative error {self.relative:.2g}, "
+                f"{self._type} explains {bound:g}"
+            )
+
+    def _conclude_steps(self, explained: Explained, rms: float) -> None:
         beyond = self._beyond / max(self._stepped, 1)
         if explained.beyond is not None and rms > explained.floor and not beyond <= explained.beyond:
             self.problem = (
                 f"all in all not the checkpoint's: {100 * beyond:.2g} % of its values are further off than "
                 f"rounding to {self._type} explains"
-            )
-        if not self.relative * rms <= explained.tensor * rms + explained.floor:
-            self.problem = (
-                f"all in all not the checkpoint's: relative error {self.relative:.2g}, "
-                f"{self._type} explains {explained.tensor:g}"
             )
 
 

@@ -27,8 +27,8 @@ def test_files(checkpoints, yarnconv, tmp_path):
     report = json.loads(stdout)
     assert report["plan"]["target_context"] == 1024
     assert {path.name for path in out.iterdir()} == {
-        *("model.onnx", "model.onnx.data", "genai_config.json", "README.md"),
-        *("generate.py", "generation.py", "tokenizer.json", "tokenizer_config.json"),
+        *("model.onnx", "model.onnx.data", "genai_config.json", "README.md", "generate.py", "generation.py"),
+        *("tokenizer.json", "tokenizer_config.json"),
     }
     assert {file["path"] for file in report["files"]} == {str(path) for path in out.iterdir()}
     onnx.checker.check_model(out / "model.onnx", full_check=True)
@@ -118,7 +118,10 @@ def test_int4_where_dimensions_do_not_divide(yarnconv, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--dtype", "fp4"], 2, "--dtype"),
+        (["--dtype", "fp9"], 2, "--dtype"),
+        (["--no-int4-head"], 2, "--no-int4-head"),
+        (["--no-int4-head", "--dtype", "fp16"], 2, "--no-int4-head"),
+        (["--int4-embeddings", "--dtype", "fp8"], 2, "--int4-embeddings"),
         (["--kv", "ring"], 2, "--kv"),
         (["--int4-embeddings"], 2, "--int4-embeddings"),
         (["--dialect", "cuda"], 2, "--dialect"),

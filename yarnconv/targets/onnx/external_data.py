@@ -52,31 +52,24 @@ JOINT = " + "  # between the names of tensors that stand side by side in one
 
 
 def side_by_side(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
-    """Matrices of as many rows each as one, whose rows are theirs one behind the other. A name that says of
-    which it is made is how a reader finds them again.
+    """Matrices of as many rows each as one, whose rows are theirs one behind the other; or vectors as one. A
+    name that says of which it is made is how a reader finds them again.
     """
     first, *_ = tensors
+    end = sum(tensor.shape[-1] for tensor in tensors)
+    if len(first.shape) == 1:
+        rows = lambda begin, end: np.concatenate([t.rows(0, *t.shape) for t in tensors])[begin:end]  # noqa: E731
+        step = end
+    else:
+        rows = lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1)  # noqa: E731
+        step = min(tensor.step for tensor in tensors)
     return ExternalTensor(
         name=JOINT.join(tensor.name for tensor in tensors),
         element=first.element,
         bits=first.bits,
-        shape=(first.shape[0], sum(tensor.shape[1] for tensor in tensors)),
-        rows=lambda begin, end: np.concatenate([t.rows(begin, end) for t in tensors], axis=1),
-        step=min(tensor.step for tensor in tensors),
-    )
-
-
-def end_to_end(tensors: Sequence[ExternalTensor]) -> ExternalTensor:
-    """Lists as one, whose elements are theirs one behind the other; named as `side_by_side` does."""
-    first, *_ = tensors
-    whole = sum(tensor.shape[0] for tensor in tensors)
-    return ExternalTensor(
-        name=JOINT.join(tensor.name for tensor in tensors),
-        element=first.element,
-        bits=first.bits,
-        shape=(whole,),
-        rows=lambda begin, end: np.concatenate([t.rows(0, t.shape[0]) for t in tensors])[begin:end],
-        step=whole,
+        shape=(*first.shape[:-1], end),
+        rows=rows,
+        step=step,
     )
 
 

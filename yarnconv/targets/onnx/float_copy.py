@@ -27,7 +27,7 @@ from yarnconv.targets.onnx.external_data import (
 )
 from yarnconv.targets.onnx.files import DATA_FILE, MODEL_FILE
 from yarnconv.targets.onnx.layers import nodes_between, residuals
-from yarnconv.targets.onnx.placement import INT4, Stored, StoredWeight
+from yarnconv.targets.onnx.placement import Stored, StoredWeight
 from yarnconv.targets.onnx.reader import ELEMENT_BITS, FLOAT_DTYPES, OnnxModel, StoredTensor
 from yarnconv.targets.output_file import write_pieces
 
@@ -165,13 +165,13 @@ class FloatCopy:
         return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
     def _without_dequantisation(self, nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.NodeProto]":
-        """The weights of fewer bits are float32 in the copy, under the same names. Raises NotJudged where one
-        is dequantised otherwise than its kind is, with its own scales.
+        """Quantised weights are float32 in the copy, under the same names. Raises NotJudged where one is
+        dequantised otherwise than as its scheme has it, with its own scales.
         """
         dequantised: dict[str, str] = {}
         for node in nodes:
             weight = self._by_tensor.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-            if weight is not None and weight.stored.quantisation is not None:
+            if weight is not None and weight.stored.scheme is not None:
                 self._check_dequantisation(node, weight.stored)
                 dequantised[node.output[0]] = node.input[0]
                 continue
@@ -184,9 +184,11 @@ class FloatCopy:
 
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         scales = stored.scales.name if stored.scales is not None else ""
-        as_written = stored.quantisation.attributes if stored.quantisation is not None else None
-        if list(node.input) != [stored.tensor.name, scales] or attributes != as_written:
-            raise NotJudged(f"{stored.tensor.name} is not dequantised by its own scales, as {stored.kind} is")
+        as_written = (
+            stored.transposed and stored.scheme is not None and attributes == stored.scheme.attributes
+        )
+        if list(node.input) != [stored.tensor.name, scales] or not as_written:
+            raise NotJudged(f"{stored.tensor.name} is not dequantised by its own scales, in our form")
 
     @property
     def untaken(self) -> list[str]:
@@ -205,7 +207,7 @@ class FloatCopy:
 
     def _take(self, tensor: StoredTensor) -> None:
         weight = self._by_tensor.get(tensor.name) or self._by_scales.get(tensor.name)
-        if weight is not None and weight.stored.quantisation is not None and weight.stored.transposed:
+        if weight is not None and weight.stored.scheme is not None and weight.stored.transposed:
             stored = weight.stored
             self._add(tensor.name, "FLOAT", stored.shape, stored.float32, weight, stored.unit)
         elif tensor.element in FLOAT_DTYPES:
@@ -296,7 +298,7 @@ class FloatCopy:
                 found[name] = np.array(weight.float32(0, weight.shape[0]))
             elif stored.tensor.name not in offsets:
                 continue  # of a layer beyond the copy's
-            elif stored.kind == INT4 and not stored.transposed:
+            elif stored.scheme is not None and not stored.transposed:
                 rows = [weight.float32(int(row), int(row) + 1) for row in self._vocabulary]
                 found[name] = np.concatenate(rows)
             else:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.onnx.external_data import LinkedTensor, end_to_end, side_by_side
+from yarnconv.targets.onnx.external_data import LinkedTensor, side_by_side
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
-from yarnconv.targets.onnx.quantisation import INT4_BLOCK, PACKED_OFFSET, int4_rows
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK, PACKED_OFFSET, quantised, quantised_rows
 from yarnconv.targets.onnx.weights import FLOAT_TYPES, as_it_lies, transposed
 
 Role = tuple[str, int | None]
@@ -58,14 +58,12 @@ class Parameters:
 
     def _matrix(self, role: str, named: Sequence[tuple[str, TensorRef]]) -> str:
         """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""
-        graph = self._graph
-        quantisation = self._options.quantisation
-        if quantisation and all(self._options.quantises(role, source.shape) for _, source in named):
-            pairs = [quantisation.make(name, source, self._element) for name, source in named]
-            codes, scales = zip(*pairs, strict=True)
-            join = side_by_side if len(scales[0].shape) == 2 else end_to_end
-            tensors = graph.tensor(side_by_side(codes)), graph.tensor(join(scales))
-            return graph.node("DequantizeLinear", *tensors, **quantisation.attributes)
+        graph, scheme = self._graph, self._options.scheme
+        fits = all(self._options.quantises(role, source.shape) for _, source in named)
+        if scheme is not None and fits:
+            pairs = [quantised(name, source, scheme, self._element) for name, source in named]
+            codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
+            return graph.node("DequantizeLinear", codes, scales, **scheme.attributes)
         if self._options.link_weights:
             linked = [self._linked(name, source) for name, source in named]
             whole = graph.node("Concat", *linked, axis=0) if len(linked) > 1 else linked[0]
@@ -99,7 +97,7 @@ class Parameters:
             return graph.node("Gather", self.value("token_embedding"), tokens, axis=0)
         # Gather takes no 4-bit type, so its rows are taken as bytes; and a whole table is not dequantised
         # for the sake of a few rows
-        codes, scales = (graph.tensor(tensor) for tensor in int4_rows(name, source, self._element))
+        codes, scales = (graph.tensor(tensor) for tensor in quantised_rows(name, source, self._element))
         packed = graph.node("Unsqueeze", graph.node("Gather", codes, tokens, axis=0), graph.constant([-1]))
         low = graph.node("BitwiseAnd", packed, graph.constant(15, "uint8"))
         high = graph.node("BitShift", packed, graph.constant(4, "uint8"), direction="RIGHT")
@@ -115,7 +113,8 @@ class Parameters:
         if not self._tied:
             return self.linear(x, "output_head", None)
         _, source = self._sources["token_embedding", None]
-        if not self._options.quantises("output_head", source.shape) and not self._quantises_embeddings():
+        in_codes = self._options.quantises("output_head", source.shape)
+        if not in_codes and not self._quantises_embeddings():
             matrix = self._graph.node("Transpose", self.value("token_embedding"), perm=[1, 0])
         else:
             matrix = self._matrix("output_head", [(self._names["output_head"], source)])

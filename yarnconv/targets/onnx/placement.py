@@ -15,94 +15,97 @@ from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import JOINT
 from yarnconv.targets.onnx.quantisation import (
-    FP8_ELEMENT,
+    BY_ELEMENT,
+    INT4,
     INT4_BLOCK,
     PACKED_OFFSET,
-    QUANTISATIONS,
-    Quantisation,
-    from_fp8,
+    Scheme,
     packed_name,
     scales_name,
     unpack,
 )
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel, StoredTensor
 
-INT4, FP8 = "INT4", "FP8"
-_KINDS = {**FLOAT_DTYPES, FP8_ELEMENT: FP8}  # by ONNX's names
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """A tensor of weights in an artefact.
 
-    kind: F32, F16, BF16, INT4 (symmetric blocks of 32 along the input dimension) or FP8 (E4M3), both with
-    their scales.
-    transposed: stored [in, out].
+    transposed: stored [in, out]. scheme: how it is quantised, None where it is not; then with its scales.
     """
 
     tensor: StoredTensor
-    kind: str
     transposed: bool
+    scheme: Scheme | None = None
     scales: StoredTensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """F32, F16, BF16, or the name of the scheme; of another type, ONNX's name."""
+        if self.scheme is not None:
+            return self.scheme.name
+        return FLOAT_DTYPES.get(self.tensor.element, self.tensor.element)
+
+    @property
+    def _is_looked_up(self) -> bool:
+        """Whether its codes are bytes, two in each."""
+        return self.scheme is not None and not self.transposed
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In values."""
-        if self.kind != INT4 or self.transposed or len(self.tensor.shape) != 2:
+        if not self._is_looked_up or len(self.tensor.shape) != 2:
             return self.tensor.shape
         rows, packed = self.tensor.shape
         return rows, 2 * packed
 
     @property
-    def quantisation(self) -> Quantisation | None:
-        """How it is stored, where not as floats."""
-        return QUANTISATIONS.get(self.kind.lower())
-
-    @property
     def is_read(self) -> bool:
-        """Whether its values can be read: a float, or codes with the scales of their kind."""
-        if self.quantisation is None:
+        """Whether its values can be read: a float, or codes with a scale for each value."""
+        if self.scheme is None:
             return self.kind in FLOAT_DTYPES.values()
         if self.scales is None or self.scales.element not in FLOAT_DTYPES or len(self.shape) != 2:
             return False
         rows, width = self.shape
-        if self.kind == FP8:
-            return self.transposed and self.scales.shape == (width,)
-        blocks = (rows // INT4_BLOCK, width) if self.transposed else (rows, width // INT4_BLOCK)
-        divides = (rows if self.transposed else width) % INT4_BLOCK == 0 and width % 2 == 0
-        return divides and self.scales.shape == blocks
+        if self.transposed:
+            fits = self.scheme.fits((width, rows))
+            return fits and self.scales.shape == self.scheme.scale_shape(rows, width)
+        divides = self.tensor.element == "UINT8" and width % INT4_BLOCK == 0
+        return divides and self.scales.shape == (rows, width // INT4_BLOCK)
 
     @property
     def unit(self) -> int:
         """Rows that can only be read together: a block of 4-bit values runs along the inputs."""
-        return INT4_BLOCK if self.kind == INT4 and self.transposed else 1
+        return 1 if self.scheme is None or not self.transposed else self.scheme.block or 1
 
     def float32(self, first: int, last: int) -> Float32Array:
         """Rows first..last-1 as they are stored, dequantised; both multiples of `unit`."""
-        if self.scales is None:
+        if self.scheme is None:
             return self.tensor.float32(first, last)
-        codes, width = self._codes(first, last), self.shape[1]
-        scales = self.block_scales(first, last)
-        if self.kind == FP8:
-            return codes * scales
-        if self.transposed:
-            return (codes.reshape(-1, INT4_BLOCK, width) * scales[:, None, :]).reshape(-1, width)
-        return (codes.reshape(last - first, -1, INT4_BLOCK) * scales[:, :, None]).reshape(-1, width)
+        values: Float32Array = self.codes(first, last) * self.value_scales(first, last)
+        return values
 
-    def _codes(self, first: int, last: int) -> Float32Array:
+    def codes(self, first: int, last: int) -> Float32Array:
+        """The codes of quantised rows first..last-1, of their shape."""
+        assert self.scheme is not None
         width = self.shape[1]
-        if self.kind == FP8:
-            return from_fp8(self.tensor.array().reshape(-1, width)[first:last].view(np.uint8))
-        packed = self.tensor.array().reshape(-1)[first * width // 2 : last * width // 2].view(np.uint8)
-        signed = self.tensor.element == INT4
-        return unpack(packed, 0 if signed else PACKED_OFFSET).reshape(last - first, width)
+        row_bytes = width // 2 if self._is_looked_up else width * self.scheme.bits // 8
+        data = self.tensor.array().reshape(-1)[first * row_bytes : last * row_bytes].view(np.uint8)
+        codes = unpack(data, PACKED_OFFSET) if self._is_looked_up else self.scheme.unpacked(data)
+        return codes.reshape(last - first, width)
 
-    def block_scales(self, first: int, last: int) -> Float32Array:
-        """Scales of the blocks in rows first..last-1; of FP8 those of the columns, float32[1, columns]."""
+    def value_scales(self, first: int, last: int) -> Float32Array:
+        """The scale of each value of quantised rows first..last-1, broadcast along them where all rows have
+        the same.
+        """
+        assert self.scheme is not None
         assert self.scales is not None
-        if self.kind == FP8:
+        if not self.transposed:
+            return np.repeat(self.scales.float32(first, last), INT4_BLOCK, axis=1)
+        if self.scheme.block is None:
             return self.scales.float32(0, self.shape[1])[None, :]
-        return self.scales.float32(first // self.unit, last // self.unit)
+        block = self.scheme.block
+        return np.repeat(self.scales.float32(first // block, last // block), block, axis=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +143,14 @@ class StoredWeight:
         rows = self.stored.float32(first, last)
         return rows if self.columns is None else np.ascontiguousarray(rows[:, self.own])
 
-    def block_scales(self, first: int, last: int) -> Float32Array:
-        """Scales of its blocks in rows first..last-1."""
-        scales = self.stored.block_scales(first, last)
-        return scales if self.columns is None else scales[:, self.own]
+    def steps(self, first: int, last: int) -> Float32Array | None:
+        """How far apart the numbers are that each value can have been rounded to; None for floats."""
+        scheme = self.stored.scheme
+        if scheme is None:
+            return None
+        codes, scales = self.stored.codes(first, last), self.stored.value_scales(first, last)
+        steps: Float32Array = scheme.spacing(codes[:, self.own]) * np.abs(scales[:, self.own])
+        return steps
 
 
 def _is_transposed(model: OnnxModel, name: str) -> bool:
@@ -160,11 +167,12 @@ def _is_transposed(model: OnnxModel, name: str) -> bool:
 
 def _read(model: OnnxModel, tensor: StoredTensor) -> Stored:
     scaled = JOINT.join(scales_name(part) for part in tensor.name.split(JOINT))
+    scheme = BY_ELEMENT.get(tensor.element)
     return Stored(
         tensor=tensor,
-        kind=_KINDS.get(tensor.element, tensor.element),
         transposed=len(tensor.shape) == 2 and _is_transposed(model, tensor.name),
-        scales=model.tensors.get(scaled) if tensor.element in {INT4, FP8_ELEMENT} else None,
+        scheme=scheme,
+        scales=None if scheme is None else model.tensors.get(scaled),
     )
 
 
@@ -173,7 +181,7 @@ def _looked_up(model: OnnxModel, name: str) -> Stored | None:
     packed = model.tensors.get(packed_name(name))
     if packed is None or len(packed.shape) != 2 or packed.element != "UINT8":
         return None
-    return Stored(tensor=packed, kind=INT4, transposed=False, scales=model.tensors.get(scales_name(name)))
+    return Stored(tensor=packed, transposed=False, scheme=INT4, scales=model.tensors.get(scales_name(name)))
 
 
 def _claims(bindings: Mapping[str, TensorBinding], model: OnnxModel) -> Iterator[tuple[str, StoredWeight]]:

@@ -29,8 +29,9 @@ MAXIMUM_MODEL = 2**31 - 1  # of a protobuf message
 MAXIMUM_ELEMENTS = 2**48
 ELEMENT_BITS = {
     "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "DOUBLE": 64, "INT4": 4, "UINT4": 4,
+    "FLOAT8E4M3FN": 8,
     "INT8": 8, "UINT8": 8, "INT16": 16, "UINT16": 16, "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64,
-    "BOOL": 8, "FLOAT8E4M3FN": 8,
+    "BOOL": 8,
 }  # fmt: skip
 FLOAT_DTYPES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}  # as a checkpoint calls them
 

@@ -22,8 +22,9 @@ from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
-from yarnconv.targets.onnx.quantisation import INT4_BLOCK, QUANTISATIONS
+from yarnconv.targets.onnx.quantisation import INT4_BLOCK, SCHEMES
 from yarnconv.targets.onnx.rope import lay_out_tables
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.templates import copy_runner
 
@@ -97,7 +98,7 @@ def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
 
 
 def _asked_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:
-    """The matrices that were asked for in fewer bits."""
+    """The matrices that were asked for in codes."""
     return [b for b in plan.bindings if len(b.source.shape) == 2 and options.asks_for(b.expected.role)]
 
 
@@ -109,8 +110,8 @@ def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
         if not options.quantises(b.expected.role, b.source.shape)
     ]
     if whole:
-        kept = options.compute
-        notes.append(f"{len(whole)} matrices stay {kept}: they do not divide into blocks ({whole[0]}, ...).")
+        kept = f"{len(whole)} matrices stay {options.compute}"
+        notes.append(f"{kept}: they do not divide into blocks ({whole[0]}, ...).")
     if options.link_weights:
         notes.append("The checkpoint's files are hard-linked: who changes them in place changes this model.")
         if any(b.source.dtype != options.element.dtype for b in plan.bindings):
@@ -150,11 +151,12 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
             where="--max-context",
             fix="Lower it, or extend further with --factor.",
         )
+    one_of(options.compute, tuple(FLOAT_TYPES), "compute")
+    if not options.int4_head and options.dtype not in SCHEMES:
+        fix = f"Leave it out, or add --dtype {' or '.join(SCHEMES)}."
+        raise BadInput(f"the graph is {options.dtype}", where="--no-int4-head", fix=fix)
     if options.int4_embeddings and options.dtype != "int4":
         raise BadInput(f"the graph is {options.dtype}", where="--int4-embeddings", fix="Add --dtype int4.")
-    if not options.int4_head and options.dtype not in QUANTISATIONS:
-        fix = f"Leave it out, or add --dtype {' or '.join(QUANTISATIONS)}."
-        raise BadInput(f"the graph is {options.dtype}", where="--no-int4-head", fix=fix)
     if (options.dialect, options.kv) not in OPERATORS:
         raise BadInput(
             f"{options.dialect} keeps its cache in place",

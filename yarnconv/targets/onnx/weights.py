@@ -1,4 +1,4 @@
-"""The checkpoint's float tensors as the graph wants them: matrices [in, out] for MatMul, in its dtype."""
+"""The checkpoint's tensors as the graph wants them: matrices [in, out] for MatMul, in the graph's dtype."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -18,7 +18,7 @@ from yarnconv.checkpoint.floats import convert_floats
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.targets.onnx.external_data import ExternalTensor
-from yarnconv.targets.onnx.quantisation import INT4_BLOCK, QUANTISATIONS, fits_int4, int4_rows
+from yarnconv.targets.onnx.quantisation import INT4, INT4_BLOCK, SCHEMES, quantised, quantised_rows
 from yarnconv.targets.onnx.weights import ElementType
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
@@ -90,8 +90,8 @@ def _as_it_is(name: str, source: TensorRef, element: ElementType, dtype: str) ->
     values: NDArray[np.generic] = source.load()
     matrix = values if values.ndim == 2 else values.reshape(1, -1)
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if dtype == "int4" and values.ndim == 2 and fits_int4(source.shape):
-        codes, scales = int4_rows(name, source, element)
+    if SCHEMES.get(dtype) is INT4 and values.ndim == 2 and INT4.fits(source.shape):
+        codes, scales = quantised_rows(name, source, element)
         yield _Part(name, CODES, len(values), lambda row: codes.rows(row, row + 1) ^ SIGNED)
         yield _Part(name, SCALES, len(values), lambda row: scales.rows(row, row + 1))
 
@@ -100,11 +100,11 @@ def _turned(name: str, source: TensorRef, element: ElementType, dtype: str) -> I
     """The forms of a matrix that is turned round, by its first rows."""
     if len(source.shape) != 2:
         return
-    first, quantisation = _FirstRows(source), QUANTISATIONS.get(dtype)
+    first, scheme = _FirstRows(source), SCHEMES.get(dtype)
     matrix = first.load().T
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if quantisation is not None and quantisation.fits(first.shape):
-        codes, scales = quantisation.make(name, first, element)
+    if scheme is not None and scheme.fits(first.shape):
+        codes, scales = quantised(name, first, scheme, element)
         yield _Part(name, CODES, len(matrix), partial(_code_row, codes))
         if len(scales.shape) == 2:
             yield _Part(name, SCALES, scales.shape[0], lambda row: scales.rows(row, row + 1))

@@ -25,7 +25,7 @@ from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
 from yarnconv.targets.onnx.files import RECORD
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
-from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
 from yarnconv.targets.onnx.target import graph_facts, kept_places
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record, recorded_request
@@ -116,13 +116,12 @@ def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> S
     """The source that a plan makes. Its weights stay in the checkpoint's files, also for the parser."""
     graph = build_decoder(plan, options)
     made = data_bytes(graph.tensors)
-    converted = sorted({b.source.dtype for b in plan.bindings} - {options.element.dtype})
+    converted = sorted({FLOAT_DTYPES[tensor.element] for tensor in graph.linked} - {options.element.dtype})
     notes = []
     if converted:
-        notes.append(
-            f"TensorRT converts the checkpoint's {' and '.join(converted)} to {options.element.dtype}: the "
-            "checkpoint's own --dtype builds in half the time."
-        )
+        note = f"TensorRT converts the checkpoint's {' and '.join(converted)} to {options.element.dtype}"
+        faster = ": the checkpoint's own --dtype builds in half the time."
+        notes.append(note + (faster if options.scheme is None else ", where it is not quantised."))
     return Source(
         name=name,
         rope=plan.rope,

@@ -19,7 +19,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
 from yarnconv.targets.onnx.options import GraphOptions
-from yarnconv.targets.onnx.quantisation import QUANTISATIONS
+from yarnconv.targets.onnx.quantisation import SCHEMES
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.templates import copy_runner
@@ -43,7 +43,7 @@ from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
 from yarnconv.targets.tensorrt.triton import write_repository
 from yarnconv.worker import RuntimeRefused
 
-DTYPES = ("auto", "fp16", "bf16", "fp32", *QUANTISATIONS)
+DTYPES = ("auto", "fp16", "bf16", "fp32", *SCHEMES)
 NARROW = {"F16": "fp16", "BF16": "bf16"}
 HIGHEST_OPTIMIZATION = 5
 ENGINE_SHARE = 1.05  # of its weights, at most

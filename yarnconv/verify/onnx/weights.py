@@ -6,7 +6,7 @@ import numpy as np
 
 from yarnconv.checkpoint.floats import to_float32
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.onnx.placement import FP8, INT4, StoredWeight
+from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.verdict import Verdict
@@ -18,9 +18,6 @@ from yarnconv.verify.weights import (
     sampled_rows,
 )
 
-HIGHEST_CODE = np.float32(7)
-FP8_MANTISSA_BITS, FP8_LEAST_EXPONENT = 3, -6  # of E4M3's normal numbers
-
 
 def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
     """The checkpoint's values for stored rows first..last-1, in the stored layout."""
@@ -29,29 +26,11 @@ def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
     return np.asarray(to_float32(rows, weight.binding.source.dtype))
 
 
-def _blocks(weight: StoredWeight, values: Float32Array) -> Float32Array:
-    """Flat values with those of one 4-bit block side by side."""
-    if weight.stored.kind == INT4 and weight.stored.transposed:
-        values = np.ascontiguousarray(values.reshape(-1, INT4_BLOCK, values.shape[1]).swapaxes(1, 2))
+def _flat(weight: StoredWeight, values: Float32Array) -> Float32Array:
+    """Flat values of whole rows, those of a block of rows side by side."""
+    if weight.stored.unit > 1:
+        values = np.ascontiguousarray(values.reshape(-1, weight.stored.unit, values.shape[1]).swapaxes(1, 2))
     return values.reshape(-1)
-
-
-def _steps(weight: StoredWeight, found: Float32Array, first: int, last: int) -> Float32Array | None:
-    """How far apart the values are that each one's block can hold. In 4 bits twice that at the end of its
-    range, where what would be +8 is +7; in E4M3 as far as its exponent says. found: the stored values, block
-    by block.
-    """
-    if weight.stored.kind == FP8:
-        columns = np.abs(weight.block_scales(first, last))
-        scales = np.broadcast_to(columns, (last - first, weight.shape[1])).reshape(-1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            exponents = np.maximum(np.floor(np.log2(np.abs(found) / scales)), FP8_LEAST_EXPONENT)
-        steps: Float32Array = (scales * np.exp2(exponents - FP8_MANTISSA_BITS)).astype(np.float32)
-        return steps
-    if weight.stored.kind != INT4:
-        return None
-    own = np.repeat(weight.block_scales(first, last).reshape(-1), INT4_BLOCK)
-    return np.abs(own) * np.where(found == HIGHEST_CODE * own, np.float32(2), np.float32(1))
 
 
 def _compare_tensor(
@@ -72,9 +51,10 @@ def _compare_tensor(
     for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
-            values = _blocks(weight, weight.float32(first, last))
-            wanted = _blocks(weight, _source(weight, first, last))
-            judge.add(values, wanted, run * unit, _steps(weight, values, first, last))
+            values = _flat(weight, weight.float32(first, last))
+            wanted = _flat(weight, _source(weight, first, last))
+            steps = weight.steps(first, last)
+            judge.add(values, wanted, run * unit, None if steps is None else _flat(weight, steps))
     judge.conclude()
     return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
 
