@@ -104,8 +104,8 @@ class Builder:
     # parsing
 
     def _parse(self, path: Path, initialisers: list[dict[str, Any]]) -> None:
-        if not hasattr(self._parser, "load_model_proto"):
-            raise Refused("its parser does not take weights from memory. Install TensorRT 10.13 or later")
+        if not hasattr(self._trt, "IRotaryEmbeddingLayer"):  # nor a parser that takes weights from memory
+            raise Refused("its layers cannot be read back. Install TensorRT 10.15 or later")
         if not self._parser.load_model_proto(path.read_bytes()):
             raise Refused(self._parser_errors())
         for one in initialisers:
