@@ -1,7 +1,8 @@
 """A runtime in a process of its own, which may die without taking us along.
 
 A worker is a Python file that imports its runtime and answers one JSON document a line: {"done": n} and
-{"event": what} while it works, {"refused": why} where the runtime would not, anything else as its answer.
+{"event": what} while it works, {"refused": why} where the runtime would not, {"not_here": why} where the
+machine cannot, anything else as its answer.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from yarnconv.errors import RuntimeCrashed, YarnconvError
+from yarnconv.errors import NotJudged, RuntimeCrashed, YarnconvError
 from yarnconv.progress import Advance
 
 LAST_WORDS = 1200  # characters of a dead process's stderr that are shown
@@ -105,7 +106,8 @@ class Worker:
     ) -> dict[str, Any]:
         """The answer to a request about the file at request["path"]. listen: hears what it tells on the way.
 
-        Raises RuntimeRefused where the runtime refuses it, RuntimeCrashed where it dies.
+        Raises RuntimeRefused where the runtime refuses it, NotJudged where this machine cannot do it,
+        RuntimeCrashed where the runtime dies.
         """
         process = self._running()
         assert process.stdin is not None
@@ -123,6 +125,8 @@ class Worker:
             if "event" in answer:
                 listen(answer["event"])
                 continue
+            if "not_here" in answer:
+                raise NotJudged(answer["not_here"], where=request["path"])
             if "refused" in answer:
                 raise RuntimeRefused(answer["refused"], where=request["path"])
             return answer

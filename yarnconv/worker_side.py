@@ -4,6 +4,7 @@ A worker's file runs by its path, and appends ours to the import path only then,
 what a runtime brings.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 Answer = Callable[[dict[str, Any]], None]
 # What answers a request, and says how far it is on the way.
 Handle = Callable[[dict[str, Any], Answer], dict[str, Any]]
@@ -21,11 +23,22 @@ class Refused(Exception):
     """The runtime says no."""
 
 
+class NotHere(Exception):
+    """Nothing is wrong with what was asked for, but this machine cannot do it."""
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, hours of work for nobody would go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def serve(handle: Handle) -> None:
     """Answer requests until stdin ends. Whatever else writes to stdout, such as a debugger that prints a
     dying process, writes to stderr.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    _end_with_parent()
     answers, lock = os.fdopen(os.dup(1), "w"), threading.Lock()
     os.dup2(2, 1)
 
@@ -39,3 +52,5 @@ def serve(handle: Handle) -> None:
             answer(handle(json.loads(line), answer))
         except Refused as error:
             answer({"refused": str(error)})
+        except NotHere as error:
+            answer({"not_here": str(error)})

@@ -83,6 +83,34 @@ def test_all_of_such_a_graph_holds(dtype, compute, check, checkpoints, tmp_path)
     assert (code, report["verdicts"]["weights"]) == (1, "fails")
 
 
+@pytest.mark.parametrize("compute", ["fp32", "fp16", "bf16"])
+def test_a_column_that_its_scale_rounds_to_zero_is_not_the_checkpoints(compute, check, checkpoints, tmp_path):
+    """All of it is within half a step, and of 384 columns one is 5 % of the whole."""
+    out = convert(checkpoints("llama"), tmp_path / "onnx", dtype="fp8", compute=compute)
+    editor = Editor(out, tmp_path / "faulty")
+    scales = editor.stored(f"{ALTERED}.scales")
+    scales[7] = {"fp32": 1e3, "fp16": 1e3, "bf16": 0x447A}[compute]  # the same number's bits
+    editor.stored(ALTERED)[:, 7] = 0
+    code, report, _ = check(editor.save(), checkpoints("llama"), *YARN, "--weights", "all")
+    assert code == 1
+    assert "column 7 needs" in report["reasons"]["weights"]
+
+
+def test_the_next_code_is_noticed_on_both_sides_of_a_power_of_two(check, checkpoints, tmp_path):
+    """Of values that are codes already, so that each is exact and a neighbour is a whole step off."""
+    directory = make_checkpoint(tmp_path / "model", "llama")
+    tensors = load_file(directory / "model.safetensors")
+    tensors[ALTERED] = np.full_like(tensors[ALTERED], 448 / 1024)
+    tensors[ALTERED][7, 1:3] = 256 / 1024, 240 / 1024
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    for column, change in ((1, -1), (1, 1), (2, -1), (2, 1)):
+        editor = Editor(convert(directory, tmp_path / "onnx", dtype="fp8", replace=True), tmp_path / "faulty")
+        codes = editor.stored(ALTERED)
+        codes[column, 7] = int(codes[column, 7]) + change
+        _, report, _ = check(editor.save(), directory, *YARN, "--weights", "all")
+        assert report["verdicts"]["weights"] == "fails", (column, change)
+
+
 @pytest.mark.parametrize("change", [0.99, 1.02])
 def test_a_fine_tune_is_not_its_base_model(change, check, checkpoints, tmp_path):
     tuned = make_checkpoint(tmp_path / "tuned", "llama")

@@ -16,7 +16,7 @@ from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.onnx.reader import open_onnx
-from yarnconv.targets.tensorrt.files import SIDECAR
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
@@ -93,6 +93,9 @@ def _judge_of(artefact: Path, *, max_context: int | None, provider: str) -> Judg
             raise BadInput("is for ONNX models", where="--provider", fix="An engine runs where it can.")
         read_sidecar(artefact)
         return partial(check_tensorrt, max_context=max_context, workers=processors())
+    if (artefact / ENGINE_FILE).exists():
+        fix = "An engine is judged with what was written beside it."
+        raise BadInput(f"there is an engine in it, and no {SIDECAR}", where=str(artefact), fix=fix)
     if artefact.is_dir() or artefact.suffix == ".onnx":
         require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
         with open_onnx(artefact):

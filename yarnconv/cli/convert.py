@@ -115,7 +115,7 @@ def _engine_source(
     """What an engine is made of, while its files are open."""
     if _is_onnx(model):
         with open_onnx(Path(model)) as artefact:
-            tensorrt.check_choices(options)
+            tensorrt.check_choices(options, request, revision)
             yield from_onnx(artefact, request, options.workers)
         return
     directory = locate(model, revision=revision, files=ALL_FILES)

@@ -48,18 +48,29 @@ def verbatim(name: str) -> bytes:
     return (files(PACKAGE) / ROOM / name).read_bytes()
 
 
-def copy_runner(runtime: str, directory: Path) -> list[Path]:
-    """Write generate.py of a runtime, and what it imports, into a model's directory. Returns their paths,
-    generate.py's first.
-    """
+def _runner_files(runtime: str) -> list[str]:
+    """generate.py of a runtime, first, and what it imports, as this package names them."""
     names = [
         f"{room}/{file.name}"
         for room in (runtime, SHARED)
         for file in (files(PACKAGE) / ROOM / room).iterdir()
         if file.name.endswith(".py")
     ]
-    names.sort(key=lambda name: (name != f"{runtime}/generate.py", name))
-    copied = [directory / name.rpartition("/")[2] for name in names]
-    for name, path in zip(names, copied, strict=True):
+    return sorted(names, key=lambda name: (name != f"{runtime}/generate.py", name))
+
+
+def runner_names(runtime: str) -> list[str]:
+    """What `copy_runner` writes."""
+    return [name.rpartition("/")[2] for name in _runner_files(runtime)]
+
+
+def copy_runner(runtime: str, directory: Path) -> list[Path]:
+    """Write generate.py of a runtime, and what it imports, into a model's directory. Returns their paths,
+    generate.py's first.
+    """
+    copied = []
+    for name in _runner_files(runtime):
+        path = directory / name.rpartition("/")[2]
         path.write_bytes(verbatim(name))
+        copied.append(path)
     return copied

@@ -8,7 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from yarnconv.targets.onnx.target import MODEL_FILE
+from tests.support.models import make_checkpoint
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import plan_conversion
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.target import MODEL_FILE, OnnxOptions, emit, prepare
 
 trt = pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 LOGGER = trt.Logger(trt.Logger.INTERNAL_ERROR)  # what it says is in the parser's errors too
@@ -132,6 +136,24 @@ def test_float32_arithmetic_is_built_with_decomposed_attention(dtype, convert):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
+    assert parsed.build()
+
+
+@pytest.mark.parametrize("dtype", ["int4", "fp8"])
+def test_outputs_of_zeros_have_scales_that_it_takes(dtype, tmp_path):
+    """Such as the rows that pad a vocabulary: of 8 bits every scale has to be positive."""
+    from safetensors.numpy import load_file, save_file
+
+    model = make_checkpoint(tmp_path / "model", "llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"][-5:] = 0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    options = OnnxOptions(dtype=dtype, compute="fp16", kv="concat")
+    with open_checkpoint(model) as checkpoint:
+        plan = plan_conversion(checkpoint, RopeRequest(factor=4.0))
+        emit(plan, prepare(plan, options), tmp_path / "onnx", options, lambda nbytes: None)
+    parsed = Parsed(tmp_path / "onnx" / MODEL_FILE)
+    assert parsed.errors == []
     assert parsed.build()
 
 

@@ -86,20 +86,24 @@ def test_an_engine_put_in_another_ones_place(engines, check, checkpoints, tmp_pa
     assert report["verdicts"]["weights"] == "fails"
 
 
-def test_what_was_not_recorded_is_not_judged(engines, check, checkpoints, tmp_path):
-    """Another model's weights where nobody recorded that the own ones stand in the engine: TensorRT might
-    hold them in another form."""
+def test_the_sidecar_is_not_believed(engines, check, checkpoints, tmp_path):
+    """Another model's weights, whatever is recorded of them, of the types and of the runtime."""
     source, _ = engines("llama", *YARN)
     other = make_checkpoint(tmp_path / "other", "llama", seed=7)
     directory = shutil.copytree(source, tmp_path / "engine")
     sidecar = json.loads((directory / "yarnconv.json").read_text())
-    for recorded in (None, {"found": "many"}, {"found": True}):
-        write(directory, {**sidecar, "weights": recorded})
+    changes = [
+        *({"weights": recorded} for recorded in (None, {"found": "many"}, {"found": True})),
+        {"graph": {**sidecar["graph"], "cache_type": "fp64"}},
+        {"runtime": {**sidecar["runtime"], "name": "tensorrt"}},
+    ]
+    for change in changes:
+        write(directory, {**sidecar, **change})
         code, report, _ = check(directory, other, *YARN)
-        assert code == 5
-        assert report["verdicts"]["weights"] == "not_judged"
+        assert code == 1
+        assert report["verdicts"]["weights"] == "fails"
     code, report, _ = check(source, checkpoints("llama"), *YARN, "--weights", "none")
-    assert report["verdicts"]["weights"] == "not_judged"
+    assert report["reasons"]["weights"] == "left out (--weights none)"
 
 
 def test_rows_of_any_width_are_found(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.models import relative_error
 from tests.targets.tensorrt.test_engine_script import DYNAMIC, EXACT, edited
-from yarnconv.errors import MissingComponent
+from yarnconv.errors import MissingComponent, NotJudged
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
@@ -51,7 +51,7 @@ def test_without_a_gpu_it_says_so(name, no_gpu, passkey_engines):
     with TensorRt("tensorrt-rtx") as runner:
         assert runner.version.startswith("tensorrt-rtx 1.")
         for _ in range(2):  # the worker lives on
-            with pytest.raises(RuntimeRefused, match="an engine runs on a GPU only"):
+            with pytest.raises(NotJudged, match="an engine runs on a GPU only"):
                 runner.logits(passkey_engines(*DYNAMIC) / name, passages([512]))
 
 

@@ -143,14 +143,27 @@ class StoredWeight:
         rows = self.stored.float32(first, last)
         return rows if self.columns is None else np.ascontiguousarray(rows[:, self.own])
 
-    def steps(self, first: int, last: int) -> Float32Array | None:
-        """How far apart the numbers are that each value can have been rounded to; None for floats."""
+    def steps(self, first: int, last: int, source: Float32Array) -> Float32Array | None:
+        """How far apart the numbers are that each value can have been rounded to; None for floats. source:
+        what they should be; codes are nearer to each other on the one side of a power of two.
+        """
         scheme = self.stored.scheme
         if scheme is None:
             return None
-        codes, scales = self.stored.codes(first, last), self.stored.value_scales(first, last)
-        steps: Float32Array = scheme.spacing(codes[:, self.own]) * np.abs(scales[:, self.own])
+        codes = self.stored.codes(first, last)[:, self.own]
+        scales = self.stored.value_scales(first, last)[:, self.own]
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            spacing = np.minimum(scheme.spacing(codes), scheme.spacing(source / scales))
+        steps: Float32Array = spacing * np.abs(scales)
         return steps
+
+    @property
+    def column_scales(self) -> Float32Array | None:
+        """float32[out]: the scale of each of its columns; None where it has none or one for each block."""
+        scheme = self.stored.scheme
+        if scheme is None or scheme.block is not None or not self.stored.transposed:
+            return None
+        return self.stored.value_scales(0, 0)[0, self.own]
 
 
 def _is_transposed(model: OnnxModel, name: str) -> bool:

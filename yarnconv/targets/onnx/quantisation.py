@@ -2,7 +2,7 @@
 
 Codes are rounded with the scale in the type that it is stored in, so that a value is off by what rounding to
 its code explains and by nothing else. A scale is rounded away from zero: no value then lies beyond the range
-of the codes, and no scale but that of zeros is zero.
+of the codes, and no scale but that of a block of zeros is zero.
 """
 
 from abc import ABC, abstractmethod
@@ -31,13 +31,14 @@ class Scheme(ABC):
     """A way to quantise the matrices of MatMul, [in, out].
 
     name: as reports call it. element, bits: ONNX's type of a code. block: inputs that share a scale, None
-    where all of a column do.
+    where all of a column do. largest: magnitude of the largest code.
     """
 
     name: str
     element: str
     bits: int
     block: int | None
+    largest: float
 
     @property
     @abstractmethod
@@ -66,8 +67,8 @@ class Scheme(ABC):
 
     @abstractmethod
     def spacing(self, codes: Float32Array) -> Float32Array:
-        """How far apart the codes are about each, before the scale; twice as far as the next one where what
-        lies beyond the last one is rounded to it.
+        """How far apart the codes are about each (or above what lies between two), before the scale; twice as
+        far as the next one where what lies beyond the last one is rounded to it.
         """
 
 
@@ -75,6 +76,7 @@ class _Int4(Scheme):
     """Symmetric blocks of 32 inputs: the value of largest magnitude is -8, the code without an opposite."""
 
     name, element, bits, block = "INT4", "INT4", 4, INT4_BLOCK
+    largest = -_INT4_LOWEST
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -101,7 +103,7 @@ class _Int4(Scheme):
         return unpack(data, 0)
 
     def spacing(self, codes: Float32Array) -> Float32Array:
-        spacing: Float32Array = np.where(codes == _INT4_HIGHEST, np.float32(2), np.float32(1))
+        spacing: Float32Array = np.where(codes >= _INT4_HIGHEST, np.float32(2), np.float32(1))
         return spacing
 
 
@@ -109,6 +111,7 @@ class _Fp8(Scheme):
     """E4M3 without infinities: the value of largest magnitude of a column is 448, the largest code."""
 
     name, element, bits, block = "FP8", "FLOAT8E4M3FN", 8, None
+    largest = _FP8_HIGHEST
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -216,7 +219,8 @@ def _column_scales(source: Source, element: ElementType) -> Rows:
     for first in range(0, outputs, step):
         rows = to_float32(np.ascontiguousarray(values[first : first + step]), source.dtype)
         largest[first : first + step] = np.abs(rows).max(axis=1, initial=0)
-    return _stored_scales(largest / _FP8_HIGHEST, element)
+    # TensorRT takes positive scales only, so a column of zeros has one too
+    return _stored_scales(np.where(largest == 0, 1.0, largest / _FP8_HIGHEST), element)
 
 
 # tensors

@@ -167,16 +167,23 @@ class _Files:
         self._path, self._lender = path, lender
         self.mapped: dict[str, MappedFile] = {}
 
-    def borrowed(self, location: str, name: str, element: str, shape: tuple[int, ...]) -> memoryview | None:
-        """The bytes of a tensor whose file is not in the directory, from who lends it."""
+    def borrowed(
+        self, location: str, offset: int, name: str, element: str, shape: tuple[int, ...]
+    ) -> memoryview | None:
+        """The bytes of a tensor whose file is not in the directory, from who lends it: of the very place that
+        the graph names.
+        """
         lent = self._lender.get(name)
         if lent is None or location in self.mapped or _is_beside(self._path, location):
             return None
-        if lent.shape != shape or FLOAT_DTYPES.get(element) != lent.dtype:
+        place, meant = (lent.file.path.name, lent.offset), (location, offset)
+        if lent.shape != shape or FLOAT_DTYPES.get(element) != lent.dtype or place != meant:
+            own = f"{element} {list(shape)} at {offset} of {location[:80]}"
+            other = f"{lent.dtype} {list(lent.shape)} at {lent.offset} of {lent.file.path.name}"
             raise BadInput(
-                f"{name[:200]} is {element} {list(shape)}, in the checkpoint {lent.dtype} {list(lent.shape)}",
+                f"{name[:200]} is {own}, in the checkpoint {other}",
                 where=self._path.name,
-                fix="Give the checkpoint that the model was made from.",
+                fix="Give the checkpoint that the model was made from, its files as they were.",
             )
         return lent.file.view(lent.offset, lent.nbytes)
 
@@ -247,7 +254,7 @@ def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTenso
         if _number(place.get("length", str(nbytes)), name, path) != nbytes:
             raise _bad(name, f"its length is not the {nbytes} bytes of its shape {list(shape)}", path)
         location = place.get("location", "")
-        data = files.borrowed(location, name, element, shape)
+        data = files.borrowed(location, offset, name, element, shape)
         if data is None:
             data = files.view(location, offset, nbytes, name)
     else:

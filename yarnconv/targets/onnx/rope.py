@@ -50,6 +50,11 @@ def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) ->
     return TableLayout(buckets=tuple(kept), positions=tuple(positions))
 
 
+def is_dynamic(group: RopeGroup, original_context: int, max_context: int) -> bool:
+    """Whether a request's context chooses among frequencies, in tables of so many positions."""
+    return len(lay_out_tables(group, original_context, max_context).buckets) > 1
+
+
 def _table_rows(layout: TableLayout, which: str, first: int, last: int) -> NDArray[np.float32]:
     """Rows first..last-1 of the table of cos or sin: float32[last - first, pairs]."""
     pairs = len(layout.buckets[0].inv_freq)

@@ -98,27 +98,27 @@ class NetworkTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkAttention:
-    """One attention. layer: whose keys it reads, None where those are no layer's. causal: whether it masks by
-    itself, upper left. mask: whether it takes one. scale: on the scores. element: TensorRT's type of its
-    queries. rotations: of its queries and keys.
+    """One attention. layer: whose keys it reads, None where those are no layer's. needed: whether any output
+    is made of it. causal: whether it masks by itself, upper left. mask: whether it takes one. scale: on the
+    scores. turns: how often its queries, keys and values are rotated. rotations: of its queries and keys.
     """
 
     layer: int | None
+    needed: bool
     causal: bool
     mask: bool
     scale: float
-    element: str
+    turns: tuple[int, ...]
     rotations: Rotations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What TensorRT made of a graph. unused: inputs that no output depends on. layers: of every kind."""
+    """What TensorRT made of a graph. unused: inputs that no output depends on."""
 
     inputs: tuple[NetworkTensor, ...]
     outputs: tuple[NetworkTensor, ...]
     unused: frozenset[str]
-    layers: int
     attentions: tuple[NetworkAttention, ...]
     tables: Mapping[str, NetworkTable]
 
@@ -161,8 +161,11 @@ def _rotation(found: Mapping[str, Any] | None) -> Rotation | None:
 
 
 def _attention(found: Mapping[str, Any]) -> NetworkAttention:
-    plain = {key: found[key] for key in ("layer", "causal", "mask", "scale", "element")}
-    return NetworkAttention(**plain, rotations=(_rotation(found["query"]), _rotation(found["key"])))
+    plain = {key: found[key] for key in ("layer", "needed", "causal", "mask", "scale")}
+    turns = tuple(found["turns"])
+    return NetworkAttention(
+        **plain, turns=turns, rotations=(_rotation(found["query"]), _rotation(found["key"]))
+    )
 
 
 def _table(found: Mapping[str, Any]) -> NetworkTable:
@@ -216,7 +219,8 @@ class Builder(Worker):
                     where="--compute-capability",
                     fix=f"Choose among {', '.join(able)}{', or another --dtype' if lacks else ''}.",
                 )
-        return tuple(dict.fromkeys(asked)) or tuple(one for one in able if float(one) >= DEFAULT_LEAST)
+        chosen = asked or [one for one in able if float(one) >= DEFAULT_LEAST]
+        return tuple(sorted(set(chosen), key=float))
 
     def parse(
         self, graph: Path, initialisers: Sequence[Initialiser], *, level: int, listen: Listen
@@ -241,7 +245,6 @@ class Builder(Worker):
             inputs=_tensors(found["inputs"]),
             outputs=_tensors(found["outputs"]),
             unused=frozenset(found["unused"]),
-            layers=found["layers"],
             attentions=tuple(map(_attention, found["attentions"])),
             tables={name: _table(table) for name, table in found["tables"].items()},
         )

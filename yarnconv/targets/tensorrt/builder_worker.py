@@ -23,6 +23,7 @@ ERROR, WARNING, INFO = 1, 2, 3
 # What TensorRT warns of for every graph with 64-bit inputs, which ours has on purpose.
 EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
 POLL_SECONDS = 0.1
+UNWRITTEN = "the engine cannot be written"
 
 
 class Memory(threading.Thread):
@@ -187,13 +188,23 @@ class Builder:
             raise Refused(self._said())
         return {"peak_anonymous": memory.peak_anonymous, "peak_resident": memory.peak_resident}
 
+    @staticmethod
+    def _put(file: Any, data: memoryview) -> None:
+        """Write all: one call takes at most 2 GiB."""
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError as error:  # such as a full disk
+            raise Refused(f"{UNWRITTEN}: {error.strerror}") from None
+
     def _write(self, config: Any, file: Any) -> bool:
         if not hasattr(self._builder, "build_serialized_network_to_stream"):
             made = self._builder.build_serialized_network(self._network, config)
             if made is not None:
-                file.write(memoryview(made))
+                self._put(file, memoryview(made))
             return made is not None
-        failed: list[OSError] = []
+        failed: list[Refused] = []
+        put = self._put
 
         class Writer(self._trt.IStreamWriter):  # type: ignore[name-defined,misc]
             def __init__(self) -> None:
@@ -201,10 +212,8 @@ class Builder:
 
             def write(self, data: bytes) -> int:
                 try:
-                    rest = memoryview(data)
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                except OSError as error:  # such as a full disk
+                    put(file, memoryview(data))
+                except Refused as error:
                     failed.append(error)
                     return 0
                 return len(data)
@@ -212,7 +221,7 @@ class Builder:
         writer = Writer()
         built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
         if failed:
-            raise Refused(f"the engine cannot be written: {failed[0].strerror}")
+            raise failed[0]
         return bool(built)
 
 

@@ -10,7 +10,6 @@ first again with " [profile N]".
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +90,3 @@ def count_profiles(file: MappedFile) -> int:
 def missing_names(file: MappedFile, names: Sequence[str]) -> list[str]:
     """Those of the inputs' and outputs' names that do not stand in the plan."""
     return [name for name in names if next(_occurrences(file, name.encode()), None) is None]
-
-
-def open_engine(path: Path) -> MappedFile:
-    """Map an engine. Raises OSError or ValueError where it cannot be, or is empty."""
-    return MappedFile(path)

@@ -24,6 +24,7 @@ from yarnconv.targets.onnx.weights import ElementType
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
 SAMPLED = 4  # rows of a form
+SHORTEST_ROW = 4  # values of two bytes that fill what is looked for
 LONGEST_ROW = 1024  # values of a row that are compared: a column of all rows would read the whole file
 WINDOW = 2**24  # bytes looked through at once
 FLOATS, CODES, SCALES = "floats", "codes", "scales"
@@ -190,11 +191,12 @@ def find_weights(
     element: ElementType,
     dtype: str,
 ) -> Mapping[str, bool]:
-    """Whether each tensor's sampled rows all stand in the engine, in one of the forms.
+    """Whether each tensor's sampled rows all stand in the engine, in one of the forms. Those whose rows are
+    too short to be looked for are left out.
 
     element: the type that the engine computes in. dtype: of its matrices. file: let go of afterwards.
     """
-    waiting = dict(tensors)
+    waiting = {name: ref for name, ref in tensors if ref.shape and ref.shape[-1] >= SHORTEST_ROW}
     found = dict.fromkeys(waiting, False)
     for forms in (_as_it_is, _turned):
         parts = (part for name, ref in waiting.items() for part in forms(name, ref, element, dtype))

@@ -18,6 +18,7 @@ from yarnconv.targets.tensorrt.sidecar import read_sidecar
 
 FLOAT_BYTES = 4
 FACTOR_ROUNDING = 1e-6  # of cos^2 + sin^2 in float32
+FREQUENCY_ROUNDING = 1e-6  # of an angle by its float32 cosine and sine
 MOST_BUCKETS = 64
 
 
@@ -77,10 +78,30 @@ def _read_tables(file: MappedFile, sidecar: Mapping[str, Any]) -> tuple[TableFac
         if _whole(reach, 2, len(cos)) is None or first + reach > len(cos):
             return ()
         c, s = (table[first + 1].astype(np.float64) for table in (cos, sin))
+        if not (np.isfinite(c).all() and np.isfinite(s).all()):
+            return ()
         length = float(np.median(np.hypot(c, s)))
         found.append(TableFacts(reach=reach, attention_factor=length, inv_freq=np.arctan2(s, c)))
         first += reach
     return tuple(found)
+
+
+def _recorded_bucket(plan: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """What the sidecar's plan says of a bucket of its scaled layers; nothing where it says nothing."""
+    groups = plan.get("groups")
+    for group in groups if isinstance(groups, list) else []:
+        buckets = group.get("buckets") if isinstance(group, dict) else None
+        if isinstance(buckets, list) and group.get("method") == plan.get("method") and index < len(buckets):
+            bucket = buckets[index]
+            return bucket if isinstance(bucket, dict) else {}
+    return {}
+
+
+def _alike(own: Float64Array, recorded: Any) -> bool:
+    """Whether recorded frequencies are those of the tables."""
+    if not isinstance(recorded, list) or not all(type(value) is float for value in recorded):
+        return False
+    return len(recorded) == len(own) and bool(np.allclose(own, recorded, rtol=FREQUENCY_ROUNDING, atol=0))
 
 
 def _findings(
@@ -88,6 +109,7 @@ def _findings(
     sidecar: Mapping[str, Any],
     header: Header | None,
     facts: tuple[TableFacts, ...],
+    profiles: int,
     size: int,
 ) -> list[str]:
     found = []
@@ -99,16 +121,20 @@ def _findings(
             found.append(f"the engine's header says {header.size} bytes, the file has {size}")
         if header.version != sidecar["runtime"].get("version"):
             found.append(f"the engine is of version {header.version}, by its header")
-        if list(header.compute_capabilities) != sidecar["compute_capabilities"]:
+        if sorted(header.compute_capabilities) != sorted(map(str, sidecar["compute_capabilities"])):
             found.append(f"the engine is for {', '.join(header.compute_capabilities)}, by its header")
     if not facts:
         found.append("the tables are not where the sidecar says: nothing is known of them from the engine")
         return found
-    recorded = sidecar["plan"].get("attention_factor")
-    own = facts[-1].attention_factor
+    if profiles != len(sidecar["profiles"]):
+        found.append(f"the engine has {profiles} profiles, the sidecar {len(sidecar['profiles'])}")
+    bucket = _recorded_bucket(sidecar["plan"], len(facts) - 1)
+    recorded, own = bucket.get("attention_factor"), facts[-1].attention_factor
     if not isinstance(recorded, float) or not isclose(own, recorded, rel_tol=FACTOR_ROUNDING):
         said = f"{recorded:.6g}" if isinstance(recorded, float) else "nothing of it"
         found.append(f"the engine's tables have the attention factor {own:.6g}, the sidecar says {said}")
+    if not _alike(facts[-1].inv_freq, bucket.get("inv_freq")):
+        found.append("the engine's tables turn with other frequencies than the sidecar's plan")
     return found
 
 
@@ -116,13 +142,13 @@ def inspect_engine(directory: Path) -> EngineFacts:
     """Read an engine's directory. Raises BadInput where it is none. Runs nothing."""
     sidecar, file = read_sidecar(directory), open_engine(directory)
     try:
-        header, tables = read_header(file), _read_tables(file, sidecar)
+        header, tables, profiles = read_header(file), _read_tables(file, sidecar), count_profiles(file)
         return EngineFacts(
             sidecar=sidecar,
             header=header,
-            profiles=count_profiles(file),
+            profiles=profiles,
             tables=tables,
-            findings=tuple(_findings(directory, sidecar, header, tables, file.size)),
+            findings=tuple(_findings(directory, sidecar, header, tables, profiles, file.size)),
         )
     finally:
         file.close()

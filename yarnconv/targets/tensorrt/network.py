@@ -11,6 +11,7 @@ from yarnconv.model.description import ModelDescription
 from yarnconv.plan import RopePlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
+from yarnconv.targets.onnx.rope import is_dynamic
 from yarnconv.targets.onnx.rope_comparison import compare_rope
 from yarnconv.targets.tensorrt.builder import Network, NetworkAttention
 
@@ -40,22 +41,29 @@ def _compare_names(key: str, expected: list[str], found: list[str], missing: str
     )
 
 
-def _described(attention: NetworkAttention, scale: float) -> str:
+def _described(attention: NetworkAttention, scale: float, turns: tuple[int, ...]) -> str:
     """For people; a scale that is the expected one but for rounding counts as that."""
     close = math.isclose(attention.scale, scale, rel_tol=SCALE_ROUNDING)
     kind = "masked from the upper left" if attention.causal else "masked by the graph"
-    return f"{kind if attention.mask or attention.causal else 'not masked'}, scores times " + (
+    said = f"{kind if attention.mask or attention.causal else 'not masked'}, scores times " + (
         f"{scale:.6g}" if close else f"{attention.scale:.6g}"
     )
+    if attention.turns != turns:
+        said += ", queries, keys and values rotated {} times, not {}".format(
+            *(" and ".join(map(str, numbers)) for numbers in (attention.turns, turns))
+        )
+    return said if attention.needed else f"{said}, and nothing is made of it"
 
 
 def _compare_attentions(
     rope: RopePlan, model: ModelDescription, network: Network
 ) -> Iterator[FactComparison]:
     multiplier = rope.main_group.buckets[-1].softmax_multiplier
+    rotated = {layer for group in rope.groups if group.scaling is not None for layer in group.layers}
     for index, layer in enumerate(model.layers):
         scale = multiplier / math.sqrt(layer.attention.head_dim)
-        found = [_described(a, scale) for a in network.attentions if a.layer == index]
+        turns = (1, 1, 0) if index in rotated else (0, 0, 0)
+        found = [_described(a, scale, turns) for a in network.attentions if a.layer == index]
         expected = f"masked by the graph, scores times {scale:.6g}"
         yield FactComparison(
             key=f"attention of layer {index}",
@@ -63,6 +71,25 @@ def _compare_attentions(
             found="; ".join(found) or "none",
             agrees=found == [expected],
         )
+
+
+def _compare_shapes(model: ModelDescription, network: Network) -> Iterator[FactComparison]:
+    """Of the caches and the logits."""
+    found = {tensor.name: tensor.shape for tensor in (*network.inputs, *network.outputs)}
+    for index, layer in enumerate(model.layers):
+        wanted = (-1, layer.attention.key_value_heads, -1, layer.attention.head_dim)
+        for which in ("key", "value"):
+            shape = found.get(f"past_key_values.{index}.{which}")
+            if shape != wanted:
+                key = f"cache of layer {index}"
+                yield FactComparison(key=key, expected=str(wanted), found=str(shape), agrees=False)
+    width = found.get("logits", (0,))[-1]
+    yield FactComparison(
+        key="width of the logits",
+        expected=str(model.vocab_size),
+        found=str(width),
+        agrees=width == model.vocab_size,
+    )
 
 
 def compare_network(
@@ -73,7 +100,7 @@ def compare_network(
     max_context: positions of the tables.
     """
     layers = len(model.layers)
-    dynamic = len(rope.main_group.buckets) > 1
+    dynamic = is_dynamic(rope.main_group, rope.original_context, max_context)
     by_layer = {attention.layer: attention.rotations for attention in network.attentions}
     rotations = [by_layer.get(index, (None, None)) for index in range(layers)]
     inputs = [tensor.name for tensor in network.inputs if tensor.name not in network.unused]
@@ -81,6 +108,7 @@ def compare_network(
     return (
         _compare_names("inputs", input_names(layers, dynamic=dynamic), inputs, "is unused or baked in"),
         _compare_names("outputs", output_names(layers), outputs, "is missing"),
+        *_compare_shapes(model, network),
         *_compare_attentions(rope, model, network),
         *compare_rope(rope, model, rotations, network.tables, max_context),
     )

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from yarnconv.worker_side import Refused
+
 Layer = Any  # of whichever TensorRT it is
 PRESENT_KEY = re.compile(r"present\.(\d{1,9})\.key")
 FLOATS = {"FLOAT": "FLOAT", "HALF": "FLOAT16", "BF16": "BFLOAT16"}  # as ONNX calls them
+NARROW = frozenset({"HALF", "BF16"})
 PASSES = ("GATHER", "CAST", "SHUFFLE", "IDENTITY", "UNSQUEEZE", "SQUEEZE")  # rows of a table through
 
 
@@ -52,7 +55,7 @@ class NetworkReader:
         layer = self._makers.get(tensor.name)
         while layer is not None and not self._is(layer, "CONSTANT"):
             made = layer.get_output(0).dtype.name
-            rounded = FLOATS[made] if made in {"HALF", "BF16"} else rounded
+            rounded = FLOATS[made] if made in NARROW else rounded
             if not self._is(layer, *PASSES):
                 return None, rounded
             layer = self._makers.get(layer.get_input(0).name)
@@ -70,13 +73,16 @@ class NetworkReader:
             tables[name] = {"element": element, "shape": list(constant.shape), "path": None}
             if isinstance(constant.weights, np.ndarray):  # numpy has no bfloat16
                 path = out / f"table-{len(tables)}.npy"
-                np.save(path, constant.weights.reshape(tuple(constant.shape)))
+                try:
+                    np.save(path, constant.weights.reshape(tuple(constant.shape)))
+                except OSError as error:
+                    raise Refused(f"a table cannot be written to {path.parent}: {error.strerror}") from None
                 tables[name]["path"] = str(path)
         return name, rounded
 
-    def _before(self, tensor: Any) -> tuple[Layer | None, int | None]:
-        """(what rotates an input of the attention, the layer whose keys it is), up to the projection."""
-        rotary, index, seen, stack = None, None, set(), [tensor]
+    def _before(self, tensor: Any) -> tuple[list[Layer], int | None]:
+        """(all that rotates an input of the attention, the layer whose keys it is), up to the projection."""
+        rotating, index, seen, stack = list[Layer](), None, set(), [tensor]
         while stack:
             value = stack.pop()
             layer = self._makers.get(value.name)
@@ -86,22 +92,45 @@ class NetworkReader:
                 continue
             seen.add(value.name)
             if self._is(layer, "ROTARY_EMBEDDING"):
-                rotary = rotary or layer
+                rotating.append(layer)
+                stack.append(layer.get_input(0))
             else:
                 stack += self._inputs(layer)
-        return rotary, index
+        return rotating, index
 
-    def _rotation(self, layer: Layer | None, tables: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    def _positions(self, tensor: Any) -> tuple[str | None, str | None]:
+        """(which rows of a table are taken, the narrower type that these are rounded to on the way)."""
+        layer = self._makers.get(tensor.name)
+        while layer is not None and not self._is(layer, "GATHER"):
+            layer = self._makers.get(layer.get_input(0).name) if self._is(layer, *PASSES) else None
         if layer is None:
+            return None, None
+        index, rounded, seen, stack = layer.get_input(1), None, set(), [layer.get_input(1)]
+        while stack:
+            value = stack.pop()
+            maker = self._makers.get(value.name)
+            if value.name not in seen and maker is not None:
+                seen.add(value.name)
+                rounded = FLOATS[value.dtype.name] if value.dtype.name in NARROW else rounded
+                stack += self._inputs(maker)
+        cast = self._makers.get(index.name)
+        if cast is not None and self._is(cast, "CAST"):  # each gather has one of its own
+            index = cast.get_input(0)
+        return str(index.name), rounded
+
+    def _rotation(self, layers: list[Layer], tables: dict[str, Any], out: Path) -> dict[str, Any] | None:
+        if not layers:
             return None
-        rotary = self._as(layer, "IRotaryEmbeddingLayer")
-        (cos, first), (sin, second) = (self._table(rotary.get_input(i), tables, out) for i in (1, 2))
+        rotary = self._as(layers[0], "IRotaryEmbeddingLayer")
+        both = [rotary.get_input(index) for index in (1, 2)]
+        (cos, first), (sin, second) = (self._table(tensor, tables, out) for tensor in both)
+        (of_cos, third), (of_sin, fourth) = (self._positions(tensor) for tensor in both)
         return {
             "pairing": "interleaved" if rotary.interleaved else "half",
             "rotary_dim": int(rotary.rotary_embedding_dim),
-            "cos": cos,
+            "cos": cos if of_cos == of_sin else None,  # of one position
             "sin": sin,
-            "rounded": first or second,
+            "rounded": first or second or third or fourth,
         }
 
     def _scale(self, tensor: Any) -> float:
@@ -116,16 +145,17 @@ class NetworkReader:
         weights = self._as(constants[0], "IConstantLayer").weights
         return float(weights.reshape(-1)[0]) if isinstance(weights, np.ndarray) and weights.size == 1 else 1.0
 
-    def _attention(self, layer: Layer, tables: dict[str, Any], out: Path) -> dict[str, Any]:
+    def _attention(self, layer: Layer, needed: set[str], tables: dict[str, Any], out: Path) -> dict[str, Any]:
         attention = self._as(layer, "IAttentionInputLayer").attention
-        query, key = layer.get_input(0), layer.get_input(1)
-        (turns_query, _), (turns_key, index) = self._before(query), self._before(key)
+        query, key, value = map(layer.get_input, range(3))
+        (turns_query, _), (turns_key, index), (turns_value, _) = map(self._before, (query, key, value))
         return {
             "layer": index,
+            "needed": layer.get_output(0).name in needed,
             "causal": bool(attention.causal),
             "mask": attention.mask is not None,
             "scale": self._scale(query) * self._scale(key),
-            "element": query.dtype.name,
+            "turns": [len(turns_query), len(turns_key), len(turns_value)],
             "query": self._rotation(turns_query, tables, out),
             "key": self._rotation(turns_key, tables, out),
         }
@@ -143,19 +173,18 @@ class NetworkReader:
 
     def read(self, out: Path) -> dict[str, Any]:
         """What was parsed. out: a directory for the tables' values."""
-        tables: dict[str, Any] = {}
+        inputs = list(map(self._network.get_input, range(self._network.num_inputs)))
+        outputs = list(map(self._network.get_output, range(self._network.num_outputs)))
+        needed, tables = self._needed(outputs), dict[str, Any]()
         attentions = [
-            self._attention(layer, tables, out)
+            self._attention(layer, needed, tables, out)
             for layer in self._layers()
             if self._is(layer, "ATTENTION_INPUT")
         ]
-        inputs = list(map(self._network.get_input, range(self._network.num_inputs)))
-        outputs = list(map(self._network.get_output, range(self._network.num_outputs)))
         return {
             "inputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in inputs],
             "outputs": [{"name": t.name, "type": t.dtype.name, "shape": list(t.shape)} for t in outputs],
-            "unused": sorted({t.name for t in inputs} - self._needed(outputs)),
-            "layers": self._network.num_layers,
+            "unused": sorted({t.name for t in inputs} - needed),
             "attentions": attentions,
             "tables": tables,
         }

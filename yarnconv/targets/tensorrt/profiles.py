@@ -120,7 +120,7 @@ def read_profiles(path: Path) -> tuple[Profile, ...]:
     where = path.name
     try:
         document: Mapping[str, Any] = tomllib.loads(read_bytes(path, MEBIBYTE).decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"is no TOML ({error})", where=where, fix="Correct it.") from None
     entries = document.get("profile")
     if set(document) != {"profile"} or not isinstance(entries, list) or not entries:

@@ -8,6 +8,8 @@ from typing import Any
 from yarnconv import __version__
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
+from yarnconv.model.description import ModelDescription
+from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.tensorrt.builder import MODULES, BuildCost, Builder, BuildSettings
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
@@ -19,6 +21,20 @@ SCHEMA_VERSION = 1
 
 def _range(numbers: Range) -> list[int]:
     return list(numbers)
+
+
+def client_facts(rope: RopePlan, model: ModelDescription, max_context: int) -> dict[str, Any]:
+    """What of the plan clients of an engine go by."""
+    layout = lay_out_tables(rope.main_group, rope.original_context, max_context)
+    attention = model.layers[0].attention
+    return {
+        "max_context": max_context,
+        "bucket_contexts": list(layout.positions),
+        "vocab_size": model.vocab_size,
+        "layers": len(model.layers),
+        "key_value_heads": attention.key_value_heads,
+        "head_dim": attention.head_dim,
+    }
 
 
 def make_sidecar(
@@ -38,8 +54,6 @@ def make_sidecar(
     """The document. digests: of the files, by name. tables: name, rows, pairs and offsets of each in the
     engine. weights: how many of the checkpoint's stand in it. seconds: of the build.
     """
-    attention = source.model.layers[0].attention
-    layout = lay_out_tables(source.rope.main_group, source.rope.original_context, source.max_context)
     return {
         "schema_version": SCHEMA_VERSION,
         "yarnconv_version": __version__,
@@ -51,12 +65,7 @@ def make_sidecar(
             "dtype": source.dtype,
             "cache_type": CACHE_TYPES[source.element],
             "last_token_only": source.last_token_only,
-            "max_context": source.max_context,
-            "bucket_contexts": list(layout.positions),
-            "vocab_size": source.model.vocab_size,
-            "layers": len(source.model.layers),
-            "key_value_heads": attention.key_value_heads,
-            "head_dim": attention.head_dim,
+            **client_facts(source.rope, source.model, source.max_context),
         },
         "profiles": [
             {
@@ -69,7 +78,7 @@ def make_sidecar(
         ],
         "compute_capabilities": list(settings.compute_capabilities),
         "eos_token_ids": end_tokens,
-        "plan": dict(source.provenance),
+        "plan": {**source.provenance, **rope_facts(source.rope)},
         "build": {
             "optimization_level": settings.optimization_level,
             "workspace": settings.workspace,

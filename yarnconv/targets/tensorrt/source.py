@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yarnconv.checkpoint.hub import TOKENIZER_FILES
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
@@ -29,12 +30,32 @@ from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
 from yarnconv.targets.onnx.target import graph_facts, kept_places
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record, recorded_request
+from yarnconv.targets.templates import runner_names
 from yarnconv.targets.tensorrt.builder import Initialiser
-from yarnconv.targets.tensorrt.files import DATA_FILE, MODEL_FILE
+from yarnconv.targets.tensorrt.files import (
+    CARD_FILE,
+    DATA_FILE,
+    ENGINE_FILE,
+    MODEL_FILE,
+    SIDECAR,
+    TRITON_DIRECTORY,
+)
 
 if TYPE_CHECKING:
     import onnx
 
+# of what stands in an engine's directory: nothing may be written through a link of that name
+OWN_NAMES = frozenset(
+    {
+        ENGINE_FILE,
+        MODEL_FILE,
+        SIDECAR,
+        CARD_FILE,
+        TRITON_DIRECTORY,
+        *runner_names("tensorrt"),
+        *TOKENIZER_FILES,
+    }
+)
 OLDEST_OPSET = 23  # the first with RotaryEmbedding, Attention and RMSNormalization
 FIX = "Convert the checkpoint with `yarnconv onnx --kv concat`, or give the checkpoint itself."
 CACHE_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
@@ -69,11 +90,6 @@ class Source:
     weights: tuple[tuple[str, TensorRef], ...]
     notes: tuple[str, ...]
     write: "Writer"
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether every request has to declare its context."""
-        return len(self.rope.main_group.buckets) > 1
 
 
 class Writer:
@@ -174,12 +190,16 @@ def _check_data(artefact: OnnxModel, record: Mapping[str, Any], workers: int) ->
     if not isinstance(recorded, str):
         return ("The ONNX model records no digest of its data: whether that was altered is not known.",)
     data = artefact.directory / ONNX_DATA_FILE
+    others = sorted({file.path.name for file in artefact.files} - {ONNX_DATA_FILE})
     if not data.is_file() or file_digest(data, workers) != recorded:
         raise BadInput(
             "is not the file that was written with the model: its digest is another",
             where=data.name,
             fix="Convert or download the model again.",
         )
+    if others:
+        said = "no digest of it is recorded: whether it was altered is not known"
+        return (f"Weights lie in {', '.join(others)}; {said}.",)
     return ()
 
 
@@ -218,6 +238,8 @@ class _FromOnnx(Writer):
                 Initialiser(name=tensor.name, path=path, offset=int(place.get("offset", "0")), nbytes=nbytes)
             )
         for path in {one.path for one in found}:
+            if path.name in OWN_NAMES:
+                raise _bad(self.artefact.path, f"its data file has the name {path.name}, which is taken here")
             try:
                 (directory / path.name).hardlink_to(path.resolve())
             except OSError:
@@ -225,7 +247,7 @@ class _FromOnnx(Writer):
         return found
 
 
-def _gives_last_only(artefact: OnnxModel) -> bool:
+def gives_last_only(artefact: OnnxModel) -> bool:
     """Whether the graph gives fewer logits than it takes tokens."""
     graph = artefact.proto.graph
     names = [
@@ -291,7 +313,7 @@ def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source
         weight_bytes=artefact.nbytes,
         made_bytes=0,
         converts=False,
-        last_token_only=_gives_last_only(artefact),
+        last_token_only=gives_last_only(artefact),
         keeps=((artefact.directory, "the ONNX model"),),
         weights=(),
         notes=notes,

@@ -14,6 +14,7 @@ from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput, ParityFails, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
+from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
@@ -89,9 +90,11 @@ def _own_narrow(plan: ConversionPlan) -> str:
     return NARROW[kinds.pop()] if len(kinds) == 1 and kinds <= NARROW.keys() else "fp16"
 
 
-def check_choices(options: TensorRtOptions) -> None:
+def check_choices(options: TensorRtOptions, request: RopeRequest, revision: str | None) -> None:
     """Refuse for a graph that is made what only a graph to be made can be given."""
     given = {
+        "--revision": revision is not None,
+        "--no-profile": not request.use_profile,
         "--dtype": options.dtype != "auto",
         "--max-context": options.max_context is not None,
         "--all-logits": not options.last_token_only,
@@ -206,6 +209,8 @@ BUILDING = "does not build the engine", "Try another --dtype, smaller --profiles
 
 def _refused(error: RuntimeRefused, builder: Builder, what: tuple[str, str]) -> BadInput:
     doing, fix = what
+    if error.what.startswith("the engine cannot be written"):
+        fix = "Free some space, or write elsewhere with -o."
     return BadInput(f"{builder.name} {builder.version} {doing}: {error.what}", fix=fix)
 
 

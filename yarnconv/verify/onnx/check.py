@@ -92,8 +92,8 @@ def judge_graph(
     max_context: int | None,
     progress: Progress,
     run_whole: RunWhole = _run_as_is,
-) -> tuple[CheckReport, ConversionPlan]:
-    """The report on an open graph, and the plan it was held against.
+) -> tuple[CheckReport, Case]:
+    """The report on an open graph, and what it was made of.
 
     max_context: positions that its tables should reach, None for the whole target context. run_whole: runs
     what was made of the graph, all layers, once its float32 copy was judged; raises RuntimeRefused.
@@ -145,7 +145,7 @@ def judge_graph(
         tensors=tensors,
         as_is=as_is,
     )
-    return report, plan
+    return report, case
 
 
 def check_onnx(

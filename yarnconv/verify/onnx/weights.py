@@ -8,15 +8,22 @@ from yarnconv.checkpoint.floats import to_float32
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK
+from yarnconv.targets.onnx.reader import FLOAT_DTYPES
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import (
+    FLOAT_TYPES,
     Coverage,
     TensorComparison,
     WeightJudge,
     conclude_weights,
     sampled_rows,
 )
+
+# A scale may be so many times the one that its column's largest value needs: the next power of two is. A
+# thousand times it would round the whole column to zero, and be plain rounding still.
+COARSEST = 2.0
+LEAST_NORMAL = 2.0**-126
 
 
 def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
@@ -33,6 +40,26 @@ def _flat(weight: StoredWeight, values: Float32Array) -> Float32Array:
     return values.reshape(-1)
 
 
+def _coarse_column(weight: StoredWeight, coverage: Coverage, seed: int) -> str | None:
+    """What is wrong with the first column whose scale is larger than its values need; of some columns, which
+    are the checkpoint's rows, unless all are covered.
+    """
+    scales, scheme, source = weight.column_scales, weight.stored.scheme, weight.binding.source
+    if scales is None or scheme is None or weight.stored.scales is None:
+        return None
+    outputs, inputs = source.shape
+    _, rounding = FLOAT_TYPES[FLOAT_DTYPES[weight.stored.scales.element]]
+    for chosen in sampled_rows(outputs, inputs, coverage, seed):
+        values = to_float32(np.ascontiguousarray(source.load()[chosen]), source.dtype)
+        largest = np.abs(values).max(axis=1).astype(np.float64)
+        allowed = COARSEST * largest / scheme.largest + max(rounding, LEAST_NORMAL)
+        coarse = np.flatnonzero((largest > 0) & ~(np.abs(scales[chosen]) <= allowed))
+        if len(coarse):
+            times = np.abs(scales[chosen[coarse[0]]]) * scheme.largest / largest[coarse[0]]
+            return f"has a scale {times:.2g} times what column {chosen[coarse[0]]} needs"
+    return None
+
+
 def _compare_tensor(
     name: str, weight: StoredWeight | None, coverage: Coverage, seed: int
 ) -> TensorComparison:
@@ -43,8 +70,10 @@ def _compare_tensor(
     if not weight.stored.is_read:
         return replace(comparison, known=False)
     if not weight.fits:
-        problem = f"has shape {list(weight.shape)}, for {list(weight.binding.source.shape)} of the checkpoint"
-        return replace(comparison, problem=problem)
+        shape_problem = (
+            f"has shape {list(weight.shape)}, for {list(weight.binding.source.shape)} of the checkpoint"
+        )
+        return replace(comparison, problem=shape_problem)
     judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
     unit = weight.stored.unit
     width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
@@ -52,11 +81,13 @@ def _compare_tensor(
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
             values = _flat(weight, weight.float32(first, last))
-            wanted = _flat(weight, _source(weight, first, last))
-            steps = weight.steps(first, last)
-            judge.add(values, wanted, run * unit, None if steps is None else _flat(weight, steps))
+            source = _source(weight, first, last)
+            steps = weight.steps(first, last, source)
+            own_steps = None if steps is None else _flat(weight, steps)
+            judge.add(values, _flat(weight, source), run * unit, own_steps)
     judge.conclude()
-    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
+    problem = judge.problem or _coarse_column(weight, coverage, seed)
+    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=problem)
 
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:

@@ -109,7 +109,7 @@ class Model:
             alone = begin >= decoded or (self.last_only and begin >= judged)
             end = begin + 1 if alone else min(begin + chunk, decoded)
             if self.last_only and begin < judged:
-                end = min(end, judged)
+                end = min(end, judged + 1)  # the first judged token comes of a chunk of several
             logits = self.feed(all_tokens[begin:end], all_positions[begin:end])
             if end > judged:
                 found.append(logits[-(end - max(begin, judged)) :])

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[2] / "templates" / "tensorrt"))
 sys.path.append(str(Path(__file__).parents[3]))
 
-from engine import Engine, Gpu, import_runtime
+from engine import ELSEWHERE, Engine, Gpu, import_runtime
 from sidecar import Facts, Unusable
-from yarnconv.worker_side import Answer, Refused, serve
+from yarnconv.worker_side import Answer, NotHere, Refused, serve
 
 
 def run_passage(
@@ -45,7 +45,7 @@ def run_passage(
         alone = begin >= decoded or (facts.last_token_only and begin >= judged)
         end = begin + 1 if alone else min(begin + chunk, decoded)
         if facts.last_token_only and begin < judged:
-            end = min(end, judged)
+            end = min(end, judged + 1)  # the first judged token comes of a chunk of several
         part = slice(begin, end)
         logits, count = engine.run(all_tokens[part], all_positions[part], begin, declared, every=True)
         end = begin + count
@@ -74,7 +74,7 @@ def run_passages(request: dict[str, Any], answer: Answer) -> None:
                 answer({"done": 1})
             logits.flush()
     except Unusable as why:
-        raise Refused(str(why)) from None
+        raise (NotHere if why.code == ELSEWHERE else Refused)(str(why)) from None
 
 
 def why_not_here(runtime: str) -> str | None:

@@ -5,57 +5,50 @@ checkpoint lends. What the engine's own bytes show comes to the metadata. The en
 there is a GPU for it; where there is none, its structure is not judged, and the report says so.
 """
 
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
+from yarnconv.targets.onnx.quantisation import SCHEMES
+from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
+from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
 from yarnconv.targets.tensorrt.engine_weights import find_weights
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
 from yarnconv.targets.tensorrt.sidecar import read_sidecar
+from yarnconv.targets.tensorrt.source import CACHE_TYPES
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
+from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.check import judge_graph
-from yarnconv.verify.report import CheckReport
+from yarnconv.verify.report import AsIs, CheckReport
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
+from yarnconv.verify.structure import conclude
 from yarnconv.verify.tensorrt.execution import execute, not_executed
 from yarnconv.verify.verdict import Verdict, conclude_facts
 
 
-def _with_engine(
-    report: CheckReport, directory: Path, graph: OnnxModel, plan: ConversionPlan, workers: int
-) -> CheckReport:
-    """The report on the graph, with what the engine's bytes say."""
-    layers = len(plan.description.layers)
-    facts = compare_engine(directory, read_sidecar(directory), graph, plan.rope, layers, workers)
-    keys = (*report.keys, *facts)
-    return replace(report, artifact=str(directory / ENGINE_FILE), keys=keys, metadata=conclude_facts(keys))
-
-
-def _judge_weights(
-    report: CheckReport, directory: Path, plan: ConversionPlan, sidecar: Mapping[str, Any]
-) -> Verdict:
-    """The weights of an engine that was not run, by its bytes: those of the graph beside it are the
-    checkpoint's own, which it borrows, and tell nothing.
+def _judge_weights(report: CheckReport, directory: Path, case: Case, *, executed: bool) -> Verdict:
+    """The weights of an engine, by its bytes: those of the graph beside it may be the checkpoint's own, which
+    it borrows, and tell nothing. executed: whether its logits show that each stands in its place.
     """
-    graph = sidecar["graph"]
-    element, dtype = FLOAT_TYPES.get(str(graph.get("cache_type"))), str(graph.get("dtype"))
-    if report.weights.outcome != "holds" or element is None:
+    if report.weights.outcome != "holds":
         return report.weights
+    sidecar, cache = read_sidecar(directory), case.artefact.cache
+    assert cache is not None  # the graph was judged
     file = open_engine(directory)
     try:
-        tensors = [(b.expected.name, b.source) for b in plan.bindings]
-        found = find_weights(file, tensors, element, dtype)
+        tensors = [(b.expected.name, b.source) for b in case.plan.bindings]
+        element = FLOAT_TYPES[CACHE_TYPES[cache.element]]
+        found = find_weights(file, tensors, element, _matrix_type(case))
+        of_rtx = read_header(file) is not None
     finally:
         file.close()
     count, recorded = sum(found.values()), sidecar.get("weights")
@@ -64,16 +57,28 @@ def _judge_weights(
     if type(before) is int and count < before:
         return Verdict(outcome="fails", reason=f"{said}, {before} did when it was built")
     if count < len(found):
-        return Verdict(outcome="not_judged", reason=f"{said}; the others it holds in another form")
+        # of TensorRT-RTX every tensor was found in every engine
+        return Verdict(outcome="fails" if of_rtx else "not_judged", reason=said)
+    if not executed:
+        return Verdict(outcome="not_judged", reason=f"{said}; in which place each is used only a run shows")
     return Verdict(outcome="holds", reason=said)
 
 
-def _unproved(report: CheckReport, reason: str) -> CheckReport:
-    """What holds for the graph is not proved of an engine that nobody ran."""
-    if report.structure.outcome != "holds":
-        return report
-    said = f"the graph that was parsed holds ({report.structure.reason}), but the engine was not executed"
-    return replace(report, structure=Verdict(outcome="not_judged", reason=f"{said}: {reason}"))
+def _matrix_type(case: Case) -> str:
+    """What the matrices are stored as, by the graph."""
+    kinds = {weight.stored.kind.lower() for weight in case.weights.values() if weight is not None}
+    return next((name for name in SCHEMES if name in kinds), "")
+
+
+def _judge_run(graph: Verdict, as_is: AsIs) -> Verdict:
+    """The structure of an engine: of a graph that holds, and of the engine's own logits."""
+    if graph.outcome != "holds":
+        return graph
+    if not as_is.windows:
+        said = f"the graph that was parsed holds ({graph.reason}), but {as_is.note}"
+        return Verdict(outcome="not_judged", reason=said)
+    own = conclude(as_is.windows)
+    return replace(own, reason=f"the engine: {own.reason}; the graph that was parsed: {graph.reason}")
 
 
 def check_tensorrt(
@@ -92,22 +97,29 @@ def check_tensorrt(
     where one of them cannot be read, and what `check_onnx` raises.
     """
     require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
-    sidecar, shown = read_sidecar(artefact), progress or Silent()
-    runtime = sidecar["runtime"].get("name")
-    reason = why_not_here(str(runtime))
+    shown = progress or Silent()
+    runtime = str(read_sidecar(artefact)["runtime"]["name"])
+    reason = why_not_here(runtime)
     with (
         termination_as_interrupt(),
         open_checkpoint(checkpoint) as source,
         open_onnx(artefact / MODEL_FILE, source.tensors) as graph,
         OnnxRuntime() as onnx_runtime,
+        TensorRt(runtime) if reason is None else nullcontext() as runner,
     ):
-        judge = partial(judge_graph, onnx_runtime, graph, source, request, options, max_context, shown)
-        if reason is not None:
-            report, plan = judge(lambda case, same_weights: not_executed(reason))
-            report = replace(report, weights=_judge_weights(report, artefact, plan, sidecar))
-            return _unproved(_with_engine(report, artefact, graph, plan, workers), reason)
-        with TensorRt(str(runtime)) as runner:
-            report, plan = judge(partial(execute, runner, artefact))
-            version = f"{report.runtime['version']}; {runner.version}"
-            report = replace(report, runtime={**report.runtime, "version": version})
-            return _with_engine(report, artefact, graph, plan, workers)
+        run = partial(execute, runner, artefact) if runner is not None else partial(not_executed, str(reason))
+        report, case = judge_graph(onnx_runtime, graph, source, request, options, max_context, shown, run)
+        structure = _judge_run(report.structure, report.as_is)
+        executed = bool(report.as_is.windows) and structure.outcome == "holds"
+        facts = compare_engine(artefact, read_sidecar(artefact), graph, case.plan, case.max_context, workers)
+        keys = (*report.keys, *facts)
+        version = report.runtime["version"] + (f"; {runner.version}" if runner is not None else "")
+        return replace(
+            report,
+            artifact=str(artefact / ENGINE_FILE),
+            runtime={**report.runtime, "version": version},
+            structure=structure,
+            weights=_judge_weights(report, artefact, case, executed=executed),
+            keys=keys,
+            metadata=conclude_facts(keys),
+        )

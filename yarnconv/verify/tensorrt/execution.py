@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yarnconv.errors import NotJudged
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.compare import LARGEST_TOLERANCE, Sharpness, position_errors
 from yarnconv.verify.onnx.case import Case
@@ -18,7 +19,7 @@ from yarnconv.verify.onnx.structure import angle_sharpness, bucket_passages, num
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
 from yarnconv.verify.report import AsIs
-from yarnconv.verify.runners.tensorrt import TensorRt
+from yarnconv.verify.runners.runner import Runner
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, as_is
 from yarnconv.worker import RuntimeRefused
 
@@ -54,13 +55,16 @@ def stored_weights(case: Case) -> dict[str, Float32Array]:
     return found
 
 
-def execute(runner: TensorRt, directory: Path, case: Case, same_weights: bool) -> AsIs:
+def execute(runner: Runner, directory: Path, case: Case, same_weights: bool) -> AsIs:
     """Run the engine in every bucket, prefill and decode, and hold it against the reference of all layers.
 
     Raises RuntimeRefused where TensorRT does not load or run it, or it gives numbers where there are no rows.
     """
     run = partial(runner.logits, directory)
-    problem = numbers_beyond_the_tables(case, run, case.tokens[:3])
+    try:
+        problem = numbers_beyond_the_tables(case, run, case.tokens[:3])
+    except NotJudged as error:
+        return not_executed(error.what, case, same_weights)
     if problem is not None:
         raise RuntimeRefused(f"the engine: {problem}")
     passages: Sequence[Passage] = list(
@@ -79,6 +83,6 @@ def execute(runner: TensorRt, directory: Path, case: Case, same_weights: bool) -
     )
 
 
-def not_executed(reason: str) -> AsIs:
+def not_executed(reason: str, case: Case, same_weights: bool) -> AsIs:
     """Of an engine that no GPU here runs."""
     return AsIs(windows=(), note=f"the engine was not executed: {reason}")
