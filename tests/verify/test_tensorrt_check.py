@@ -5,6 +5,7 @@ reference's own, and that wrong plans show through it, can be seen on it.
 """
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -19,9 +20,12 @@ from yarnconv.verify.case import CheckOptions, random_tokens
 from yarnconv.verify.compare import position_errors
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import bucket_passages
+from yarnconv.verify.report import AsIs
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, References
+from yarnconv.verify.tensorrt.check import _judge_run
 from yarnconv.verify.tensorrt.execution import MARGIN, execute, stored_weights
+from yarnconv.verify.verdict import Verdict
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 FP16 = ("--kv", "concat", "--dtype", "fp16")
@@ -68,6 +72,21 @@ def test_how_far_narrow_arithmetic_may_be_off(family, sharpness, yarnconv, tmp_p
             ratios.append(position_errors(found, wanted).max() / noise)
         assert min(ratios) > 0.2
         assert max(ratios) < MARGIN * 2 / 3
+
+
+def test_what_follows_from_an_engines_run(onnx_artefacts, checkpoints):
+    """Its own windows decide: none of them, or none that can tell, and it is not judged."""
+    graph = Verdict(outcome="holds", reason="9 windows")
+    directory = onnx_artefacts("llama", "--factor", "4", *FP16)
+    with case_of(directory, checkpoints("llama")) as case:
+        right = execute(case.runner, case.artefact.path, case, True)
+    blind = replace(right, windows=[replace(window, blind="too sharp") for window in right.windows])
+    wrong = replace(right, windows=[replace(right.windows[0], first_bad_position=3), *right.windows[1:]])
+    cases = {"holds": right, "fails": wrong, "not_judged": blind}
+    for outcome, run in cases.items():
+        assert _judge_run(graph, run).outcome == outcome
+    assert _judge_run(graph, AsIs(windows=(), note="not compared")).outcome == "not_judged"
+    assert _judge_run(replace(graph, outcome="fails"), right).outcome == "fails"
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,60 @@ def baked_context(editor):
     node.input[0] = editor.constant(np.array(1024))
 
 
+def _behind(editor, node, output, operator, *inputs, **attributes):
+    """A node that takes what `node` makes and makes it for everybody else."""
+    value = node.output[output]
+    node.output[output] = f"{value}_before"
+    made = helper.make_node(
+        operator, [node.output[output], *inputs], [value], name=f"added_{value}", **attributes
+    )
+    editor.graph.node.insert(list(editor.graph.node).index(node) + 1, made)
+
+
+def turned_again(editor):
+    """The last layer's queries and keys, a second time."""
+    last = editor.nodes("RotaryEmbedding")[-1]
+    attributes = {a.name: helper.get_attribute_value(a) for a in last.attribute}
+    _behind(editor, last, 0, "RotaryEmbedding", *last.input[1:], **attributes)
+
+
+def turned_values(editor):
+    rotation = editor.nodes("RotaryEmbedding")[0]
+    value = next(n for n in editor.nodes("Concat") if n.output[0] == "present.0.value")
+    wide, turned = "wide_values", "turned_values"
+    made = [
+        helper.make_node("Cast", [value.input[1]], [wide], to=onnx.TensorProto.FLOAT),
+        helper.make_node("RotaryEmbedding", [wide, *rotation.input[1:]], [turned], interleaved=0),
+        helper.make_node("Cast", [turned], ["narrow_values"], to=onnx.TensorProto.FLOAT16),
+    ]
+    place = list(editor.graph.node).index(value)
+    value.input[1] = "narrow_values"
+    for node in reversed(made):
+        editor.graph.node.insert(place, node)
+
+
+def sine_of_another_row(editor):
+    sine = next(n for n in editor.nodes("Gather") if n.input[0].startswith("sin_cache"))
+    zeros = helper.make_node("Sub", [sine.input[1], sine.input[1]], ["row_zero"])
+    editor.graph.node.insert(list(editor.graph.node).index(sine), zeros)
+    sine.input[1] = "row_zero"
+
+
+def positions_through_bfloat16(editor):
+    for node in [n for n in editor.nodes("Gather") if n.input[0] in editor.tables]:
+        place, name = list(editor.graph.node).index(node), f"rounded_{node.output[0]}"
+        narrow = helper.make_node("Cast", [node.input[1]], [f"{name}_narrow"], to=onnx.TensorProto.BFLOAT16)
+        wide = helper.make_node("Cast", [f"{name}_narrow"], [name], to=onnx.TensorProto.INT64)
+        node.input[1] = name
+        editor.graph.node.insert(place, wide)
+        editor.graph.node.insert(place, narrow)
+
+
 OF_TENSORRT = {
+    "turned twice": (turned_again, YARN, "rotated 2 and 2 and 0 times, not 1 and 1 and 0"),
+    "values turned": (turned_values, YARN, "rotated 1 and 1 and 1 times"),
+    "sine of another row": (sine_of_another_row, YARN, "computed in the graph"),
+    "positions through bfloat16": (positions_through_bfloat16, YARN, "rounded to BFLOAT16"),
     "one layer's table": (one_layers_table, YARN, "the first position that differs is 0"),
     "upper-left causal": (upper_left_causal, YARN, "masked from the upper left"),
     "no mask": (no_mask, YARN, "not masked"),

@@ -135,6 +135,52 @@ def test_a_graph_that_is_another(copied, check, checkpoints, engines):
     assert report["verdicts"]["structure"] == report["verdicts"]["metadata"] == "fails"
 
 
+CLIENTS = {
+    "max_context": 65536,
+    "bucket_contexts": [256],
+    "vocab_size": 7,
+    "layers": 2,
+    "key_value_heads": 1,
+    "head_dim": 1,
+    "last_token_only": False,
+    "cache_type": "fp32",
+}
+
+
+@pytest.mark.parametrize("key", [*CLIENTS, "eos_token_ids"])
+def test_what_clients_go_by_is_judged(key, copied, check, checkpoints):
+    directory, sidecar = copied(*DYNAMIC)
+    if key in CLIENTS:
+        sidecar["graph"][key] = CLIENTS[key]
+    else:
+        sidecar[key] = []
+    write(directory, sidecar)
+    code, report, _ = check(directory, checkpoints("llama"), *DYNAMIC, "--weights", "none")
+    assert code == 1
+    assert key in report["reasons"]["metadata"]
+
+
+def test_an_engine_of_another_plan_or_other_profiles(copied, inspect, engines):
+    directory, sidecar = copied(*YARN)
+    other = json.loads((engines("llama", "--factor", "2")[0] / "yarnconv.json").read_text())
+    sidecar["plan"] = {**other["plan"], "attention_factor": sidecar["plan"]["attention_factor"]}
+    sidecar["profiles"] *= 3
+    write(directory, sidecar)
+    _, document, _ = inspect(directory)
+    said = " ".join(document["findings"])
+    assert "2 profiles, the sidecar 6" in said
+    assert "other frequencies" in said
+
+
+def test_an_engine_without_its_sidecar(copied, check, checkpoints):
+    """Is no ONNX model, though one lies beside it."""
+    directory, _ = copied(*YARN)
+    (directory / "yarnconv.json").unlink()
+    code, _, stderr = check(directory, checkpoints("llama"), *YARN)
+    assert code == 2
+    assert "there is an engine in it, and no yarnconv.json" in stderr
+
+
 def test_another_plan_than_was_asked_for(check, engines, checkpoints):
     directory, _ = engines("llama", *YARN)
     code, report, _ = check(directory, checkpoints("llama"), "--factor", "2")

@@ -84,6 +84,8 @@ def test_who_can_serve_it(card):
 def test_profiles_that_do_not_reach_the_end_of_the_tables(card):
     profile = {"name": "short", "batch": [1, 1, 1], "new_tokens": [1, 1, 8], "past_tokens": [0, 0, 512]}
     assert "takes 513 tokens in all, fewer than the tables" in card(*DYNAMIC, profiles=[profile])
+    late = {**profile, "past_tokens": [5, 5, 512]}
+    assert "takes 0 tokens in all, fewer than the tables" in card(*DYNAMIC, profiles=[late])
 
 
 def test_a_hostile_name(card):

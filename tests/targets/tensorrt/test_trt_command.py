@@ -87,6 +87,8 @@ def test_profiles_of_a_file(build, tmp_path):
         ("", "holds no [[profile]]"),
         ("[[profile", "is no TOML"),
         ("".join(profile(f"p{i}") for i in range(17)), "17 profiles, more than 16"),
+        ("a = " + "[" * 9000, "is no TOML"),
+        ("a = " + "9" * 5000, "is no TOML"),
     ],
 )
 def test_senseless_profiles(text, said, build, tmp_path):
@@ -324,10 +326,54 @@ def test_what_tensorrt_does_not_build(build):
 
 def test_options_that_come_too_late(build, onnx_artefacts):
     source = onnx_artefacts("llama", *YARN, *CONCAT)
-    for options in (("--factor", "8"), ("--dtype", "fp16"), ("--max-context", "512"), ("--all-logits",)):
+    shape = (("--dtype", "fp16"), ("--max-context", "512"), ("--all-logits",))
+    for options in (("--factor", "8"), *shape, ("--revision", "main"), ("--no-profile",)):
         code, _, stderr = build(*options, model=source)
         assert code == 2
         assert "made already" in stderr
+
+
+def test_a_data_file_of_a_name_of_ours(build, edited, tmp_path):
+    """What is written beside the engine would go through the link into the source."""
+    for name in ("model.engine", "README.md", "yarnconv.json", "generate.py", "tokenizer.json"):
+        editor = edited(*YARN, *CONCAT)
+        (editor.directory / "model.onnx.data").rename(editor.directory / name)
+        for tensor in editor.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = name if entry.key == "location" else entry.value
+        (entry,) = editor.model.metadata_props
+        entry.value = json.dumps({k: v for k, v in json.loads(entry.value).items() if k != "data_digest"})
+        before = (editor.save() / name).read_bytes()
+        code, _, stderr = build(model=editor.directory)
+        assert code == 2
+        assert f"has the name {name}, which is taken" in stderr
+        assert (editor.directory / name).read_bytes() == before
+
+
+def test_weights_in_other_files_are_mentioned(build, onnx_artefacts):
+    source = onnx_artefacts("llama", *YARN, "--kv", "concat", "--link-weights")
+    code, document, stderr = build(model=source)
+    assert code == 0, stderr
+    assert any("model.safetensors; no digest of it" in note for note in document["notes"])
+
+
+def test_a_dynamic_plan_of_one_bucket(build, checkpoints, check):
+    """Tables that end within the original context: nothing to declare."""
+    options = (*YARN, "--method", "dynamic-yarn")
+    code, document, stderr = build(*options, "--max-context", "200")
+    assert code == 0, stderr
+    directory = Path(document["files"][0]["path"]).parent
+    code, report, stderr = check(directory, checkpoints("llama"), *options, "--max-context", "200")
+    assert code == 5, stderr
+    assert report["verdicts"]["metadata"] == "holds"
+
+
+def test_capabilities_in_any_order(build, checkpoints, check, yarnconv):
+    code, document, stderr = build(*YARN, "--compute-capability", "8.9,7.5")
+    assert code == 0, stderr
+    directory = Path(document["files"][0]["path"]).parent
+    assert check(directory, checkpoints("llama"), *YARN)[1]["verdicts"]["metadata"] == "holds"
+    assert json.loads(yarnconv("inspect", directory, "--json")[1])["findings"] == []
 
 
 def test_not_enough_memory(build, monkeypatch):
@@ -371,6 +417,17 @@ def test_the_destination_is_no_place_to_lose_things(yarnconv, checkpoints, tmp_p
         assert code == 2
         assert said in " ".join(stderr.split())
     assert (directory / "config.json").exists()
+
+
+def test_a_file_that_may_not_grow(checkpoints, tmp_path):
+    """As a full disk: the advice is about the disk."""
+    command = f"ulimit -f 1000; exec {sys.executable} -m yarnconv trt {checkpoints('llama')} --factor 4"
+    found = subprocess.run(
+        ["bash", "-c", f"{command} -o {tmp_path / 'engine'}"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.returncode == 2, found.stderr
+    assert "Free some space" in found.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_leaves_nothing_behind(checkpoints, tmp_path):

@@ -20,6 +20,18 @@ def _ends(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])
 
 
+def _reach(profiles: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that can be run if they come one at a time, as generate.py has them."""
+    reached = 0
+    while further := [
+        profile["past_tokens"][2] + 1
+        for profile in profiles
+        if profile["new_tokens"][0] <= 1 and profile["past_tokens"][0] <= reached <= profile["past_tokens"][2]
+    ]:
+        reached = max(further)
+    return reached
+
+
 def _check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
     words = [command_line(given)]
     if max_context != target_context:
@@ -53,7 +65,7 @@ def model_card(rope: RopePlan, model: ModelDescription, sidecar: Mapping[str, An
             }
             for profile in profiles
         ],
-        "longest": max(profile["past_tokens"][2] for profile in profiles) + 1,  # one more can be run
+        "longest": _reach(profiles),
         "hindrances": hindrances(sidecar),
         "rope_options": _check_options(sidecar["plan"]["rope_options"], max_context, rope.target_context),
     }
