@@ -27,6 +27,10 @@ def check_directory(directory: Path) -> None:
         raise BadInput("the directory cannot be written to", where=str(directory))
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+
+
 def check_free_space(
     destination: Path,
     needed: int,
@@ -37,7 +41,7 @@ def check_free_space(
     free = shutil.disk_usage(destination.parent).free
     if needed + SLACK_BYTES > free:
         raise BadInput(
-            f"{needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+            f"{_size(needed + SLACK_BYTES)} are needed, {_size(free)} are free",
             where=str(destination.parent),
             fix=fix,
         )

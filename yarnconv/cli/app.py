@@ -190,7 +190,7 @@ def check(
     ] = None,
     max_context: Annotated[
         int | None,
-        typer.Option("--max-context", help="ONNX: positions of the tables (default: original x factor)."),
+        typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
     ] = None,
     provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,

@@ -17,7 +17,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
-from yarnconv.targets.tensorrt.sidecar import read_sidecar
+from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
 from yarnconv.verify.gguf.check import check_gguf
@@ -83,14 +83,17 @@ def _write_json(document: dict[str, object], path: Path) -> None:
         temporary[0].write_text(json_text(document), encoding="utf-8")
 
 
-def _judge_of(artefact: Path, *, max_context: int | None, provider: str) -> Judge:
+def _judge_of(artefact: Path, *, weights: str, max_context: int | None, provider: str) -> Judge:
     """The check of the artefact's kind, once the artefact has been opened: whatever is wrong with it shows
     before a model is downloaded.
     """
-    if (artefact / SIDECAR).is_file():
+    if is_engine(artefact):
         require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
         if provider != "cpu":
             raise BadInput("is for ONNX models", where="--provider", fix="An engine runs where it can.")
+        if weights == "all":
+            what = "of an engine rows are sampled, and no more"
+            raise BadInput(what, where="--weights all", fix="Leave it out.")
         read_sidecar(artefact)
         return partial(check_tensorrt, max_context=max_context, workers=processors())
     if (artefact / ENGINE_FILE).exists():
@@ -102,7 +105,7 @@ def _judge_of(artefact: Path, *, max_context: int | None, provider: str) -> Judg
             return partial(check_onnx, max_context=max_context, provider=parse_provider(provider))
     require("check,llama", "torch", "transformers", "llama_cpp")
     if not artefact.is_file():
-        fix = "Give a GGUF (of a split model the first part), an ONNX file or its directory."
+        fix = "Give a GGUF (of a split model the first part), an ONNX model or an engine's directory."
         raise BadInput("no such file", where=str(artefact), fix=fix)
     if max_context is not None or provider != "cpu":
         raise BadInput("is for ONNX models", where="--provider" if max_context is None else "--max-context")
@@ -129,7 +132,8 @@ def run_check(
     """Check, show, and give the exit code."""
     if text is not None and tokens is not None:
         raise BadInput("both are given", where="--text, --tokens", fix="Give one of them.")
-    judge = _judge_of(artefact, max_context=max_context, provider=provider)
+    artefact = engine_directory(artefact)
+    judge = _judge_of(artefact, weights=weights, max_context=max_context, provider=provider)
     options = CheckOptions(
         layers=_parse_layers(layers),
         coverage=parse_coverage(weights),

@@ -13,6 +13,7 @@ from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf import target as gguf
@@ -20,6 +21,7 @@ from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt import target as tensorrt
 from yarnconv.targets.tensorrt.builder import Builder, RuntimeName
+from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
 
@@ -113,6 +115,9 @@ def _engine_source(
     model: str, request: RopeRequest, options: tensorrt.TensorRtOptions, revision: str | None
 ) -> Iterator[Source]:
     """What an engine is made of, while its files are open."""
+    if is_engine(Path(model)):
+        fix = "Give the checkpoint, or an ONNX directory."
+        raise BadInput("is an engine's directory", where=model, fix=fix)
     if _is_onnx(model):
         with open_onnx(Path(model)) as artefact:
             tensorrt.check_choices(options, request, revision)
@@ -151,6 +156,7 @@ def convert_to_tensorrt(
         files=[(path, path.stat().st_size) for path in engine.files],
         notes=engine.notes,
         seconds=time.perf_counter() - started,
+        shows_rate=False,
     )
     if as_json:
         print_json({**written_document(source.rope, written), **engine_document(engine)})

@@ -28,7 +28,7 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory, or a Hub id.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
 MaxContext = Annotated[
-    int | None, typer.Option("--max-context", help="Positions of the tables [original x factor].")
+    int | None, typer.Option("--max-context", help="Positions of the tables (default: original x factor).")
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")

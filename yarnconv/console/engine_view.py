@@ -1,5 +1,6 @@
 """What was built and proved of an engine, for people and as JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,8 @@ from rich.table import Table
 
 from yarnconv.console.plan_view import gigabytes
 from yarnconv.targets.tensorrt.target import Engine
+
+CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def engine_document(engine: Engine) -> dict[str, Any]:
@@ -20,6 +23,15 @@ def _range(numbers: list[int]) -> str:
     return str(most) if least == most else f"{least} to {most} (mostly {usual})"
 
 
+def _cache_room(sidecar: Mapping[str, Any]) -> str:
+    """What keys and values take at most by the profiles, two sets of them."""
+    graph, profiles = sidecar["graph"], sidecar["profiles"]
+    values = 2 * graph["layers"] * graph["key_value_heads"] * graph["head_dim"]
+    token_bytes = values * CACHE_BYTES[graph["cache_type"]]
+    most = max(p["batch"][2] * min(p["past_tokens"][2] + 1, graph["max_context"]) for p in profiles)
+    return f"{token_bytes} bytes a token, {gigabytes(most * token_bytes)} for all that the profiles take"
+
+
 def print_engine(engine: Engine) -> None:
     """For whom it was built, its profiles, and what was proved of it."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -27,9 +39,8 @@ def print_engine(engine: Engine) -> None:
     runtime, build = sidecar["runtime"], sidecar["build"]
     gpus = ", ".join(sidecar["compute_capabilities"]) or "of this machine"
     console.print(f"  {runtime['name']} {runtime['version']}, GPUs of compute capability {gpus}")
-    console.print(
-        f"  built in {build['seconds']:.1f} s with {gigabytes(build['peak_memory_bytes'])} of memory"
-    )
+    memory = gigabytes(build["peak_memory_bytes"])
+    console.print(f"  built in {build['seconds']:.1f} s with {memory} of this machine's memory")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("  profile", "sequences", "new tokens", "past tokens"):
         table.add_column(title)
@@ -41,6 +52,7 @@ def print_engine(engine: Engine) -> None:
         f"  read back from the parsed network: {len(engine.facts)} facts agree with the plan (inputs, "
         "attention, rotations, every row of every table)"
     )
+    console.print(f"  keys and values on the GPU: {_cache_room(sidecar)}")
     tables = ", ".join(f"{table['name']} {len(table['offsets'])}x" for table in sidecar["tables"])
     weights = sidecar["weights"]
     found = f"; {weights['found']} of {weights['tensors']} weight tensors (sampled rows)" if weights else ""

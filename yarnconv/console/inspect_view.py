@@ -67,7 +67,7 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield key.replace("_", " "), printable(text[:200]), document["sources"][key]
     for bucket in document.get("buckets", []):
         low, high = min(bucket["inv_freq"]), max(bucket["inv_freq"])
-        said = f"factor {bucket['attention_factor']:.6g}, frequencies {high:.6g} to {low:.6g}"
+        said = f"{bucket['attention_factor']:.6g} on cos and sin, frequencies {high:.6g} to {low:.6g}"
         yield f"table up to {bucket['reach']}", said, ENGINE
 
 

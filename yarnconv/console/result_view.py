@@ -16,13 +16,16 @@ from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """target: gguf or onnx. kind: the type of its weights. files: path and bytes, the one to open first."""
+    """target: gguf, onnx or tensorrt. kind: the type of its weights. files: path and bytes, the one to open
+    first. shows_rate: whether bytes by seconds mean anything.
+    """
 
     target: str
     kind: str
     files: Sequence[tuple[Path, int]]
     notes: Sequence[str]
     seconds: float
+    shows_rate: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -51,10 +54,8 @@ def print_written(plan: RopePlan, written: Written) -> None:
     if len(written.files) > 1:
         line.append(f" and {len(written.files) - 1} more", style="not bold")
     console.print(line)
-    console.print(
-        f"  {written.kind}, {gigabytes(written.nbytes)} in {written.seconds:.2f} s "
-        f"({gigabytes(written.nbytes / written.seconds)}/s)"
-    )
+    rate = f" ({gigabytes(written.nbytes / written.seconds)}/s)" if written.shows_rate else ""
+    console.print(f"  {written.kind}, {gigabytes(written.nbytes)} in {written.seconds:.2f} s{rate}")
     console.print(
         f"  {extension}, context {plan.original_context} -> {plan.target_context}, attention factor "
         f"{longest.attention_factor:.6g}"

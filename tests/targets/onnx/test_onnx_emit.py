@@ -56,9 +56,12 @@ def test_an_existing_directory_gives_way_only_to_force(checkpoints, yarnconv, tm
     assert "--force" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (out / "thesis.txt").read_text() == "years"
+    code, _, stderr = yarnconv("onnx", checkpoints("llama"), "--factor", "4", "-o", out, "--force")
+    assert code == 2  # it is no older artefact
+    assert "thesis.txt" in stderr
+    (out / "thesis.txt").rename(out / "genai_config.json")
     assert yarnconv("onnx", checkpoints("llama"), "--factor", "4", "-o", out, "--force")[0] == 0
     assert (out / "model.onnx").exists()
-    assert not (out / "thesis.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -82,7 +82,8 @@ def test_profiles_of_a_file(build, tmp_path):
         (profile(new="[true, true, true]"), "no list of three whole numbers"),
         (profile() + profile(), "two profiles have the same name"),
         (profile("a b"), "letters, digits"),
-        (profile() + "more = 1\n", "exactly the keys"),
+        (profile() + "more = 1\n", "'more' is no key of a profile"),
+        (profile().replace("batch", "batches"), "'batch' is missing of a profile"),
         ("profile = 3", "holds no [[profile]]"),
         ("", "holds no [[profile]]"),
         ("[[profile", "is no TOML"),
@@ -335,7 +336,7 @@ def test_options_that_come_too_late(build, onnx_artefacts):
 
 def test_a_data_file_of_a_name_of_ours(build, edited, tmp_path):
     """What is written beside the engine would go through the link into the source."""
-    for name in ("model.engine", "README.md", "yarnconv.json", "generate.py", "tokenizer.json"):
+    for name in ("model.engine", "README.md", "engine.py", "generate.py", "tokenizer.json"):
         editor = edited(*YARN, *CONCAT)
         (editor.directory / "model.onnx.data").rename(editor.directory / name)
         for tensor in editor.graph.initializer:

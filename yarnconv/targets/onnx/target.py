@@ -29,6 +29,8 @@ from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.templates import copy_runner
 
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
+# by which a directory is known as an older artefact that may be replaced
+ARTEFACT_SIGNS = frozenset({CONFIG_FILE, MODEL_FILE, "yarnconv.json"})
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
 
 
@@ -127,7 +129,7 @@ def kept_places(plan: ConversionPlan) -> list[tuple[Path, str]]:
     return [(plan.checkpoint.directory, "the checkpoint"), *weights]
 
 
-def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]]) -> None:
+def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]], *, replace: bool) -> None:
     """Refuse a destination that replacing would cost more than an older artefact."""
     if destination.exists() and not destination.is_dir():
         raise BadInput("the destination is no directory", where=str(destination), fix="Give another -o.")
@@ -136,6 +138,10 @@ def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]]) -> N
     for kept, what in (*keeps, *own):
         if kept.resolve().is_relative_to(resolved):
             raise BadInput(f"the destination holds {what}", where=str(destination), fix="Give another -o.")
+    names = sorted(path.name for path in destination.iterdir()) if destination.exists() else []
+    if replace and names and not ARTEFACT_SIGNS & set(names):
+        what = f"the destination holds {len(names)} files that yarnconv did not write ({names[0][:40]}, ...)"
+        raise BadInput(what, where=str(destination), fix="Give another -o, or empty it yourself.")
 
 
 def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
@@ -254,7 +260,7 @@ def emit(
     plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
 ) -> list[Path]:
     """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
-    check_destination(destination, kept_places(plan))
+    check_destination(destination, kept_places(plan), replace=options.replace)
     fix = "Free some space, write elsewhere with -o, choose a smaller --dtype, or --link-weights."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
     with staged_directory(destination, replace=options.replace) as directory:

@@ -217,7 +217,8 @@ class Builder(Worker):
                     f"compute capability {one[:20]} "
                     + (f"has no {kind}" if lacks else f"is none that {self.name} builds for"),
                     where="--compute-capability",
-                    fix=f"Choose among {', '.join(able)}{', or another --dtype' if lacks else ''}.",
+                    fix=f"Choose among {', '.join(able)}, or "
+                    + ("another --dtype." if lacks else "--runtime tensorrt, on a machine with such a GPU."),
                 )
         chosen = asked or [one for one in able if float(one) >= DEFAULT_LEAST]
         return tuple(sorted(set(chosen), key=float))

@@ -83,7 +83,7 @@ def _read_tables(file: MappedFile, sidecar: Mapping[str, Any]) -> tuple[TableFac
         length = float(np.median(np.hypot(c, s)))
         found.append(TableFacts(reach=reach, attention_factor=length, inv_freq=np.arctan2(s, c)))
         first += reach
-    return tuple(found)
+    return tuple(found) if first == len(cos) - 1 else ()  # but for the row of no number
 
 
 def _recorded_bucket(plan: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -114,7 +114,9 @@ def _findings(
 ) -> list[str]:
     found = []
     for key, name in (("engine", ENGINE_FILE), ("graph", MODEL_FILE)):
-        if not (directory / name).is_file() or sidecar[key].get("digest") != file_digest(directory / name):
+        if not (directory / name).is_file():
+            found.append(f"{name} is missing")
+        elif sidecar[key].get("digest") != file_digest(directory / name):
             found.append(f"{name} is not the file that the sidecar was written with: its digest is another")
     if header is not None:
         if header.size != size:

@@ -99,10 +99,11 @@ def _range(found: Any, key: str, where: str, lowest: int, highest: int) -> Range
 
 
 def _profile(entry: Any, where: str) -> Profile:
-    if not isinstance(entry, dict) or set(entry) != {"name", *_RANGES}:
-        raise BadInput(
-            f"a profile has exactly the keys name, {', '.join(_RANGES)}", where=where, fix="Correct it."
-        )
+    keys = {"name", *_RANGES}
+    odd = sorted(keys ^ set(entry)) if isinstance(entry, dict) else sorted(keys)
+    if odd:
+        what = f"{odd[0][:40]!r} is {'missing' if odd[0] in keys else 'no key'} of a profile"
+        raise BadInput(what, where=where, fix=f"It has exactly the keys name, {', '.join(_RANGES)}.")
     name = entry["name"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadInput("a profile's name is letters, digits, - and _", where=where, fix="Rename it.")
@@ -124,7 +125,7 @@ def read_profiles(path: Path) -> tuple[Profile, ...]:
         raise BadInput(f"is no TOML ({error})", where=where, fix="Correct it.") from None
     entries = document.get("profile")
     if set(document) != {"profile"} or not isinstance(entries, list) or not entries:
-        raise BadInput("holds no [[profile]], or something else too", where=where, fix="Correct it.")
+        raise BadInput("holds no [[profile]], or something else too", where=where, fix="Write only those.")
     if len(entries) > MOST_PROFILES:
         raise BadInput(f"holds {len(entries)} profiles, more than {MOST_PROFILES}", where=where)
     profiles = tuple(_profile(entry, where) for entry in entries)

@@ -226,7 +226,7 @@ def emit(
 
     Raises ParityFails where what TensorRT parsed is not the plan.
     """
-    check_destination(destination, source.keeps)
+    check_destination(destination, source.keeps, replace=options.replace)
     max_context = source.max_context
     profiles, settings = _profiles(options, max_context), _settings(source, options, builder)
     fix = "Free some space, write elsewhere with -o, or choose a smaller --dtype."

@@ -52,7 +52,8 @@ def write_repository(directory: Path, name: str, sidecar: Mapping[str, Any]) -> 
     hard link that takes no room.
     """
     model = directory / TRITON_DIRECTORY / triton_name(name)
-    (model / "1").mkdir(parents=True)
+    model.mkdir(parents=True)
     (model / "config.pbtxt").write_text(triton_config(sidecar), encoding="utf-8")
     if not hindrances(sidecar):
+        (model / "1").mkdir()
         (model / "1" / "model.plan").hardlink_to(directory / ENGINE_FILE)
