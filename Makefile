@@ -32,6 +32,7 @@ bench: $(VENV)/.installed-for-tests
 	$(BIN)/python -m tests.bench.onnx_large_bench
 	$(BIN)/python -m tests.bench.onnx_decode_bench
 	$(BIN)/python -m tests.bench.dynamic_step_bench
+	$(BIN)/python -m tests.bench.tensorrt_bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

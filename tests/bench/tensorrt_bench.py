@@ -41,9 +41,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    print(
-        "| model | type | s | of that TensorRT | GB anonymous | GB with mapped files | allowed | weights GB |"
-    )
+    print("| model | type | s | of that TensorRT | peak GB | with mapped files | allowed | engine GB |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (layers, shape, seconds, peak) in MODELS.items():
         model = make_big_model(arguments.work / f"tensorrt-{name.replace(' ', '')}", layers, shape)
@@ -67,7 +65,7 @@ def main():
                 f"{engine / 1e9:.2f}",
             )
             print(f"| {name} | {dtype} | {' | '.join(figures)} |", flush=True)
-        print(f"| {name} | fp16, the graph of the facts | | {seconds} | | {peak} (resident) | | |")
+        print(f"| {name} | fp16, a graph written by hand | | {seconds} | | {peak} (resident) | | |")
     shutil.rmtree(arguments.work / "engine", ignore_errors=True)
 
 
