@@ -109,7 +109,8 @@ def _conclusion(report: CheckReport) -> Text:
     if report.parity:
         return Text(f"parity holds{without}", style="bold green")
     if report.parity is None:
-        return Text("parity could not be judged", style="bold yellow")
+        said = Text("parity could not be judged", style="bold yellow")
+        return said.append(f": {report.remark}", style="not bold default") if report.remark else said
     return Text("parity does not hold", style="bold red")
 
 

@@ -44,7 +44,9 @@ class AsIs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """layers: how many of all layers the structure was judged with."""
+    """layers: how many of all layers the structure was judged with. remark: what to make of it, where the
+    verdicts alone do not say.
+    """
 
     artifact: str
     reference: str
@@ -61,6 +63,7 @@ class CheckReport:
     keys: Sequence[FactComparison]
     tensors: Sequence[TensorComparison]
     as_is: AsIs
+    remark: str | None = None
 
     @property
     def parity(self) -> bool | None:
@@ -122,5 +125,6 @@ def report_document(report: CheckReport) -> dict[str, Any]:
                 {name: getattr(window, name) for name in INFORMATIVE} for window in report.as_is.windows
             ],
         },
+        "remark": report.remark,
         "diagnosis": None,
     }

@@ -69,6 +69,7 @@ def test_engine_carries_the_plan(family, dtype, method, engines, checkpoints, ch
     reason = report["reasons"]["structure"]
     assert reason.startswith("the graph that was parsed holds")
     assert "the engine was not executed" in reason
+    assert report["remark"] == "all that can be seen without running the engine agrees"
     count = report["reasons"]["weights"].split()
     assert count[0] == count[2]  # n of n tensors stand in it; in which place nobody knows
     assert max(window["last"] for window in report["windows"]) == 1023

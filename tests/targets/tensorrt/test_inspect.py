@@ -135,6 +135,7 @@ def test_a_graph_that_is_another(copied, check, checkpoints, engines):
     code, report, _ = check(directory, checkpoints("llama"), *YARN)
     assert code == 1
     assert report["verdicts"]["structure"] == report["verdicts"]["metadata"] == "fails"
+    assert report["remark"] is None
 
 
 CLIENTS = {

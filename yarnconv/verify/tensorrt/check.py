@@ -81,6 +81,14 @@ def _judge_run(graph: Verdict, as_is: AsIs) -> Verdict:
     return replace(own, reason=f"the engine: {own.reason}; the graph that was parsed: {graph.reason}")
 
 
+def _remark(graph: CheckReport, *verdicts: Verdict) -> str | None:
+    """What to make of an engine that was not run, or not compared."""
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if graph.structure.outcome == "holds" and "fails" not in outcomes and "not_judged" in outcomes:
+        return "all that can be seen without running the engine agrees"
+    return None
+
+
 def check_tensorrt(
     artefact: Path,
     checkpoint: Path,
@@ -113,13 +121,15 @@ def check_tensorrt(
         executed = bool(report.as_is.windows) and structure.outcome == "holds"
         facts = compare_engine(artefact, read_sidecar(artefact), graph, case.plan, case.max_context, workers)
         keys = (*report.keys, *facts)
+        weights, metadata = _judge_weights(report, artefact, case, executed=executed), conclude_facts(keys)
         version = report.runtime["version"] + (f"; {runner.version}" if runner is not None else "")
         return replace(
             report,
             artifact=str(artefact / ENGINE_FILE),
             runtime={**report.runtime, "version": version},
             structure=structure,
-            weights=_judge_weights(report, artefact, case, executed=executed),
+            weights=weights,
             keys=keys,
-            metadata=conclude_facts(keys),
+            metadata=metadata,
+            remark=_remark(report, structure, weights, metadata),
         )
