@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from yarnconv.console.plan_view import gigabytes
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.target import Engine
-
-CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def engine_document(engine: Engine) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def _cache_room(sidecar: Mapping[str, Any]) -> str:
     """What keys and values take at most by the profiles, two sets of them."""
     graph, profiles = sidecar["graph"], sidecar["profiles"]
     values = 2 * graph["layers"] * graph["key_value_heads"] * graph["head_dim"]
-    token_bytes = values * CACHE_BYTES[graph["cache_type"]]
+    token_bytes = values * FLOAT_TYPES[graph["cache_type"]].bits // 8
     most = max(p["batch"][2] * min(p["past_tokens"][2] + 1, graph["max_context"]) for p in profiles)
     return f"{token_bytes} bytes a token, {gigabytes(most * token_bytes)} for all that the profiles take"
 

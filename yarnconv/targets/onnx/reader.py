@@ -21,6 +21,7 @@ from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.files import MODEL_FILE
+from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 
 if TYPE_CHECKING:
     import onnx
@@ -137,9 +138,19 @@ class OnnxModel:
         a scalar it should have a default.
         """
         return any(
-            value.name == "rope_context" and len(value.type.tensor_type.shape.dim) == 1
+            value.name == ROPE_CONTEXT and len(value.type.tensor_type.shape.dim) == 1
             for value in self.proto.graph.input
         )
+
+    @property
+    def last_token_only(self) -> bool:
+        """Whether the graph gives fewer logits than it takes tokens."""
+        names = [
+            [d.dim_param for d in value.type.tensor_type.shape.dim[1:2]]
+            for value in (*self.proto.graph.output, *self.proto.graph.input)
+            if value.name in {"logits", "input_ids"}
+        ]
+        return len(names) == 2 and names[0] != names[1]
 
     @property
     def in_place(self) -> bool:

@@ -17,7 +17,7 @@ from yarnconv.worker import Listen, RuntimeRefused, Worker
 WORKER = Path(__file__).with_name("builder_worker.py")
 RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}  # our extras
+EXTRAS: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}  # of ours that install them
 LEVELS = ("error", "warning", "info", "verbose")
 # the first compute capability that has a type; what is asked for by default has no other reason to be older
 LEAST_CAPABILITY = {"bf16": 8.0, "fp8": 8.9}
@@ -53,7 +53,7 @@ def find_runtime(text: str) -> RuntimeName:
     for name in candidates:
         if find_spec(MODULES[name]) is not None:
             return name
-    extra = INSTALL[candidates[-1]]
+    extra = EXTRAS[candidates[-1]]
     raise MissingComponent(
         f"{' or '.join(candidates)} is not installed",
         where=f"--runtime {wanted}",

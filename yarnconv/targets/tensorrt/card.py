@@ -8,10 +8,10 @@ from yarnconv.model.description import ModelDescription
 from yarnconv.plan import RopePlan
 from yarnconv.targets.plan_card import command_line, plan_values
 from yarnconv.targets.templates import render
+from yarnconv.targets.tensorrt.builder import EXTRAS
 from yarnconv.targets.tensorrt.triton import hindrances
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}
 DECLARED = "It is declared by the input `rope_context`, which has no default in an engine."
 
 

@@ -13,11 +13,17 @@ from yarnconv.targets.onnx.genai import end_tokens
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.rope import is_dynamic
 from yarnconv.targets.onnx.rope_reading import read_rotations
-from yarnconv.targets.tensorrt.engine_bytes import count_profiles, find_array, missing_names, read_header
+from yarnconv.targets.tensorrt.engine_bytes import (
+    Header,
+    count_profiles,
+    find_array,
+    missing_names,
+    read_header,
+)
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
 from yarnconv.targets.tensorrt.network import input_names, output_names
 from yarnconv.targets.tensorrt.sidecar import client_facts
-from yarnconv.targets.tensorrt.source import CACHE_TYPES, gives_last_only
+from yarnconv.targets.tensorrt.source import CACHE_TYPES
 
 RTX = "tensorrt-rtx"
 
@@ -38,13 +44,10 @@ def _fact(key: str, expected: object, found: object) -> FactComparison:
     return FactComparison(key=key, expected=str(expected), found=str(found)[:120], agrees=agrees)
 
 
-def _compare_header(file: MappedFile, sidecar: Mapping[str, Any]) -> Iterator[FactComparison]:
-    """What a plan of TensorRT-RTX says in its first bytes."""
-    header, key = read_header(file), f"{ENGINE_FILE}: header"
-    if header is None:
-        yield _fact(key, "of TensorRT-RTX", "of something else")
-        return
-    yield _fact(f"{key}: size", header.size, file.size)
+def _compare_header(header: Header, size: int, sidecar: Mapping[str, Any]) -> Iterator[FactComparison]:
+    """What a plan of TensorRT-RTX says in its first bytes. size: of the file."""
+    key = f"{ENGINE_FILE}: header"
+    yield _fact(f"{key}: size", header.size, size)
     yield _fact(f"{key}: version", sidecar["runtime"].get("version"), header.version)
     capabilities = ", ".join(sorted(map(str, sidecar["compute_capabilities"])))
     yield _fact(f"{key}: compute capabilities", capabilities, ", ".join(sorted(header.compute_capabilities)))
@@ -81,7 +84,7 @@ def _compare_client(
     wanted: dict[str, Any] = client_facts(plan.rope, plan.description, max_context)
     if graph.cache is not None:
         wanted["cache_type"] = CACHE_TYPES.get(graph.cache.element)
-    wanted["last_token_only"] = gives_last_only(graph)
+    wanted["last_token_only"] = graph.last_token_only
     found = sidecar["graph"]
     for key, expected in wanted.items():
         yield _fact(f"{SIDECAR}: graph.{key}", expected, found.get(key))
@@ -105,20 +108,20 @@ def compare_engine(
     names = [*input_names(layers, dynamic=dynamic), *output_names(layers)]
     try:
         # whose engine it is says its own header, not what lies beside it
-        of_rtx = read_header(file) is not None
+        header = read_header(file)
         missing = missing_names(file, names)
         return (
             *(
                 _fact(f"{name}: digest", sidecar[key].get("digest"), file_digest(directory / name, workers))
                 for key, name in (("engine", ENGINE_FILE), ("graph", MODEL_FILE))
             ),
-            _fact(f"{SIDECAR}: runtime is {RTX}", of_rtx, sidecar["runtime"].get("name") == RTX),
-            *(_compare_header(file, sidecar) if of_rtx else ()),
+            _fact(f"{SIDECAR}: runtime is {RTX}", header is not None, sidecar["runtime"].get("name") == RTX),
+            *(_compare_header(header, file.size, sidecar) if header is not None else ()),
             *_compare_client(sidecar, graph, plan, max_context),
             _fact(f"{ENGINE_FILE}: inputs and outputs", "all", f"not {missing[0]}" if missing else "all"),
             _fact(f"{ENGINE_FILE}: profiles", len(sidecar["profiles"]), count_profiles(file)),
             # NVIDIA promises nothing of the bytes; in plans of RTX the tables stood verbatim, always
-            *_compare_tables(file, graph, decisive=of_rtx),
+            *_compare_tables(file, graph, decisive=header is not None),
         )
     finally:
         file.close()

@@ -10,17 +10,14 @@ from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
 from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.targets.onnx.genai import end_tokens
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.tensorrt.builder import MODULES, BuildCost, Builder, BuildSettings
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE, SIDECAR
-from yarnconv.targets.tensorrt.profiles import Profile, Range
+from yarnconv.targets.tensorrt.profiles import Profile
 from yarnconv.targets.tensorrt.source import CACHE_TYPES, Source
 
 SCHEMA_VERSION = 1
-
-
-def _range(numbers: Range) -> list[int]:
-    return list(numbers)
 
 
 def client_facts(rope: RopePlan, model: ModelDescription, max_context: int) -> dict[str, Any]:
@@ -48,7 +45,6 @@ def make_sidecar(
     digests: Mapping[str, str],
     tables: list[dict[str, Any]],
     weights: dict[str, int] | None,
-    end_tokens: list[int],
     seconds: float,
 ) -> dict[str, Any]:
     """The document. digests: of the files, by name. tables: name, rows, pairs and offsets of each in the
@@ -70,14 +66,14 @@ def make_sidecar(
         "profiles": [
             {
                 "name": profile.name,
-                "batch": _range(profile.batch),
-                "new_tokens": _range(profile.new_tokens),
-                "past_tokens": _range(profile.past_tokens),
+                "batch": list(profile.batch),
+                "new_tokens": list(profile.new_tokens),
+                "past_tokens": list(profile.past_tokens),
             }
             for profile in profiles
         ],
         "compute_capabilities": list(settings.compute_capabilities),
-        "eos_token_ids": end_tokens,
+        "eos_token_ids": end_tokens(source.config),
         "plan": {**source.provenance, **rope_facts(source.rope)},
         "build": {
             "optimization_level": settings.optimization_level,

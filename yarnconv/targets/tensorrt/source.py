@@ -24,10 +24,12 @@ from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
 from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
 from yarnconv.targets.onnx.files import RECORD
+from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
 from yarnconv.targets.onnx.target import graph_facts, kept_places
+from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record, recorded_request
 from yarnconv.targets.templates import runner_names
@@ -40,6 +42,7 @@ from yarnconv.targets.tensorrt.files import (
     SIDECAR,
     TRITON_DIRECTORY,
 )
+from yarnconv.targets.tensorrt.network import input_names, output_names
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +61,7 @@ OWN_NAMES = frozenset(
 )
 OLDEST_OPSET = 23  # the first with RotaryEmbedding, Attention and RMSNormalization
 FIX = "Convert the checkpoint with `yarnconv onnx --kv concat`, or give the checkpoint itself."
-CACHE_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+CACHE_TYPES = {element.name: name for name, element in FLOAT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +110,10 @@ class Writer:
 class _FromCheckpoint(Writer):
     plan: ConversionPlan
     options: GraphOptions
+    graph: Graph
 
     def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
-        graph = build_decoder(self.plan, self.options)
+        graph = self.graph
         data = directory / DATA_FILE
         write_pieces(data, data_bytes(graph.tensors), pieces(graph.tensors), advance, workers)
         record = {**self.plan.provenance, "graph": graph_facts(self.plan.rope, self.options)}
@@ -155,7 +159,7 @@ def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> S
         keeps=tuple(kept_places(plan)),
         weights=tuple((b.expected.name, b.source) for b in plan.bindings),
         notes=tuple(notes),
-        write=_FromCheckpoint(plan, options),
+        write=_FromCheckpoint(plan, options, graph),
     )
 
 
@@ -172,11 +176,9 @@ def _check_form(artefact: OnnxModel, layers: int) -> None:
     if opset < OLDEST_OPSET:
         what = f"its opset {opset} is too old: RotaryEmbedding and Attention came with opset {OLDEST_OPSET}"
         raise _bad(artefact.path, what)
-    caches = [f"{i}.{which}" for i in range(layers) for which in ("key", "value")]
-    wanted = {"input_ids", "attention_mask", "position_ids", *(f"past_key_values.{c}" for c in caches)}
     found = {value.name for value in artefact.proto.graph.input} - {ROPE_CONTEXT}
     outputs = {value.name for value in artefact.proto.graph.output}
-    odd = sorted((wanted ^ found) | (outputs ^ {"logits", *(f"present.{c}" for c in caches)}))
+    odd = sorted((found ^ {*input_names(layers, dynamic=False)}) | (outputs ^ {*output_names(layers)}))
     if odd:
         what = f"is no decoder of {layers} layers with a cache: {odd[0][:80]} is missing, or too much"
         raise _bad(artefact.path, what)
@@ -224,11 +226,10 @@ class _FromOnnx(Writer):
 
         model = onnx.ModelProto()
         model.CopyFrom(self.artefact.proto)
-        kept = [tensor for tensor in model.graph.initializer if tensor.name != ROPE_CONTEXT]
         _require_context(model.graph)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         found = []
-        for tensor in kept:
+        for tensor in model.graph.initializer:
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
             place = {entry.key: entry.value for entry in tensor.external_data}
@@ -245,17 +246,6 @@ class _FromOnnx(Writer):
             except OSError:
                 continue  # another file system: `check` says then that it is missing
         return found
-
-
-def gives_last_only(artefact: OnnxModel) -> bool:
-    """Whether the graph gives fewer logits than it takes tokens."""
-    graph = artefact.proto.graph
-    names = [
-        [d.dim_param for d in value.type.tensor_type.shape.dim[1:2]]
-        for value in (*graph.output, *graph.input)
-        if value.name in {"logits", "input_ids"}
-    ]
-    return len(names) == 2 and names[0] != names[1]
 
 
 def _require_context(graph: "onnx.GraphProto") -> None:
@@ -313,7 +303,7 @@ def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source
         weight_bytes=artefact.nbytes,
         made_bytes=0,
         converts=False,
-        last_token_only=gives_last_only(artefact),
+        last_token_only=artefact.last_token_only,
         keeps=((artefact.directory, "the ONNX model"),),
         weights=(),
         notes=notes,

@@ -18,7 +18,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
-from yarnconv.targets.onnx.genai import copy_tokenizer, end_tokens
+from yarnconv.targets.onnx.genai import copy_tokenizer
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.quantisation import SCHEMES
 from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
@@ -271,7 +271,6 @@ def emit(
             digests=digests,
             tables=tables,
             weights=weights,
-            end_tokens=end_tokens(source.config),
             seconds=seconds,
         )
         (directory / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """TensorRT as a runner: real engines, which need a GPU of the kind that they were built for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,17 @@ from typing import Any
 from yarnconv.errors import MissingComponent, RuntimeCrashed
 from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.tensorrt.builder import EXTRAS, MODULES, RuntimeName
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.runners.runner import Runner
 
 WORKER = Path(__file__).with_name("tensorrt_worker.py")
 CHUNK = 48  # tokens prefilled at once: passages are longer, so that a second chunk meets a first one's cache
-# what yarnconv.json calls a runtime: our extra that installs it
-EXTRAS: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "trt"}
 
 
-def _missing(runtime: str) -> str | None:
+def _missing(runtime: RuntimeName) -> str | None:
     """What of a runtime is not installed."""
-    for module in (runtime.replace("-", "_"), "cuda.bindings"):
+    for module in (MODULES[runtime], "cuda.bindings"):
         try:
             found = find_spec(module) is not None
         except ModuleNotFoundError:  # what the part before the point would have raised
@@ -29,11 +28,11 @@ def _missing(runtime: str) -> str | None:
     return None
 
 
-def _install(runtime: str) -> str:
+def _install(runtime: RuntimeName) -> str:
     return f'Install with: pip install "yarnconv[check,{EXTRAS[runtime]}]"'
 
 
-def why_not_here(runtime: str) -> str | None:
+def why_not_here(runtime: RuntimeName) -> str | None:
     """Why this machine runs no engine of `tensorrt` or `tensorrt-rtx`; None where it can."""
     if missing := _missing(runtime):
         return f"{missing} is not installed. {_install(runtime)}"
@@ -53,7 +52,7 @@ class TensorRt(Runner):
     directory, or a file in it, and raises RuntimeRefused where there is no GPU or the engine is not for it.
     """
 
-    def __init__(self, runtime: str) -> None:
+    def __init__(self, runtime: RuntimeName) -> None:
         if missing := _missing(runtime):
             raise MissingComponent(f"{missing} is not installed", fix=f"{_install(runtime)}.")
         super().__init__(runtime, WORKER)

@@ -5,10 +5,12 @@ checkpoint lends. What the engine's own bytes show comes to the metadata. The en
 there is a GPU for it; where there is none, its structure is not judged, and the report says so.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
@@ -17,6 +19,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.onnx.quantisation import SCHEMES
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
+from yarnconv.targets.tensorrt.builder import RuntimeName
 from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
 from yarnconv.targets.tensorrt.engine_weights import find_weights
@@ -35,13 +38,15 @@ from yarnconv.verify.tensorrt.execution import execute, not_executed
 from yarnconv.verify.verdict import Verdict, conclude_facts
 
 
-def _judge_weights(report: CheckReport, directory: Path, case: Case, *, executed: bool) -> Verdict:
+def _judge_weights(
+    report: CheckReport, directory: Path, sidecar: Mapping[str, Any], case: Case, *, executed: bool
+) -> Verdict:
     """The weights of an engine, by its bytes: those of the graph beside it may be the checkpoint's own, which
     it borrows, and tell nothing. executed: whether its logits show that each stands in its place.
     """
     if report.weights.outcome != "holds":
         return report.weights
-    sidecar, cache = read_sidecar(directory), case.artefact.cache
+    cache = case.artefact.cache
     assert cache is not None  # the graph was judged
     file = open_engine(directory)
     try:
@@ -105,8 +110,8 @@ def check_tensorrt(
     where one of them cannot be read, and what `check_onnx` raises.
     """
     require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
-    shown = progress or Silent()
-    runtime = str(read_sidecar(artefact)["runtime"]["name"])
+    sidecar, shown = read_sidecar(artefact), progress or Silent()
+    runtime: RuntimeName = sidecar["runtime"]["name"]
     reason = why_not_here(runtime)
     with (
         termination_as_interrupt(),
@@ -119,9 +124,10 @@ def check_tensorrt(
         report, case = judge_graph(onnx_runtime, graph, source, request, options, max_context, shown, run)
         structure = _judge_run(report.structure, report.as_is)
         executed = bool(report.as_is.windows) and structure.outcome == "holds"
-        facts = compare_engine(artefact, read_sidecar(artefact), graph, case.plan, case.max_context, workers)
+        facts = compare_engine(artefact, sidecar, graph, case.plan, case.max_context, workers)
         keys = (*report.keys, *facts)
-        weights, metadata = _judge_weights(report, artefact, case, executed=executed), conclude_facts(keys)
+        weights = _judge_weights(report, artefact, sidecar, case, executed=executed)
+        metadata = conclude_facts(keys)
         version = report.runtime["version"] + (f"; {runner.version}" if runner is not None else "")
         return replace(
             report,
