@@ -55,6 +55,12 @@ class RopePlan:
     warnings: tuple[str, ...]
 
     @property
+    def suffix(self) -> str:
+        """What an artefact's name says of the extension, such as -yarn-x16; nothing where there is none."""
+        factor = self.main_group.buckets[-1].factor
+        return "" if factor == 1.0 else f"-{method_name(self.main)}-x{factor:g}"
+
+    @property
     def main_group(self) -> RopeGroup:
         """The group that carries `main`."""
         return next(group for group in self.groups if group.scaling == self.main)

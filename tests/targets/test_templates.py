@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from tests.conftest import FIXTURES
+from tests.support.markdown import assert_tidy
 from tests.support.models import edit_config
 from yarnconv.targets.templates import markdown, render, verbatim
 
@@ -108,15 +109,7 @@ def test_a_card_of_every_kind_is_tidy(options, dtype, kv, checkpoints, yarnconv,
     card, _ = convert(
         yarnconv, checkpoints("llama"), tmp_path / "a", "--dtype", dtype, "--kv", kv, *options, *last
     )
-    lines = card.split("\n")
-    assert lines[-1] == ""
-    for above, line in zip(["", *lines], lines, strict=False):
-        assert line == line.rstrip()
-        assert above or line or above is lines[0], "two blank lines"
-        if line.startswith(("#", ">")):
-            assert not above, line
-        if above and line:
-            assert above.startswith("|") == line.startswith("|"), line
+    assert_tidy(card)
 
 
 def test_a_wheel_brings_the_templates(tmp_path):

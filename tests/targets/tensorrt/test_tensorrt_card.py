@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.support.markdown import assert_tidy
 from yarnconv.plan import plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.tensorrt.card import model_card
@@ -96,13 +97,4 @@ def test_a_hostile_name(card):
 @pytest.mark.parametrize("options", [(), ("--factor", "4"), DYNAMIC], ids=" ".join)
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
 def test_a_card_of_every_kind_is_tidy(runtime, options, card):
-    text = card(*options, runtime={"name": runtime})
-    lines = text.split("\n")
-    assert lines[-1] == ""
-    for above, line in zip(["", *lines], lines, strict=False):
-        assert line == line.rstrip()
-        assert above or line or above is lines[0], "two blank lines"
-        if line.startswith(("#", ">")):
-            assert not above, line
-        if above and line:
-            assert above.startswith("|") == line.startswith("|"), line
+    assert_tidy(card(*options, runtime={"name": runtime}))

@@ -12,7 +12,6 @@ from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
-from yarnconv.rope.scaling import method_name
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, MAGIC, Metadata, TensorType
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
@@ -193,9 +192,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
 
 def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
     """A file name that says what it is: the model, the extension, the type of its weights."""
-    method, scaling = method_name(plan.rope.main), plan.rope.main_group.buckets[-1]
-    extension = "" if scaling.factor == 1.0 else f"-{method}-x{scaling.factor:g}"
-    return f"{model_name(plan.checkpoint.directory)}{extension}-{file_type.name}.gguf"
+    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{file_type.name}.gguf"
 
 
 def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:

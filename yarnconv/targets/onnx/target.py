@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +11,8 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, RopePlan, TensorBinding
 from yarnconv.progress import Advance
-from yarnconv.rope.scaling import LongRope, method_name
+from yarnconv.rope.scaling import LongRope
+from yarnconv.targets.destination import check_destination, kept_places
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
@@ -29,8 +29,6 @@ from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.templates import copy_runner
 
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
-# by which a directory is known as an older artefact that may be replaced
-ARTEFACT_SIGNS = frozenset({CONFIG_FILE, MODEL_FILE, "yarnconv.json"})
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
 
 
@@ -123,27 +121,6 @@ def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def kept_places(plan: ConversionPlan) -> list[tuple[Path, str]]:
-    """What of a checkpoint no artefact may replace, and what to call it."""
-    weights = [(binding.source.file.path, "the checkpoint's weights") for binding in plan.bindings]
-    return [(plan.checkpoint.directory, "the checkpoint"), *weights]
-
-
-def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]], *, replace: bool) -> None:
-    """Refuse a destination that replacing would cost more than an older artefact."""
-    if destination.exists() and not destination.is_dir():
-        raise BadInput("the destination is no directory", where=str(destination), fix="Give another -o.")
-    resolved = destination.resolve()
-    own = [(Path(), "the working directory"), (Path.home(), "your home directory")]
-    for kept, what in (*keeps, *own):
-        if kept.resolve().is_relative_to(resolved):
-            raise BadInput(f"the destination holds {what}", where=str(destination), fix="Give another -o.")
-    names = sorted(path.name for path in destination.iterdir()) if destination.exists() else []
-    if replace and names and not ARTEFACT_SIGNS & set(names):
-        what = f"the destination holds {len(names)} files that yarnconv did not write ({names[0][:40]}, ...)"
-        raise BadInput(what, where=str(destination), fix="Give another -o, or empty it yourself.")
-
-
 def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
     if options.dtype not in DTYPES:
         raise BadInput(
@@ -209,9 +186,7 @@ def prepare(plan: ConversionPlan, options: OnnxOptions) -> OnnxJob:
 
 def default_name(plan: ConversionPlan, options: OnnxOptions) -> str:
     """A directory name that says what it holds."""
-    scaling, longest = plan.rope.main, plan.rope.main_group.buckets[-1]
-    extension = "" if longest.factor == 1.0 else f"-{method_name(scaling)}-x{longest.factor:g}"
-    return f"{model_name(plan.checkpoint.directory)}{extension}-{options.dtype}-onnx"
+    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{options.dtype}-onnx"
 
 
 def graph_facts(rope: RopePlan, options: GraphOptions) -> dict[str, Any]:

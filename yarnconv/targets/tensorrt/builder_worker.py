@@ -16,14 +16,13 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[3]))  # last: nothing of ours may hide what is theirs
 from yarnconv.targets.tensorrt.network_reader import NetworkReader
-from yarnconv.worker_side import Answer, Refused, serve
+from yarnconv.worker_side import Answer, NotHere, Refused, serve
 
 SEVERITIES = ("internal error", "error", "warning", "info", "verbose")
 ERROR, WARNING, INFO = 1, 2, 3
 # What TensorRT warns of for every graph with 64-bit inputs, which ours has on purpose.
 EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
 POLL_SECONDS = 0.1
-UNWRITTEN = "the engine cannot be written"
 
 
 class Memory(threading.Thread):
@@ -195,7 +194,7 @@ class Builder:
             while data:
                 data = data[file.write(data) :]
         except OSError as error:  # such as a full disk
-            raise Refused(f"{UNWRITTEN}: {error.strerror}") from None
+            raise NotHere(f"the engine cannot be written: {error.strerror}") from None
 
     def _write(self, config: Any, file: Any) -> bool:
         if not hasattr(self._builder, "build_serialized_network_to_stream"):
@@ -203,7 +202,7 @@ class Builder:
             if made is not None:
                 self._put(file, memoryview(made))
             return made is not None
-        failed: list[Refused] = []
+        failed: list[NotHere] = []
         put = self._put
 
         class Writer(self._trt.IStreamWriter):  # type: ignore[name-defined,misc]
@@ -213,7 +212,7 @@ class Builder:
             def write(self, data: bytes) -> int:
                 try:
                     put(file, memoryview(data))
-                except Refused as error:
+                except NotHere as error:
                     failed.append(error)
                     return 0
                 return len(data)

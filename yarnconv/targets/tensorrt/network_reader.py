@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yarnconv.worker_side import Refused
+from yarnconv.worker_side import NotHere
 
 Layer = Any  # of whichever TensorRT it is
 PRESENT_KEY = re.compile(r"present\.(\d{1,9})\.key")
@@ -76,7 +76,7 @@ class NetworkReader:
                 try:
                     np.save(path, constant.weights.reshape(tuple(constant.shape)))
                 except OSError as error:
-                    raise Refused(f"a table cannot be written to {path.parent}: {error.strerror}") from None
+                    raise NotHere(f"a table cannot be written to {path.parent}: {error.strerror}") from None
                 tables[name]["path"] = str(path)
         return name, rounded
 

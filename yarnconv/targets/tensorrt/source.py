@@ -5,7 +5,7 @@ It comes from a checkpoint, whose weights are handed to the parser where they li
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from yarnconv.plan import ConversionPlan, RopePlan, plan_rope, rope_facts
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.writing import write_rope
+from yarnconv.targets.destination import kept_places
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
@@ -28,7 +29,7 @@ from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
-from yarnconv.targets.onnx.target import graph_facts, kept_places
+from yarnconv.targets.onnx.target import graph_facts
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record, recorded_request
@@ -63,6 +64,10 @@ OLDEST_OPSET = 23  # the first with RotaryEmbedding, Attention and RMSNormalizat
 FIX = "Convert the checkpoint with `yarnconv onnx --kv concat`, or give the checkpoint itself."
 CACHE_TYPES = {element.name: name for name, element in FLOAT_TYPES.items()}
 
+# Writes the graph's files into a directory, advance(bytes), by so many workers; says where the tensors lie
+# that are not in the graph itself.
+Writer = Callable[[Path, Advance, int], list[Initialiser]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -92,22 +97,14 @@ class Source:
     keeps: tuple[tuple[Path, str], ...]
     weights: tuple[tuple[str, TensorRef], ...]
     notes: tuple[str, ...]
-    write: "Writer"
-
-
-class Writer:
-    """Writes the graph's files into a directory."""
-
-    def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:
-        """Write, and say where the tensors lie that are not in the graph itself. advance(bytes)."""
-        raise NotImplementedError
+    write: Writer
 
 
 # from a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class _FromCheckpoint(Writer):
+class _FromCheckpoint:
     plan: ConversionPlan
     options: GraphOptions
     graph: Graph
@@ -215,7 +212,7 @@ def _form(record: Mapping[str, Any], rope: RopePlan, path: Path) -> tuple[str, i
 
 
 @dataclass(frozen=True, slots=True)
-class _FromOnnx(Writer):
+class _FromOnnx:
     artefact: OnnxModel
 
     def __call__(self, directory: Path, advance: Advance, workers: int) -> list[Initialiser]:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ import numpy as np
 
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.mapped_file import MappedFile
-from yarnconv.errors import BadInput, ParityFails, one_of
+from yarnconv.errors import BadInput, NotJudged, ParityFails, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.scaling import method_name
+from yarnconv.targets.destination import check_destination
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.genai import copy_tokenizer
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.quantisation import SCHEMES
-from yarnconv.targets.onnx.target import OnnxOptions, check_destination, choose_graph
+from yarnconv.targets.onnx.target import OnnxOptions, choose_graph
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.templates import copy_runner
 from yarnconv.targets.tensorrt.builder import Builder, BuildSettings, Network
@@ -154,9 +155,7 @@ def _settings(source: Source, options: TensorRtOptions, builder: Builder) -> Bui
 
 def default_name(source: Source) -> str:
     """A directory name that says what it holds."""
-    longest = source.rope.main_group.buckets[-1]
-    extension = "" if longest.factor == 1.0 else f"-{method_name(source.rope.main)}-x{longest.factor:g}"
-    return f"{source.name}{extension}-{source.dtype}-trt"
+    return f"{source.name}{source.rope.suffix}-{source.dtype}-trt"
 
 
 def _read_back(source: Source, network: Network) -> tuple[FactComparison, ...]:
@@ -207,11 +206,15 @@ PARSING = "does not parse the graph", "Give the checkpoint itself, or convert it
 BUILDING = "does not build the engine", "Try another --dtype, smaller --profiles, or more --workspace."
 
 
-def _refused(error: RuntimeRefused, builder: Builder, what: tuple[str, str]) -> BadInput:
-    doing, fix = what
-    if error.what.startswith("the engine cannot be written"):
-        fix = "Free some space, or write elsewhere with -o."
-    return BadInput(f"{builder.name} {builder.version} {doing}: {error.what}", fix=fix)
+@contextmanager
+def _refusals(builder: Builder, doing: str, fix: str) -> Iterator[None]:
+    """What TensorRT would not do as bad input, and what this machine has no room for."""
+    try:
+        yield
+    except RuntimeRefused as error:
+        raise BadInput(f"{builder.name} {builder.version} {doing}: {error.what}", fix=fix) from None
+    except NotJudged as error:
+        raise BadInput(error.what, fix="Free some space, or write elsewhere with -o.") from None
 
 
 def emit(
@@ -236,22 +239,16 @@ def emit(
         with progress.stage("Writing the graph", source.made_bytes, is_bytes=True) as advance:
             initialisers = source.write(directory, advance, options.workers)
         with progress.activity(f"{builder.name} parses the graph") as say:
-            try:
+            with _refusals(builder, *PARSING):
                 network = builder.parse(
                     directory / MODEL_FILE, initialisers, level=options.level, listen=_listener(say, message)
                 )
-            except RuntimeRefused as error:
-                raise _refused(error, builder, PARSING) from None
             facts = _read_back(source, network)
         shapes = {p.name: {t.name: p.shapes(t.name, t.shape) for t in network.inputs} for p in profiles}
         started = time.perf_counter()
-        with progress.activity(f"{builder.name} builds the engine") as say:
-            try:
-                cost = builder.build(
-                    directory / ENGINE_FILE, shapes, settings, listen=_listener(say, message)
-                )
-            except RuntimeRefused as error:
-                raise _refused(error, builder, BUILDING) from None
+        title = f"{builder.name} builds the engine"
+        with progress.activity(title) as say, _refusals(builder, *BUILDING):
+            cost = builder.build(directory / ENGINE_FILE, shapes, settings, listen=_listener(say, message))
         seconds = time.perf_counter() - started
         with progress.activity("Looking into the engine"):
             file = MappedFile(directory / ENGINE_FILE)

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parents[3]))
+from yarnconv.verify.runners.passage_loop import feed_passage, write_logits
 from yarnconv.worker_side import Answer, Refused, serve
 
 BFLOAT16 = 16  # TensorProto.DataType; numpy has none
@@ -104,17 +105,18 @@ class Model:
         """Logits of the tokens from `judged` on. jump: positions are taken as they are, gaps and all."""
         all_tokens, all_positions = np.array(tokens, np.int64), np.array(positions, np.int64)
         self.start(len(tokens), context)
-        found, begin = [], 0
-        while begin < len(tokens):
-            alone = begin >= decoded or (self.last_only and begin >= judged)
-            end = begin + 1 if alone else min(begin + chunk, decoded)
-            if self.last_only and begin < judged:
-                end = min(end, judged + 1)  # the first judged token comes of a chunk of several
-            logits = self.feed(all_tokens[begin:end], all_positions[begin:end])
-            if end > judged:
-                found.append(logits[-(end - max(begin, judged)) :])
-            begin = end
-        return np.concatenate(found).astype(np.float32)
+
+        def feed(begin: int, end: int) -> tuple[NDArray[np.float32], int]:
+            return self.feed(all_tokens[begin:end], all_positions[begin:end]), end - begin
+
+        return feed_passage(
+            feed,
+            count=len(tokens),
+            judged=judged,
+            decoded=decoded,
+            chunk=chunk,
+            last_only=self.last_only,
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -124,28 +126,20 @@ def _reason(error: Exception) -> str:
 
 def run_passages(request: dict[str, Any], answer: Answer) -> None:
     """Run all and write their logits to the file that was asked for."""
-    passages = request["passages"]
     try:
         model = Model(request["path"], request["provider"])
     except Exception as error:
         raise Refused(f"ONNX Runtime does not load it: {_reason(error)}") from None
-    rows, first = sum(len(passage["tokens"]) - passage["judged"] for passage in passages), 0
-    logits = None
-    for passage in passages:
+
+    def run(**passage: Any) -> NDArray[np.float32]:
         try:
-            found = model.run(**passage, chunk=request["chunk"])
+            return model.run(**passage)
         except MemoryError:
             raise
         except Exception as error:
             raise Refused(f"ONNX Runtime does not run it: {_reason(error)}") from None
-        if logits is None:
-            shape = (rows, found.shape[1])
-            logits = np.lib.format.open_memmap(request["out"], mode="w+", dtype=np.float32, shape=shape)
-        logits[first : first + len(found)] = found
-        first += len(found)
-        answer({"done": 1})
-    if logits is not None:
-        logits.flush()
+
+    write_logits(request, run, answer)
 
 
 def handle(request: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -10,6 +10,7 @@ by the files that stand beside them for everyone, so that what is checked is wha
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ sys.path.append(str(Path(__file__).parents[3]))
 
 from engine import ELSEWHERE, Engine, Gpu, import_runtime
 from sidecar import Facts, Unusable
+from yarnconv.verify.runners.passage_loop import feed_passage, write_logits
 from yarnconv.worker_side import Answer, NotHere, Refused, serve
 
 
@@ -40,39 +42,30 @@ def run_passage(
     all_tokens, all_positions = np.array(tokens, np.int64), np.array(positions, np.int64)
     declared = facts.max_context if context is None else context
     engine.reserve(len(tokens))
-    found, begin = [], 0
-    while begin < len(tokens):
-        alone = begin >= decoded or (facts.last_token_only and begin >= judged)
-        end = begin + 1 if alone else min(begin + chunk, decoded)
-        if facts.last_token_only and begin < judged:
-            end = min(end, judged + 1)  # the first judged token comes of a chunk of several
+
+    def feed(begin: int, end: int) -> tuple[NDArray[np.float32], int]:
         part = slice(begin, end)
         logits, count = engine.run(all_tokens[part], all_positions[part], begin, declared, every=True)
-        end = begin + count
-        if end > judged:
-            found.append(logits[-(end - max(begin, judged)) :])
-        begin = end
-    return np.concatenate(found)
+        return logits, count
+
+    return feed_passage(
+        feed,
+        count=len(tokens),
+        judged=judged,
+        decoded=decoded,
+        chunk=chunk,
+        last_only=facts.last_token_only,
+    )
 
 
 def run_passages(request: dict[str, Any], answer: Answer) -> None:
     """Run all and write their logits to the file that was asked for."""
-    path, passages = Path(request["path"]), request["passages"]
+    path = Path(request["path"])
     try:
         facts = Facts(path if path.is_dir() else path.parent)
-        longest = max(len(passage["tokens"]) for passage in passages)
-        rows = sum(len(passage["tokens"]) - passage["judged"] for passage in passages)
+        longest = max(len(passage["tokens"]) for passage in request["passages"])
         with Engine(facts, longest) as engine:
-            logits = np.lib.format.open_memmap(
-                request["out"], mode="w+", dtype=np.float32, shape=(rows, facts.vocabulary)
-            )
-            first = 0
-            for passage in passages:
-                found = run_passage(engine, facts, **passage, chunk=request["chunk"])
-                logits[first : first + len(found)] = found
-                first += len(found)
-                answer({"done": 1})
-            logits.flush()
+            write_logits(request, partial(run_passage, engine, facts), answer)
     except Unusable as why:
         raise (NotHere if why.code == ELSEWHERE else Refused)(str(why)) from None
 
