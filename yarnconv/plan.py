@@ -23,9 +23,9 @@ from yarnconv.model.family import (
 )
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.resolve import resolve
+from yarnconv.rope.resolve import on_top_of, resolve
 from yarnconv.rope.scaling import Scaling, Yarn, method_name
-from yarnconv.rope.spelling import read_rope
+from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
 from yarnconv.rope.writing import write_rope
 
@@ -104,12 +104,17 @@ class ConversionPlan:
     @property
     def provenance(self) -> dict[str, Any]:
         """What an artefact records of how it was made. It is never evidence for the artefact."""
-        return {
-            "yarnconv_version": __version__,
-            "rope_options": self.request.given,
-            "rope_parameters": write_rope(self.rope.main),
-            **rope_facts(self.rope, with_tables=False),
-        }
+        return provenance(self.request, self.rope)
+
+
+def provenance(request: RopeRequest, rope: RopePlan) -> dict[str, Any]:
+    """What an artefact records of how it was made. It is never evidence for the artefact."""
+    return {
+        "yarnconv_version": __version__,
+        "rope_options": request.given,
+        "rope_parameters": write_rope(rope.main),
+        **rope_facts(rope, with_tables=False),
+    }
 
 
 def _group(layers: tuple[int, ...], scaling: Scaling | None) -> RopeGroup:
@@ -146,6 +151,36 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
         warnings=resolved.warnings,
     )
     return plan, description, family
+
+
+def plan_artefact(
+    own: ConfigRope,
+    request: RopeRequest,
+    profile: Profile | None,
+    *,
+    maximum: int,
+    layers: int,
+    head_dim: int,
+) -> RopePlan:
+    """The plan of an existing artefact's extension, whose layers share one RoPE.
+
+    own: what it carries. profile: what is known of the model beyond that, if anything. maximum: the context
+    of an artefact that carries no scaling. A factor counts on top of the artefact's own (`on_top_of`).
+    """
+    carried = own.groups[None]
+    assert carried is not None, "an artefact whose layers have no RoPE has no plan"
+    request, notes = on_top_of(carried, request)
+    resolved = resolve(own, request, profile, maximum)
+    return RopePlan(
+        groups=(_group(tuple(range(layers)), resolved.main),),
+        main=resolved.main,
+        head_dim=head_dim,
+        original_context=resolved.original_context,
+        target_context=resolved.target_context,
+        finetuned=resolved.finetuned,
+        profile=resolved.profile,
+        warnings=(*notes, *resolved.warnings),
+    )
 
 
 def _ties_embeddings(checkpoint: Checkpoint, family: Family, description: ModelDescription) -> bool:

@@ -195,7 +195,7 @@ def _difference(own: Scaling, new: Scaling) -> str:
 def _warnings(own: Scaling, new: Scaling, finetuned: bool) -> list[str]:
     warnings = []
     if not isinstance(own, Unscaled) and new != own:
-        warnings.append(f"The checkpoint's own scaling is replaced, on your word: {_difference(own, new)}.")
+        warnings.append(f"The model's own scaling is replaced, on your word: {_difference(own, new)}.")
         if isinstance(own, Llama3 | LongRope):
             warnings.append(
                 f"Its weights were trained with {method_name(own)} frequencies, which "
@@ -209,6 +209,44 @@ def _warnings(own: Scaling, new: Scaling, finetuned: bool) -> list[str]:
         if not is_dynamic(new):
             warnings.append("Static scaling: it applies to short prompts too and costs them some quality.")
     return warnings
+
+
+def on_top_of(own: Scaling, request: RopeRequest) -> tuple[RopeRequest, tuple[str, ...]]:
+    """The request that extends an artefact by what is asked on top of what it carries, and what to say of it.
+
+    An artefact's factor is a fact of the file and not a wish that a new one replaces: extending twice is
+    extending once by the product, from the original context. With an original context given, the factor
+    counts from that one.
+    """
+    carries = not isinstance(own, Unscaled | Llama3 | LongRope) and own.factor > 1.0
+    if request.factor is None or request.original_context is not None or not carries:
+        return request, ()
+    factor = own.factor * request.factor
+    note = (
+        f"The artefact is extended by {own.factor:g} already: with --factor {request.factor:g} on top it is "
+        f"{factor:g} from its original context of {own.original_context}. For {request.factor:g} in all give "
+        f"--original-context {own.original_context} as well."
+    )
+    return replace(request, factor=factor, original_context=own.original_context), (note,)
+
+
+def request_of(scaling: Scaling) -> RopeRequest:
+    """The rope options that make a scaling of the model that it was made of, whatever that one carries."""
+    if isinstance(scaling, Unscaled):
+        return RopeRequest(method="none")
+    method = method_name(scaling)
+    if isinstance(scaling, Llama3 | LongRope):
+        return RopeRequest()  # a checkpoint's own, which no option makes
+    request = RopeRequest(method=method, factor=scaling.factor, original_context=scaling.original_context)
+    if not isinstance(scaling, Yarn):
+        return request
+    return replace(
+        request,
+        beta_fast=scaling.beta_fast,
+        beta_slow=scaling.beta_slow,
+        truncate=scaling.truncate,
+        attention_factor=None if method == "ntk-by-parts" else scaling.attention_factor,
+    )
 
 
 def resolve(rope: ConfigRope, request: RopeRequest, profile: Profile | None, maximum: int) -> ResolvedRope:
