@@ -218,8 +218,9 @@ def on_top_of(own: Scaling, request: RopeRequest) -> tuple[RopeRequest, tuple[st
     extending once by the product, from the original context. With an original context given, the factor
     counts from that one.
     """
-    carries = not isinstance(own, Unscaled | Llama3 | LongRope) and own.factor > 1.0
-    if request.factor is None or request.original_context is not None or not carries:
+    if isinstance(own, Unscaled | Llama3 | LongRope) or own.factor == 1.0:
+        return request, ()
+    if request.factor is None or request.original_context is not None:
         return request, ()
     factor = own.factor * request.factor
     note = (
