@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from yarnconv.cli.existing import is_gguf, refuse_with_existing
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
@@ -71,7 +72,10 @@ def plan(
 @ends_with_exit_code
 @takes_rope_options
 def gguf(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|GGUF", help="Checkpoint directory, Hub id, or a GGUF to extend."),
+    ],
     request: RopeRequest,
     outtype: Annotated[
         str, typer.Option("--outtype", help="auto (the checkpoint's own), f32, f16, bf16 or q8_0.")
@@ -83,13 +87,34 @@ def gguf(
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Most tensor bytes in one file, such as 5G.")
     ] = None,
+    trust_generic_keys: Annotated[
+        bool,
+        typer.Option(
+            "--trust-generic-keys", help="Extend a GGUF of an architecture whose keys are not known here."
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
     ] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a GGUF for llama.cpp that carries the plan, or refuse."""
+    """Write a GGUF for llama.cpp that carries the plan, or refuse. Of a GGUF the tensors stay as they are."""
+    if is_gguf(model):
+        from yarnconv.cli.extend import extend_gguf
+
+        conversion = {"--outtype": outtype != "auto", "--pre": pre, "--split-max-size": split_max_size}
+        refuse_with_existing("a GGUF", {**conversion, "--revision": revision})
+        extend_gguf(
+            Path(model),
+            request,
+            trust_generic_keys=trust_generic_keys,
+            output=output,
+            as_json=as_json,
+        )
+        return
+    if trust_generic_keys:
+        raise BadInput("is for GGUFs that are extended", where="--trust-generic-keys")
     from yarnconv.cli.convert import convert_to_gguf
 
     convert_to_gguf(

@@ -66,9 +66,9 @@ _LENGTH = struct.Struct("<Q")
 _TYPE = struct.Struct("<I")
 
 
-def align(offset: int) -> int:
+def align(offset: int, alignment: int = ALIGNMENT) -> int:
     """The next multiple of the alignment."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return -(-offset // alignment) * alignment
 
 
 def tensor_bytes(shape: Sequence[int], tensor_type: TensorType) -> int:
@@ -159,13 +159,13 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """A tensor's entry. shape has the row length last (the file stores it reversed); offset counts
-    from the start of the tensor data.
+    """A tensor's entry. shape has the row length last (the file stores it reversed); tensor_type is ggml's
+    number; offset counts from the start of the tensor data.
     """
 
     name: str
     shape: tuple[int, ...]
-    tensor_type: TensorType
+    tensor_type: int
     offset: int
 
     def pack(self) -> bytes:
@@ -174,8 +174,8 @@ class TensorInfo:
         return _string(self.name) + dimensions + struct.pack("<IQ", self.tensor_type, self.offset)
 
 
-def pack_header(metadata: Metadata, tensors: Sequence[TensorInfo]) -> bytes:
+def pack_header(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
     """Everything before the tensor data, padded to the alignment."""
     head = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata.packed))
     data = head + metadata.pack() + b"".join([tensor.pack() for tensor in tensors])
-    return data.ljust(align(len(data)), b"\0")
+    return data.ljust(align(len(data), alignment), b"\0")

@@ -154,17 +154,35 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GgufPart:
+    """One file of a GGUF. packed: key -> type and value as they stand in it. alignment: of data, in bytes."""
+
+    file: MappedFile
+    packed: Mapping[str, bytes]
+    tensors: Mapping[str, StoredTensor]
+    alignment: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GgufFile:
     """An open GGUF, of one file or of several shards.
 
-    packed: key -> type and value as they stand in the (first) file.
-    tensors: by name, in the file's order.
+    tensors: by name, in the files' order.
     """
 
     path: Path
-    files: tuple[MappedFile, ...]
-    packed: Mapping[str, bytes]
+    parts: tuple[GgufPart, ...]
     tensors: Mapping[str, StoredTensor]
+
+    @property
+    def packed(self) -> Mapping[str, bytes]:
+        """The model's metadata: that of the first file."""
+        return self.parts[0].packed
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The mapped files."""
+        return tuple(part.file for part in self.parts)
 
     def value(self, key: str, default: Any = None) -> Any:
         """The value of a key: a Python scalar, string or list."""
@@ -226,7 +244,7 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], "GGMLQuantizati
     return name, shape, ggml_type, offset
 
 
-def _read_file(file: MappedFile) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
+def _read_file(file: MappedFile) -> GgufPart:
     import gguf
 
     path, uint32 = file.path, SCALARS[ValueType.UINT32]
@@ -266,7 +284,17 @@ def _read_file(file: MappedFile) -> tuple[dict[str, bytes], dict[str, StoredTens
             offset=data_start + offset,
             nbytes=nbytes,
         )
-    return packed, tensors
+    _refuse_overlap(path, tensors)
+    return GgufPart(file=file, packed=packed, tensors=tensors, alignment=alignment)
+
+
+def _refuse_overlap(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """A file of a few bytes could claim any number of tensors at one place."""
+    end = 0
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise _bad(path, "lies over another tensor", tensor.name)
+        end = tensor.offset + tensor.nbytes
 
 
 def _shard_paths(path: Path) -> list[Path]:
@@ -286,22 +314,28 @@ def _shard_paths(path: Path) -> list[Path]:
 def open_gguf(path: Path) -> Iterator[GgufFile]:
     """Open a GGUF (of a split model: its first file) and check its whole header."""
     files: list[MappedFile] = []
-    packed: dict[str, bytes] = {}
+    parts: list[GgufPart] = []
     tensors: dict[str, StoredTensor] = {}
+    paths = _shard_paths(path)
     try:
-        for number, part in enumerate(_shard_paths(path)):
-            if not part.is_file():
-                raise BadInput("no such file", where=str(part))
-            if part.stat().st_size < len(MAGIC) + 20:
-                raise _bad(part, "truncated: too short for a GGUF's header")
-            files.append(MappedFile(part))
-            own, found = _read_file(files[-1])
-            if number == 0:
-                packed = own
-            if twice := tensors.keys() & found.keys():
-                raise _bad(part, "stands in an earlier part as well", min(twice))
-            tensors |= found
-        yield GgufFile(path=path, files=tuple(files), packed=packed, tensors=tensors)
+        for place in paths:
+            if not place.is_file():
+                raise BadInput("no such file", where=str(place))
+            if place.stat().st_size < len(MAGIC) + 20:
+                raise _bad(place, "truncated: too short for a GGUF's header")
+            files.append(MappedFile(place))
+            parts.append(_read_file(files[-1]))
+            if twice := tensors.keys() & parts[-1].tensors.keys():
+                raise _bad(place, "stands in an earlier part as well", min(twice))
+            tensors |= parts[-1].tensors
+        opened = GgufFile(path=path, parts=tuple(parts), tensors=tensors)
+        if (count := opened.scalar("split.count", int, 1)) not in {0, len(paths)}:
+            raise BadInput(
+                f"is one of {count} files of a split model, and {len(paths)} are there",
+                where=path.name,
+                fix="Give the first part under its own name (00001-of-...), the others beside it.",
+            )
+        yield opened
     finally:
         for file in files:
             file.close()

@@ -1,9 +1,9 @@
 """The plan's RoPE in llama.cpp's terms, or the reason why there is no exact way to say it.
 
-llama.cpp derives its frequencies from a few keys (`llama-context.cpp`, `ggml_rope_yarn_corr_dims`):
-betas are always 32 and 1, the correction range is always rounded, and under type yarn it multiplies
-cos and sin by attn_factor * (1 + 0.1 ln s). So candidates are tried in order of plainness, each is
-judged by the frequencies the runtime will make of it, and the first that gives the plan's is taken.
+llama.cpp derives its frequencies from a few keys (`llama-context.cpp`, `ggml_rope_yarn_corr_dims`): betas are
+32 and 1 for most architectures, the correction range is always rounded, and under type yarn it multiplies cos
+and sin by attn_factor * (1 + 0.1 ln s). So candidates are tried in order of plainness, each is judged by the
+frequencies and magnitudes the runtime will make of it, and the first that gives the plan's is taken.
 """
 
 import math
@@ -36,16 +36,16 @@ from yarnconv.rope.tables import (
     plain_inv_freq,
 )
 from yarnconv.targets.gguf.file_format import Metadata
-from yarnconv.targets.gguf.runtime import RuntimeArchitecture
+from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW, RopeKeys
 
 # freq_base and factor are stored as float32 (6e-8 relative); a rounded correction dimension that
 # differs moves a frequency by 1e-3 and more. Measured: right encodings differ by at most 3e-7.
 FREQUENCY_TOLERANCE = 2e-6
+# of a product of two or three numbers that are stored as float32
+MAGNITUDE_TOLERANCE = 1e-6
 
 ROPE_FREQS = "rope_freqs.weight"
 
-RUNTIME_BETA_FAST = 32.0
-RUNTIME_BETA_SLOW = 1.0
 RUNTIME_COEFFICIENT = 0.1
 
 
@@ -54,6 +54,7 @@ class RopeEncoding:
     """RoPE keys (without the `{architecture}.rope.` prefix) and the frequency tensor, if any.
 
     rope_freqs: float32[rotary_dim/2], divisors of the plain frequencies.
+    beta_fast, beta_slow, log_multiplier: only for architectures that read them.
     note: what a reader of the file should know, where its keys do not say what they seem to.
     """
 
@@ -62,11 +63,14 @@ class RopeEncoding:
     factor: float | None = None
     original_context_length: int | None = None
     attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    log_multiplier: float | None = None
     rope_freqs: Float32Array | None = None
     note: str | None = None
 
-    def write(self, metadata: Metadata, architecture: str, finetuned: bool) -> None:
-        """Set the keys. A plain model gets none of the scaling keys."""
+    def write(self, metadata: Metadata, architecture: str, finetuned: bool | None) -> None:
+        """Set the keys. A plain model gets none of the scaling keys. finetuned: None leaves that one out."""
         prefix = f"{architecture}.rope"
         metadata.float32(f"{prefix}.freq_base", self.freq_base)
         if self.scaling_type is None:
@@ -78,7 +82,37 @@ class RopeEncoding:
             metadata.uint32(f"{prefix}.scaling.original_context_length", self.original_context_length)
         if self.attention_factor is not None:
             metadata.float32(f"{prefix}.scaling.attn_factor", self.attention_factor)
-        metadata.boolean(f"{prefix}.scaling.finetuned", finetuned)
+        for name in ("beta_fast", "beta_slow", "log_multiplier"):
+            if (value := getattr(self, name)) is not None:
+                metadata.float32(f"{prefix}.scaling.yarn_{name}", value)
+        if finetuned is not None:
+            metadata.boolean(f"{prefix}.scaling.finetuned", finetuned)
+
+
+def _runtime_factor(encoding: RopeEncoding) -> float:
+    if encoding.scaling_type in {"linear", "yarn"} and encoding.factor is not None:
+        return float(np.float32(encoding.factor))
+    return 1.0
+
+
+def runtime_magnitudes(encoding: RopeEncoding, keys: RopeKeys) -> tuple[float, float]:
+    """(on cos and sin, on queries and keys as a whole) that llama.cpp makes of an encoding; the square of the
+    second is the softmax multiplier (`llama-context.cpp`; `src/models/deepseek2.cpp`).
+    """
+
+    def m(mscale: float) -> float:
+        return magnitude(factor, RUNTIME_COEFFICIENT, mscale)
+
+    factor = _runtime_factor(encoding)
+    given = 1.0 if encoding.attention_factor is None else encoding.attention_factor
+    log_multiplier = encoding.log_multiplier or 0.0
+    if keys.latent:
+        log_multiplier /= RUNTIME_COEFFICIENT
+    on_cos, whole = given, given * m(1.0)
+    if encoding.scaling_type == "yarn":
+        above = m(log_multiplier if keys.log_multiplier == "deepseek2" else 1.0)
+        on_cos = whole = given * (above / m(log_multiplier) if log_multiplier else m(1.0))
+    return on_cos, whole * m(log_multiplier) if keys.latent else 1.0
 
 
 def runtime_inv_freq(encoding: RopeEncoding, rotary_dim: int) -> Float64Array:
@@ -87,9 +121,7 @@ def runtime_inv_freq(encoding: RopeEncoding, rotary_dim: int) -> Float64Array:
     plain = plain_inv_freq(theta, rotary_dim)
     if encoding.rope_freqs is not None:
         plain = plain / encoding.rope_freqs.astype(np.float64)
-    factor = 1.0
-    if encoding.scaling_type in {"linear", "yarn"} and encoding.factor is not None:
-        factor = float(np.float32(encoding.factor))
+    factor = _runtime_factor(encoding)
     if encoding.scaling_type != "yarn" or encoding.original_context_length is None:
         return plain / factor
     low, high = correction_range(
@@ -98,8 +130,8 @@ def runtime_inv_freq(encoding: RopeEncoding, rotary_dim: int) -> Float64Array:
             rotary_dim=rotary_dim,
             original_context=encoding.original_context_length,
             factor=factor,
-            beta_fast=RUNTIME_BETA_FAST,
-            beta_slow=RUNTIME_BETA_SLOW,
+            beta_fast=RUNTIME_BETA_FAST if encoding.beta_fast is None else encoding.beta_fast,
+            beta_slow=RUNTIME_BETA_SLOW if encoding.beta_slow is None else encoding.beta_slow,
         )
     )
     pairs = np.arange(rotary_dim // 2, dtype=np.float64)
@@ -107,15 +139,38 @@ def runtime_inv_freq(encoding: RopeEncoding, rotary_dim: int) -> Float64Array:
     return plain / factor * interpolated + plain * (1.0 - interpolated)
 
 
-def _yarn_keys(scaling: Yarn, tables: RopeTables, original_context: int) -> RopeEncoding:
+def _yarn_keys(scaling: Yarn, tables: RopeTables, original_context: int, keys: RopeKeys) -> RopeEncoding:
     # The runtime multiplies by its own 1 + 0.1 ln s, whatever is asked: divide it out beforehand.
     automatic = magnitude(scaling.factor, RUNTIME_COEFFICIENT)
-    return RopeEncoding(
+    encoding = RopeEncoding(
         freq_base=scaling.theta,
         scaling_type="yarn",
         factor=scaling.factor,
         original_context_length=original_context,
         attention_factor=tables.attention_factor / automatic,
+        beta_fast=scaling.beta_fast if keys.betas else None,
+        beta_slow=scaling.beta_slow if keys.betas else None,
+    )
+    return _with_latent_temperature(encoding, tables, keys) if keys.latent else encoding
+
+
+def _with_latent_temperature(encoding: RopeEncoding, tables: RopeTables, keys: RopeKeys) -> RopeEncoding:
+    """Multi-head latent attention: llama.cpp multiplies queries and keys as a whole too, by what it puts on
+    cos and sin and by 1 + log_multiplier ln s. The pair of keys that undoes what is not wanted of it.
+    """
+    on_cos, whole = tables.attention_factor, math.sqrt(tables.softmax_multiplier)
+    factor = _runtime_factor(encoding)
+    if factor == 1.0:
+        return encoding
+    automatic = magnitude(factor, RUNTIME_COEFFICIENT)
+    if encoding.scaling_type == "linear":
+        return replace(encoding, log_multiplier=(whole / automatic - 1.0) / math.log(factor))
+    if whole == on_cos:
+        return encoding
+    return replace(
+        encoding,
+        attention_factor=on_cos if keys.log_multiplier == "deepseek2" else whole / automatic,
+        log_multiplier=(whole / on_cos - 1.0) / math.log(factor),
     )
 
 
@@ -140,18 +195,17 @@ def _equivalent_original_context(scaling: Yarn) -> int | None:
     return candidate if smallest < candidate < largest and candidate < 2**32 else None
 
 
-def _candidates(
-    scaling: Scaling, tables: RopeTables, architecture: RuntimeArchitecture
-) -> Iterator[RopeEncoding]:
+def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterator[RopeEncoding]:
     if isinstance(scaling, Unscaled):
         yield RopeEncoding(freq_base=scaling.theta)
     elif isinstance(scaling, Linear):
-        yield RopeEncoding(freq_base=scaling.theta, scaling_type="linear", factor=scaling.factor)
+        linear = RopeEncoding(freq_base=scaling.theta, scaling_type="linear", factor=scaling.factor)
+        yield _with_latent_temperature(linear, tables, keys) if keys.latent else linear
     elif isinstance(scaling, NtkAware):
         yield RopeEncoding(freq_base=ntk_base(scaling))
     elif isinstance(scaling, Yarn):
-        yield _yarn_keys(scaling, tables, scaling.original_context)
-    if architecture.rope_freqs and not isinstance(scaling, Unscaled):
+        yield _yarn_keys(scaling, tables, scaling.original_context, keys)
+    if keys.rope_freqs and not isinstance(scaling, Unscaled):
         plain = plain_inv_freq(scaling.theta, scaling.rotary_dim)
         yield RopeEncoding(
             freq_base=scaling.theta,
@@ -170,10 +224,11 @@ def _candidates(
     if (
         isinstance(scaling, Yarn)
         and not own_betas
+        and not keys.betas
         and (original := _equivalent_original_context(scaling)) is not None
     ):
         yield replace(
-            _yarn_keys(scaling, tables, original),
+            _yarn_keys(scaling, tables, original, keys),
             note=(
                 f"original_context_length is written as {original}, not {scaling.original_context}: "
                 f"with llama.cpp's fixed betas of 32 and 1 it gives the same frequencies as betas of "
@@ -225,7 +280,22 @@ def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
     )
 
 
-def exact_encodings(plan: RopePlan, architecture: RuntimeArchitecture) -> tuple[RopeEncoding, ...]:
+def _difference(encoding: RopeEncoding, tables: RopeTables) -> Float64Array:
+    """Relative, of each frequency that the runtime makes of an encoding: float64[rotary_dim/2]."""
+    made = runtime_inv_freq(encoding, 2 * len(tables.inv_freq))
+    return np.asarray(np.abs(made / tables.inv_freq - 1.0))
+
+
+def carries(encoding: RopeEncoding, tables: RopeTables, keys: RopeKeys) -> bool:
+    """Whether an architecture makes exactly these frequencies and magnitudes of an encoding."""
+    wanted = tables.attention_factor, math.sqrt(tables.softmax_multiplier)
+    return bool(_difference(encoding, tables).max() <= FREQUENCY_TOLERANCE) and all(
+        math.isclose(made, asked, rel_tol=MAGNITUDE_TOLERANCE)
+        for made, asked in zip(runtime_magnitudes(encoding, keys), wanted, strict=True)
+    )
+
+
+def exact_encodings(plan: RopePlan, keys: RopeKeys) -> tuple[RopeEncoding, ...]:
     """Every known way to say a plan exactly to an architecture of llama.cpp, the plainest first.
 
     Raises Inexpressible where there is none.
@@ -233,37 +303,57 @@ def exact_encodings(plan: RopePlan, architecture: RuntimeArchitecture) -> tuple[
     scaling = plan.main
     if len(plan.groups) != 1:
         raise Inexpressible(
-            f"llama.cpp's {architecture.name} architecture reads one RoPE for all layers",
+            f"llama.cpp's {keys.name} architecture reads one RoPE for all layers",
             where="rope_parameters by layer type",
         )
     if isinstance(scaling, DynamicYarn | DynamicNtk | LongRope):
         raise _refuse_dynamic(plan)
     tables = plan.main_group.buckets[-1]
-    if tables.softmax_multiplier != 1.0:
+    if tables.softmax_multiplier != 1.0 and not keys.latent:
         raise Inexpressible(
-            f"llama.cpp's {architecture.name} architecture has no key for a softmax scale",
+            f"llama.cpp's {keys.name} architecture has no key for a softmax scale",
             where="mscale_all_dim",
         )
-    exact: list[RopeEncoding] = []
-    worst = np.zeros_like(tables.inv_freq)
-    for encoding in _candidates(scaling, tables, architecture):
-        difference = np.abs(runtime_inv_freq(encoding, scaling.rotary_dim) / tables.inv_freq - 1.0)
-        if difference.max() <= FREQUENCY_TOLERANCE:
-            exact.append(encoding)
-        elif not worst.any():
-            worst = difference
+    candidates = list(_candidates(scaling, tables, keys))
+    exact = [encoding for encoding in candidates if carries(encoding, tables, keys)]
+    if keys.sliding == "tempered":
+        tempered = [e for e in exact if not _is_one(e.attention_factor)]
+        exact = [e for e in exact if _is_one(e.attention_factor)]
+        if tempered and not exact:
+            raise _refuse_tempered(keys)
     if exact:
         return tuple(exact)
+    raise _refuse_frequencies(scaling, candidates, tables, keys)
+
+
+def _is_one(value: float | None) -> bool:
+    return value is None or math.isclose(value, 1.0, rel_tol=MAGNITUDE_TOLERANCE)
+
+
+def _refuse_tempered(keys: RopeKeys) -> Inexpressible:
+    return Inexpressible(
+        f"llama.cpp's {keys.name} architecture would put the difference to its own temperature on the layers "
+        "with a sliding window too",
+        where="attention factor",
+        fix="Choose --method yarn without --attention-factor, linear or ntk.",
+    )
+
+
+def _refuse_frequencies(
+    scaling: Scaling, candidates: list[RopeEncoding], tables: RopeTables, keys: RopeKeys
+) -> Inexpressible:
     if not isinstance(scaling, Yarn):
-        raise Inexpressible(
-            f"llama.cpp's {architecture.name} architecture has no keys for {method_name(scaling)} and loads "
+        return Inexpressible(
+            f"llama.cpp's {keys.name} architecture has no keys for {method_name(scaling)} and loads "
             "no rope_freqs tensor",
             where=f"method {method_name(scaling)}",
             fix="Choose --method yarn, linear or ntk, or write another target.",
         )
+    worst = _difference(candidates[0], tables)
     wrong = int((worst > FREQUENCY_TOLERANCE).sum())
-    raise Inexpressible(
-        f"llama.cpp's {architecture.name} architecture always uses beta_fast 32, beta_slow 1 and a "
+    betas = "" if keys.betas else "beta_fast 32, beta_slow 1 and "
+    return Inexpressible(
+        f"llama.cpp's {keys.name} architecture always uses {betas}a "
         f"truncated correction range, and loads no rope_freqs tensor: {wrong} of {len(worst)} "
         f"frequencies would be wrong, by up to {100 * worst.max():.1f} %",
         where=f"method {method_name(scaling)}",
@@ -272,6 +362,6 @@ def exact_encodings(plan: RopePlan, architecture: RuntimeArchitecture) -> tuple[
     )
 
 
-def encode_rope(plan: RopePlan, architecture: RuntimeArchitecture) -> RopeEncoding:
+def encode_rope(plan: RopePlan, keys: RopeKeys) -> RopeEncoding:
     """The plainest exact encoding. Raises Inexpressible where there is none."""
-    return exact_encodings(plan, architecture)[0]
+    return exact_encodings(plan, keys)[0]

@@ -12,15 +12,19 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE, ROPE_FREQS, RopeEncoding, exact_encodings
-from yarnconv.targets.gguf.runtime import ARCHITECTURES
+from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_SLOW, RopeKeys, rope_keys
 
 RUNTIME_FREQ_BASE = 10000.0
 # A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
 VALUE_TOLERANCE = 1e-6
 
 
-def read_encoding(artefact: GgufFile) -> RopeEncoding:
+def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
     """The RoPE keys and the frequency tensor, with llama.cpp's own value where one is left out."""
+
+    def number(name: str, default: float | None, read: bool = True) -> float | None:
+        return artefact.scalar(f"{prefix}.{name}", float, default) if read else None
+
     prefix = f"{artefact.architecture}.rope"
     scaling_type = artefact.scalar(f"{prefix}.scaling.type", str, "linear")
     factor = artefact.scalar(
@@ -29,11 +33,14 @@ def read_encoding(artefact: GgufFile) -> RopeEncoding:
     context = artefact.scalar(f"{artefact.architecture}.context_length", int, 0)
     divisors = artefact.tensors.get(ROPE_FREQS)
     return RopeEncoding(
-        freq_base=artefact.scalar(f"{prefix}.freq_base", float, RUNTIME_FREQ_BASE),
+        freq_base=number("freq_base", RUNTIME_FREQ_BASE) or RUNTIME_FREQ_BASE,
         scaling_type=scaling_type,
         factor=factor or 1.0,
         original_context_length=artefact.scalar(f"{prefix}.scaling.original_context_length", int, context),
-        attention_factor=artefact.scalar(f"{prefix}.scaling.attn_factor", float, 1.0),
+        attention_factor=number("scaling.attn_factor", 1.0),
+        beta_fast=number("scaling.yarn_beta_fast", keys.beta_fast, keys.betas),
+        beta_slow=number("scaling.yarn_beta_slow", RUNTIME_BETA_SLOW, keys.betas),
+        log_multiplier=number("scaling.yarn_log_multiplier", None, keys.log_multiplier is not None),
         rope_freqs=None if divisors is None else divisors.rows(slice(None))[0],
     )
 
@@ -53,6 +60,9 @@ def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
         facts["scaling.factor"] = factor
     if scaling_type == "yarn":
         facts["scaling.original_context_length"] = encoding.original_context_length or 0
+    for name in ("beta_fast", "beta_slow", "log_multiplier"):
+        if scaling_type != "none" and (value := getattr(encoding, name)) is not None:
+            facts[f"scaling.yarn_{name}"] = value
     return facts
 
 
@@ -113,8 +123,9 @@ def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[FactComp
     Inexpressible where the architecture cannot say the plan at all.
     """
     name = plan.family.gguf.architecture
-    found = read_encoding(artefact)
-    exact = exact_encodings(plan.rope, ARCHITECTURES[name])
+    keys = rope_keys(name)
+    found = read_encoding(artefact, keys)
+    exact = exact_encodings(plan.rope, keys)
     # a file without the tensor was not meant to be one with it, however few keys that would leave to differ
     alike = [e for e in exact if (e.rope_freqs is None) == (found.rope_freqs is None)]
     spelled = min(

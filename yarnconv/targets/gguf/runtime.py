@@ -1,7 +1,5 @@
-"""What llama.cpp reads, by its own architecture names (checked against the source of October 2026).
-
-A key that a runtime does not read changes nothing and a tensor it does not expect fails the load,
-so what can be expressed depends on this table and not on what GGUF could hold.
+"""What llama.cpp computes, by its own architecture names (checked against the source of October 2026); what
+it reads of RoPE stands in `rope_keys`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from dataclasses import dataclass
 class RuntimeArchitecture:
     """One architecture of llama.cpp's `src/models/`.
 
-    rope_freqs: loads the tensor `rope_freqs.weight`, one divisor per pair of dimensions.
     sliding_window: honours `attention.sliding_window`.
     output_bias, mlp_bias: loads the biases of the attention output and of the MLP.
     head_size_free: the query heads may span more or less than the hidden size.
@@ -19,7 +16,6 @@ class RuntimeArchitecture:
     """
 
     name: str
-    rope_freqs: bool
     sliding_window: bool
     output_bias: bool
     mlp_bias: bool
@@ -32,7 +28,6 @@ ARCHITECTURES = {
     for architecture in (
         RuntimeArchitecture(
             name="llama",
-            rope_freqs=True,
             sliding_window=False,
             output_bias=True,
             mlp_bias=True,
@@ -40,7 +35,6 @@ ARCHITECTURES = {
         ),
         RuntimeArchitecture(
             name="qwen2",
-            rope_freqs=False,
             sliding_window=False,
             output_bias=False,
             mlp_bias=False,
@@ -48,7 +42,6 @@ ARCHITECTURES = {
         ),
         RuntimeArchitecture(
             name="qwen3",
-            rope_freqs=False,
             sliding_window=False,
             output_bias=False,
             mlp_bias=False,

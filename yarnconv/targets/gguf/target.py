@@ -9,21 +9,22 @@ from typing import Literal, get_args
 from yarnconv.artifact import check_free_space, staged
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
-from yarnconv.errors import BadInput, Inexpressible, one_of
+from yarnconv.errors import Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
-from yarnconv.targets.gguf.file_format import BLOCKS, MAGIC, Metadata, TensorType
+from yarnconv.targets.gguf.file_format import BLOCKS, Metadata, TensorType
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
+from yarnconv.targets.gguf.output import check_destination, output_paths
 from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
+from yarnconv.targets.gguf.rope_keys import rope_keys
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
     OutputFile,
     OutputTensor,
     lay_out,
-    split_paths,
     write_file,
 )
 
@@ -157,7 +158,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     """Lay out everything that will be written. Raises the first refusal; writes nothing."""
     if found := structure_refusals(plan):
         raise found[0]
-    rope = encode_rope(plan.rope, _architecture(plan))
+    rope = encode_rope(plan.rope, rope_keys(plan.family.gguf.architecture))
     tensors, notes = _output_tensors(plan, options)
     file_type = _file_type(tensors)
     parameters = sum(prod(tensor.shape) for tensor in tensors)
@@ -195,30 +196,13 @@ def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
     return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{file_type.name}.gguf"
 
 
-def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
-    sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
-    for path in paths:
-        if path.resolve() in sources:
-            raise BadInput("the destination is a file of the checkpoint itself", where=str(path))
-        if path.exists() and not path.is_file():
-            raise BadInput("the destination exists and is no regular file", where=str(path))
-        if path.exists():
-            with path.open("rb") as file:
-                if file.read(len(MAGIC)) not in {MAGIC, b""}:
-                    raise BadInput(
-                        "the destination exists and is no GGUF",
-                        where=str(path),
-                        fix="Delete it first if it is not needed.",
-                    )
-
-
 def emit(
     plan: ConversionPlan, job: GgufJob, destination: Path, options: GgufOptions, advance: Advance
 ) -> list[Path]:
     """Write the job's files; all of them appear, or none. Returns their paths."""
-    # a link is followed to the file it stands for, not replaced
-    paths = [p.resolve() if p.is_symlink() else p for p in split_paths(destination, len(job.files))]
-    _check_destination(plan, paths)
+    paths = output_paths(destination, len(job.files))
+    sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
+    check_destination(sources, paths, "a file of the checkpoint itself")
     check_free_space(destination, job.nbytes)
     with staged(paths) as temporary:
         for path, file in zip(temporary, job.files, strict=True):

@@ -116,16 +116,6 @@ def lay_out(
     return files
 
 
-def split_paths(destination: Path, count: int) -> list[Path]:
-    """One path, or llama.cpp's split names."""
-    if count == 1:
-        return [destination]
-    return [
-        destination.with_name(f"{destination.stem}-{number:05d}-of-{count:05d}.gguf")
-        for number in range(1, count + 1)
-    ]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
     """A run of rows of one tensor: bytes of the source to read and where what they become goes."""

@@ -1,0 +1,257 @@
+"""An existing GGUF with another plan: new metadata (and divisors, where the plan needs them), the same tensor
+data, copied by the kernel.
+
+The header is padded so that tensor data stands at the same offset within a page as before: then the kernel
+copies whole pages, and a file system that shares blocks between files copies nothing at all.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from yarnconv import __version__
+from yarnconv.artifact import check_free_space, staged
+from yarnconv.errors import BadInput
+from yarnconv.plan import RopePlan, plan_artefact, provenance
+from yarnconv.progress import Advance
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.resolve import request_of
+from yarnconv.targets.copying import copy_range
+from yarnconv.targets.gguf.carried import read_carried
+from yarnconv.targets.gguf.file_format import (
+    Metadata,
+    TensorInfo,
+    TensorType,
+    align,
+    pack_header,
+)
+from yarnconv.targets.gguf.output import check_destination, output_paths
+from yarnconv.targets.gguf.reader import GgufFile, GgufPart
+from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
+from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
+
+PAGE = 4096  # bytes; what kernels copy and file systems share by
+RECORD = "yarnconv.plan"
+# what a plan says anew, or no longer; other keys under rope.scaling are not its business
+_SCALING_KEYS = (
+    *("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_ext_factor"),
+    *("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedRange:
+    """Bytes of the source's file that stand at `target` in the new one."""
+
+    source: int
+    target: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendedFile:
+    """One file to write. added: bytes that are not the source's, and where."""
+
+    part: GgufPart
+    header: bytes
+    ranges: tuple[CopiedRange, ...]
+    added: tuple[tuple[int, bytes], ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionJob:
+    """Everything that is to be written; nothing has touched the disk yet. kind: the type of most weights."""
+
+    plan: RopePlan
+    encoding: RopeEncoding
+    files: tuple[ExtendedFile, ...]
+    kind: str
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def plan_of(artefact: GgufFile, request: RopeRequest, *, trust_generic_keys: bool = False) -> RopePlan:
+    """The plan of a GGUF's extension; with nothing asked, the plan that it carries."""
+    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
+    carried = read_carried(artefact, keys)
+    plan = plan_artefact(
+        carried.rope,
+        request,
+        carried.profile if request.use_profile else None,
+        maximum=carried.maximum,
+        layers=carried.layers,
+        head_dim=carried.head_dim,
+    )
+    return replace(plan, warnings=(*carried.notes, *plan.warnings))
+
+
+def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: RopeKeys) -> Metadata:
+    """The source's keys in their order, those of the plan anew."""
+    name = artefact.architecture
+    new = Metadata()
+    new.uint32(f"{name}.context_length", plan.target_context)
+    encoding.write(new, name, None if keys.finetuned_is_switch else plan.finetuned)
+    new.string("yarnconv.version", __version__)
+    record = provenance(request_of(plan.main), plan)
+    new.string(RECORD, json.dumps(record, separators=(",", ":")))
+    dropped = {f"{name}.rope.scale_linear", *(f"{name}.rope.scaling.{key}" for key in _SCALING_KEYS)}
+    if keys.finetuned_is_switch:
+        dropped.discard(f"{name}.rope.scaling.finetuned")
+    kept = {key: value for key, value in artefact.packed.items() if key not in dropped - new.packed.keys()}
+    return Metadata(packed=kept | new.packed)
+
+
+def _padded(metadata: Metadata, count: int) -> Metadata:
+    """With `count` bytes more: blanks behind the record, which is JSON."""
+    padded = Metadata(packed=dict(metadata.packed))
+    record = metadata.packed[RECORD][12:].decode()  # behind its type and its length
+    padded.string(RECORD, record + " " * count)
+    return padded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where a file's tensors stand, from the start of its data. moved: (source, offset, bytes), in order."""
+
+    infos: tuple[TensorInfo, ...]
+    moved: tuple[tuple[int, int, int], ...]
+    added: tuple[tuple[int, bytes], ...]
+    size: int
+
+
+def _lay_out(part: GgufPart, encoding: RopeEncoding | None) -> _Layout:
+    """encoding: of the file that holds the divisors, where the plan has some."""
+    infos, moved, added, offset = [], [], [], 0
+    for tensor in sorted(part.tensors.values(), key=lambda tensor: tensor.offset):
+        if tensor.name == ROPE_FREQS:
+            continue
+        info = TensorInfo(name=tensor.name, shape=tensor.shape, tensor_type=tensor.ggml_type, offset=offset)
+        infos.append(info)
+        moved.append((tensor.offset, offset, tensor.nbytes))
+        offset += align(tensor.nbytes, part.alignment)
+    if encoding is not None and encoding.rope_freqs is not None:
+        data = encoding.rope_freqs.astype("<f4").tobytes()
+        shape = encoding.rope_freqs.shape
+        infos.append(TensorInfo(name=ROPE_FREQS, shape=shape, tensor_type=TensorType.F32, offset=offset))
+        added.append((offset, data))
+        offset += align(len(data), part.alignment)
+    return _Layout(infos=tuple(infos), moved=tuple(moved), added=tuple(added), size=offset)
+
+
+def _joined(moved: Sequence[tuple[int, int, int]], start: int) -> tuple[CopiedRange, ...]:
+    """Neighbours that move by the same distance as one range. start: of the new file's data."""
+    ranges: list[CopiedRange] = []
+    for source, offset, nbytes in moved:
+        last = ranges[-1] if ranges else None
+        target = start + offset
+        if last is not None and target - source == last.target - last.source:
+            ranges[-1] = replace(last, nbytes=source + nbytes - last.source)
+        else:
+            ranges.append(CopiedRange(source=source, target=target, nbytes=nbytes))
+    return tuple(ranges)
+
+
+def _padding(header: int, layout: _Layout, alignment: int) -> int:
+    """Bytes to put into a header so that the longest range keeps its place within a page."""
+    ranges = _joined(layout.moved, header)
+    if not ranges or PAGE % alignment:
+        return 0
+    longest = max(ranges, key=lambda one: one.nbytes)
+    return (longest.source - longest.target) % PAGE
+
+
+def _extended_file(part: GgufPart, metadata: Metadata, layout: _Layout, *, padded: bool) -> ExtendedFile:
+    def header_of(of: Metadata) -> bytes:
+        return pack_header(of, layout.infos, part.alignment)
+
+    header = header_of(metadata)
+    if padded and (padding := _padding(len(header), layout, part.alignment)):
+        header = header_of(_padded(metadata, padding))
+    return ExtendedFile(
+        part=part,
+        header=header,
+        ranges=_joined(layout.moved, len(header)),
+        added=tuple((len(header) + offset, data) for offset, data in layout.added),
+        size=len(header) + layout.size,
+    )
+
+
+def _most_common_type(artefact: GgufFile) -> str:
+    values: dict[str, int] = {}
+    for tensor in artefact.tensors.values():
+        values[tensor.ggml_type.name] = values.get(tensor.ggml_type.name, 0) + prod(tensor.shape)
+    return max(values, key=lambda name: values[name]).lower()
+
+
+def prepare_extension(
+    artefact: GgufFile, request: RopeRequest, *, trust_generic_keys: bool = False
+) -> ExtensionJob:
+    """Lay out the files. Raises Inexpressible where the file's architecture cannot be told the plan."""
+    if not request.asks_for_something:
+        raise BadInput(
+            "nothing is asked for that would change the file",
+            where="rope options",
+            fix="Give --factor or --target-context (`yarnconv inspect` shows what it carries).",
+        )
+    if not artefact.tensors:
+        raise BadInput("holds no tensors", where=artefact.path.name)
+    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
+    plan = plan_of(artefact, request, trust_generic_keys=trust_generic_keys)
+    encoding = encode_rope(plan, keys)
+    layouts = [_lay_out(part, None if number else encoding) for number, part in enumerate(artefact.parts)]
+    count = sum(len(layout.infos) for layout in layouts)
+    files = []
+    for number, (part, layout) in enumerate(zip(artefact.parts, layouts, strict=True)):
+        own = Metadata(packed=dict(part.packed)) if number else _metadata(artefact, plan, encoding, keys)
+        if "split.tensors.count" in own.packed:
+            own.int32("split.tensors.count", count)
+        files.append(_extended_file(part, own, layout, padded=number == 0))
+    return ExtensionJob(
+        plan=plan,
+        encoding=encoding,
+        files=tuple(files),
+        kind=_most_common_type(artefact),
+        notes=() if encoding.note is None else (encoding.note,),
+    )
+
+
+def default_name(artefact: GgufFile, plan: RopePlan) -> str:
+    """The source's name and what was done to it."""
+    stem = artefact.path.name.removesuffix(".gguf")
+    if len(artefact.parts) > 1:
+        stem = stem.rpartition("-of-")[0].rpartition("-")[0]
+    return f"{stem}{plan.suffix or '-plain'}.gguf"
+
+
+def _write(path: Path, file: ExtendedFile, advance: Advance) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        os.truncate(descriptor, file.size)
+        for one in file.ranges:
+            copy_range(file.part.file, one.source, descriptor, one.target, one.nbytes, advance)
+        for offset, data in (*file.added, (0, file.header)):
+            os.pwrite(descriptor, data, offset)
+    finally:
+        os.close(descriptor)
+
+
+def emit_extension(job: ExtensionJob, destination: Path, advance: Advance) -> list[Path]:
+    """Write the job's files; all of them appear, or none. Returns their paths.
+
+    Raises BadInput for a destination that is the source or no GGUF, and where there is no room.
+    """
+    paths = output_paths(destination, len(job.files))
+    check_destination({file.part.file.path.resolve() for file in job.files}, paths, "the source itself")
+    check_free_space(destination, job.nbytes, "Free some space, or write elsewhere with -o.")
+    with staged(paths) as temporary:
+        for path, file in zip(temporary, job.files, strict=True):
+            _write(path, file, advance)
+    return paths
