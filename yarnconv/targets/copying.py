@@ -1,7 +1,10 @@
-"""A part of a file copied into another by the kernel, which shares blocks where the file system can."""
+"""A part of a file in another: shared where the file system can, copied by the kernel where it cannot."""
 
+import ctypes
 import errno
+import fcntl
 import os
+import struct
 
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
@@ -10,12 +13,39 @@ from yarnconv.progress import Advance
 BLOCK = 4096  # bytes; file systems share whole ones
 CHUNK = 2**27  # bytes copied between two looks at the progress
 READ_BYTES = 2**20
-# what kernels say that cannot copy between these two files
-_CANNOT = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
+# Linux: FICLONERANGE, and the structure that it takes (source, its offset, bytes, offset)
+_SHARE_RANGE, _SHARED_RANGE = 0x4020940D, struct.Struct("=qQQQ")
+# what kernels say that cannot do it between these two files
+_CANNOT = frozenset(
+    {*(errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY, errno.EBADF)}
+)
 
 
-def _shortened(source: MappedFile) -> BadInput:
-    return BadInput("the file became shorter while it was read", where=source.path.name)
+def share_range(source: MappedFile, start: int, descriptor: int, offset: int, nbytes: int) -> int:
+    """Let `offset` of an open file share the source's blocks from `start` on: the bytes that it shares from
+    the first whole block on (`-start % BLOCK` bytes in), 0 where the file system cannot.
+    """
+    before = -start % BLOCK
+    whole = max(nbytes - before, 0) // BLOCK * BLOCK
+    if whole == 0 or (start - offset) % BLOCK:
+        return 0
+    try:
+        argument = _SHARED_RANGE.pack(source.descriptor, start + before, whole, offset + before)
+        fcntl.ioctl(descriptor, _SHARE_RANGE, argument)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return 0
+    return whole
+
+
+def reserve(descriptor: int, nbytes: int) -> None:
+    """Give an empty file its blocks at once, where the file system can: writing to it is a quarter faster."""
+    library = ctypes.CDLL(None, use_errno=True)  # the C library's posix_fallocate would write every block
+    if library.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)):
+        number = ctypes.get_errno()
+        if number not in _CANNOT:
+            raise OSError(number, os.strerror(number))
 
 
 def _copy_by_hand(source: MappedFile, start: int, descriptor: int, offset: int, nbytes: int) -> int:
@@ -33,9 +63,7 @@ def copy_range(
     """`nbytes` of `source` from `start` on to `offset` of an open file. advance(bytes) after each chunk."""
     by_kernel = True
     while nbytes:
-        # up to a whole block first, so that the rest can be shared
-        step = min(nbytes, -start % BLOCK or CHUNK)
-        copied = 0
+        step, copied = min(nbytes, CHUNK), 0
         if by_kernel:
             try:
                 copied = os.copy_file_range(source.descriptor, descriptor, step, start, offset)
@@ -46,6 +74,6 @@ def copy_range(
         if not by_kernel:
             copied = _copy_by_hand(source, start, descriptor, offset, step)
         if copied == 0:
-            raise _shortened(source)
+            raise BadInput("the file became shorter while it was read", where=source.path.name)
         start, offset, nbytes = start + copied, offset + copied, nbytes - copied
         advance(copied)
