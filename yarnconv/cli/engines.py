@@ -1,4 +1,4 @@
-"""The commands for TensorRT engines: trt and inspect."""
+"""The command for TensorRT engines: trt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -103,24 +103,3 @@ def trt(
         revision=revision,
         as_json=as_json,
     )
-
-
-@app.command()
-@ends_with_exit_code
-def inspect(
-    artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="Directory of a TensorRT engine.")],
-    as_json: AsJson = False,
-) -> None:
-    """Show what an engine's directory and the engine's own bytes say of its RoPE. Exit 1 if they disagree."""
-    from yarnconv.console.inspect_view import engine_facts_document, print_engine_facts
-    from yarnconv.console.messages import print_json
-    from yarnconv.targets.tensorrt.inspection import inspect_engine
-    from yarnconv.targets.tensorrt.sidecar import engine_directory
-
-    directory = engine_directory(artefact)
-    facts = inspect_engine(directory)
-    if as_json:
-        print_json(engine_facts_document(directory, facts))
-    else:
-        print_engine_facts(directory, facts)
-    raise typer.Exit(1 if facts.findings else 0)

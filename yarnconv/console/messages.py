@@ -35,6 +35,13 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
         console.print(Text("warning: ", style="bold yellow").append(warning, style="not bold default"))
 
 
+def print_findings(console: Console, findings: Iterable[str]) -> None:
+    """What of an artefact does not agree, one line each."""
+    for finding in findings:
+        line = Text("finding: ", style="bold yellow")
+        console.print(line.append(printable(finding), style="not bold default"))
+
+
 def print_runtime_message(level: str, message: str) -> None:
     """What a runtime says by itself: to stderr, with its level."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)

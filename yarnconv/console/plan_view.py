@@ -85,9 +85,9 @@ def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
     return text
 
 
-def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None) -> Table:
+def rope_table(plan: RopePlan) -> Table:
+    """The extension as a table of names and values, with the regimes as bars."""
     scaling, longest = plan.main, plan.main_group.buckets[-1]
-    per_token = description.key_value_bytes_per_token
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -115,12 +115,17 @@ def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_toke
             table.add_row("buckets", f"factor {steps}, fixed per request")
         table.add_row("frequencies", _bars(plan))
         table.add_row("", _regime_legend(plan))
+    return table
+
+
+def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None) -> Table:
+    table, per_token = rope_table(plan), description.key_value_bytes_per_token
     table.add_row(
         "KV cache",
         f"{gigabytes(per_token)} per token, {gigabytes(per_token * plan.target_context)} at "
         f"{plan.target_context} (16 bits)",
     )
-    if not isinstance(scaling, Unscaled) and not plan.finetuned:
+    if not isinstance(plan.main, Unscaled) and not plan.finetuned:
         table.add_row("fine-tune", _finetune_budget(plan, pretraining_tokens))
     return table
 

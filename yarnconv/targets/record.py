@@ -7,6 +7,7 @@ from typing import Any
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import METHODS, RopeRequest
 
+RECORD_KEY = "yarnconv.plan"  # of a GGUF's metadata and an ONNX model's
 _MAXIMUM_RECORD = 2**20  # characters
 _WHERE = "yarnconv.plan: rope_options"
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.plan import RopePlan, plan_artefact
 from yarnconv.rope.profiles import Profile, recognise
-from yarnconv.rope.scaling import Linear, Llama3, LongRope, Scaling, Unscaled, Yarn, is_dynamic
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.scaling import Linear, Llama3, LongRope, Scaling, Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
@@ -26,7 +28,7 @@ from yarnconv.targets.gguf.rope import (
 )
 from yarnconv.targets.gguf.rope_keys import RopeKeys
 from yarnconv.targets.gguf.rope_reading import read_encoding
-from yarnconv.targets.record import read_record
+from yarnconv.targets.record import RECORD_KEY, read_record
 
 MAXIMUM_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")  # any other aborts llama.cpp
@@ -38,7 +40,9 @@ MODEL_TYPES = {"qwen3moe": "qwen3_moe"}  # where llama.cpp's name is not transfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedRope:
-    """What a GGUF carries. maximum: the context without the scaling. notes: on how it was understood."""
+    """What a GGUF carries. maximum: the context without the scaling. notes: on how it was understood.
+    finding: what is wrong with what was recorded of it, if anything.
+    """
 
     rope: ConfigRope
     maximum: int
@@ -46,6 +50,7 @@ class CarriedRope:
     head_dim: int
     profile: Profile | None
     notes: tuple[str, ...]
+    finding: str | None
 
 
 def _positive(artefact: GgufFile, name: str, largest: int, default: int | None = None) -> int:
@@ -175,9 +180,9 @@ def _named(encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> Scaling:
     return Unscaled(theta=theta, rotary_dim=rotary_dim)
 
 
-def _recorded(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> Scaling | None:
-    """The scaling by the name that it was recorded with, where the keys carry exactly that."""
-    record = artefact.scalar("yarnconv.plan", str)
+def _recorded(artefact: GgufFile, rotary_dim: int, keys: RopeKeys) -> Scaling | None:
+    """The scaling that this tool recorded, if it recorded one that can be read."""
+    record = artefact.scalar(RECORD_KEY, str)
     try:
         parameters = read_record(record).get("rope_parameters") if record else None
         if not isinstance(parameters, Mapping):
@@ -185,12 +190,9 @@ def _recorded(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys:
         config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": 2}
         if keys.latent:
             config |= {"kv_lora_rank": 1}
-        found = read_rope(config).groups.get(None)
+        return read_rope(config).groups.get(None)
     except BadInput:
         return None
-    if found is None or is_dynamic(found) or not carries(encoding, buckets(found)[-1], keys):
-        return None
-    return found
 
 
 def _with_linear_original(
@@ -235,7 +237,10 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
             where=f"{prefix}.freq_base_swa",
         )
     notes = () if keys.remark is None else (keys.remark,)
-    scaling = _recorded(artefact, encoding, rotary_dim, keys)
+    scaling, finding = _recorded(artefact, rotary_dim, keys), None
+    if scaling is not None and (is_dynamic(scaling) or not carries(encoding, buckets(scaling)[-1], keys)):
+        finding = f"it was recorded as {method_name(scaling)}, and its keys carry something else"
+        scaling = None
     if scaling is None:
         if encoding.scaling_type == "linear":
             encoding, unsaid = _with_linear_original(encoding, artefact, context)
@@ -254,4 +259,18 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
         head_dim=head_dim,
         profile=recognise({"model_type": model_type, "max_position_embeddings": context}, rope),
         notes=notes,
+        finding=finding,
     )
+
+
+def plan_carried(carried: CarriedRope, request: RopeRequest) -> RopePlan:
+    """The plan of a GGUF's extension; with nothing asked, the plan that it carries."""
+    plan = plan_artefact(
+        carried.rope,
+        request,
+        carried.profile if request.use_profile else None,
+        maximum=carried.maximum,
+        layers=carried.layers,
+        head_dim=carried.head_dim,
+    )
+    return replace(plan, warnings=(*carried.notes, *plan.warnings))

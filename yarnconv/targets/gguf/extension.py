@@ -10,18 +10,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 from yarnconv import __version__
 from yarnconv.artifact import check_free_space, staged
 from yarnconv.errors import BadInput
-from yarnconv.plan import RopePlan, plan_artefact, provenance
+from yarnconv.plan import RopePlan, provenance
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
 from yarnconv.targets.copying import BLOCK, copy_range, reserve, share_range
-from yarnconv.targets.gguf.carried import read_carried
+from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -33,9 +32,9 @@ from yarnconv.targets.gguf.output import check_destination, output_paths
 from yarnconv.targets.gguf.reader import GgufFile, GgufPart
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
+from yarnconv.targets.record import RECORD_KEY
 
 PLACE = 2**16  # bytes
-RECORD = "yarnconv.plan"
 # what a plan says anew, or no longer; other keys under rope.scaling are not its business
 _SCALING_KEYS = (
     *("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_ext_factor"),
@@ -79,21 +78,6 @@ class ExtensionJob:
         return sum(file.size for file in self.files)
 
 
-def plan_of(artefact: GgufFile, request: RopeRequest, *, trust_generic_keys: bool = False) -> RopePlan:
-    """The plan of a GGUF's extension; with nothing asked, the plan that it carries."""
-    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
-    carried = read_carried(artefact, keys)
-    plan = plan_artefact(
-        carried.rope,
-        request,
-        carried.profile if request.use_profile else None,
-        maximum=carried.maximum,
-        layers=carried.layers,
-        head_dim=carried.head_dim,
-    )
-    return replace(plan, warnings=(*carried.notes, *plan.warnings))
-
-
 def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: RopeKeys) -> Metadata:
     """The source's keys in their order, those of the plan anew."""
     name = artefact.architecture
@@ -102,7 +86,7 @@ def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: 
     encoding.write(new, name, None if keys.finetuned_is_switch else plan.finetuned)
     new.string("yarnconv.version", __version__)
     record = provenance(request_of(plan.main), plan)
-    new.string(RECORD, json.dumps(record, separators=(",", ":")))
+    new.string(RECORD_KEY, json.dumps(record, separators=(",", ":")))
     dropped = {f"{name}.rope.scale_linear", *(f"{name}.rope.scaling.{key}" for key in _SCALING_KEYS)}
     if keys.finetuned_is_switch:
         dropped.discard(f"{name}.rope.scaling.finetuned")
@@ -113,8 +97,8 @@ def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: 
 def _padded(metadata: Metadata, count: int) -> Metadata:
     """With `count` bytes more: blanks behind the record, which is JSON."""
     padded = Metadata(packed=dict(metadata.packed))
-    record = metadata.packed[RECORD][12:].decode()  # behind its type and its length
-    padded.string(RECORD, record + " " * count)
+    record = metadata.packed[RECORD_KEY][12:].decode()  # behind its type and its length
+    padded.string(RECORD_KEY, record + " " * count)
     return padded
 
 
@@ -185,13 +169,6 @@ def _extended_file(part: GgufPart, metadata: Metadata, layout: _Layout, *, padde
     )
 
 
-def _most_common_type(artefact: GgufFile) -> str:
-    values: dict[str, int] = {}
-    for tensor in artefact.tensors.values():
-        values[tensor.ggml_type.name] = values.get(tensor.ggml_type.name, 0) + prod(tensor.shape)
-    return max(values, key=lambda name: values[name]).lower()
-
-
 def prepare_extension(
     artefact: GgufFile, request: RopeRequest, *, trust_generic_keys: bool = False
 ) -> ExtensionJob:
@@ -205,7 +182,7 @@ def prepare_extension(
     if not artefact.tensors:
         raise BadInput("holds no tensors", where=artefact.path.name)
     keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
-    plan = plan_of(artefact, request, trust_generic_keys=trust_generic_keys)
+    plan = plan_carried(read_carried(artefact, keys), request)
     encoding = encode_rope(plan, keys)
     layouts = [_lay_out(part, None if number else encoding) for number, part in enumerate(artefact.parts)]
     count = sum(len(layout.infos) for layout in layouts)
@@ -219,7 +196,7 @@ def prepare_extension(
         plan=plan,
         encoding=encoding,
         files=tuple(files),
-        kind=_most_common_type(artefact),
+        kind=artefact.weight_type.lower(),
         notes=() if encoding.note is None else (encoding.note,),
     )
 

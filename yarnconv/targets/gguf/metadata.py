@@ -7,6 +7,7 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
+from yarnconv.targets.record import RECORD_KEY
 
 QUANTIZATION_VERSION = 2
 # llama.cpp's `llama_ftype`: what most of a file's weights are
@@ -49,4 +50,4 @@ def write_model(metadata: Metadata, plan: ConversionPlan, rope: RopeEncoding) ->
 def write_provenance(metadata: Metadata, plan: ConversionPlan) -> None:
     """What this tool did, for people and for pre-filling options; never evidence for the file."""
     metadata.string("yarnconv.version", __version__)
-    metadata.string("yarnconv.plan", json.dumps(plan.provenance, separators=(",", ":")))
+    metadata.string(RECORD_KEY, json.dumps(plan.provenance, separators=(",", ":")))

@@ -6,6 +6,7 @@ Source of the format: ggml's `docs/gguf.md`; versions 2 and 3, little-endian.
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,6 +211,14 @@ class GgufFile:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise _bad(self.path, f"is {value!r:.80}, not a value of type {kind.__name__}", key)
         return value
+
+    @property
+    def weight_type(self) -> str:
+        """Ggml's name of the type of most of the weights; empty where there are none."""
+        values: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            values[tensor.ggml_type.name] += prod(tensor.shape)
+        return max(values, key=lambda name: values[name], default="")
 
     @property
     def architecture(self) -> str:

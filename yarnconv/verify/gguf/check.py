@@ -17,6 +17,7 @@ from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
 from yarnconv.targets.gguf.rope_reading import compare_metadata
 from yarnconv.targets.gguf.target import structure_refusals
+from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import expect
@@ -62,7 +63,7 @@ def _check_open(
     options: CheckOptions,
     progress: Progress,
 ) -> CheckReport:
-    expectation = expect(checkpoint, request, artefact.scalar("yarnconv.plan", str))
+    expectation = expect(checkpoint, request, artefact.scalar(RECORD_KEY, str))
     plan = _with_head_of_its_own(expectation.plan, artefact)
     if artefact.architecture != plan.family.gguf.architecture:
         raise BadInput(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from yarnconv.console.messages import printable
+from yarnconv.console.messages import print_findings, printable
 from yarnconv.targets.tensorrt.inspection import EngineFacts
 
 ENGINE, SIDECAR = "engine", "sidecar"
@@ -84,9 +84,6 @@ def print_engine_facts(directory: Path, facts: EngineFacts) -> None:
             Text(name, style="dim"), Text(value), Text(said, style="" if source == ENGINE else "dim")
         )
     console.print(table)
-    for finding in facts.findings:
-        console.print(
-            Text("finding: ", style="bold yellow").append(printable(finding), style="not bold default")
-        )
+    print_findings(console, facts.findings)
     if not facts.findings:
         console.print("Sidecar and engine agree where both speak.")
