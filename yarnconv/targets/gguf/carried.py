@@ -180,19 +180,20 @@ def _named(encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> Scaling:
     return Unscaled(theta=theta, rotary_dim=rotary_dim)
 
 
-def _recorded(artefact: GgufFile, rotary_dim: int, keys: RopeKeys) -> Scaling | None:
-    """The scaling that this tool recorded, if it recorded one that can be read."""
-    record = artefact.scalar(RECORD_KEY, str)
+def _recorded(artefact: GgufFile, rotary_dim: int, keys: RopeKeys) -> tuple[Scaling | None, bool | None]:
+    """(the scaling that this tool recorded, whether the model was trained with it), if that can be read."""
+    text = artefact.scalar(RECORD_KEY, str)
     try:
-        parameters = read_record(record).get("rope_parameters") if record else None
+        record = read_record(text) if text else {}
+        parameters, finetuned = record.get("rope_parameters"), record.get("finetuned")
         if not isinstance(parameters, Mapping):
-            return None
+            return None, None
         config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": 2}
         if keys.latent:
             config |= {"kv_lora_rank": 1}
-        return read_rope(config).groups.get(None)
+        return read_rope(config).groups.get(None), finetuned if isinstance(finetuned, bool) else None
     except BadInput:
-        return None
+        return None, None
 
 
 def _with_linear_original(
@@ -210,13 +211,9 @@ def _with_linear_original(
     )
 
 
-def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
-    """Raises BadInput for keys that no runtime could read, Inexpressible for a RoPE that has no name."""
-    context = _positive(artefact, "context_length", 2**31 - 1)
-    head_dim = _head_dim(artefact)
-    rotary_dim = _positive(artefact, "rope.dimension_count", head_dim, head_dim)
+def _refuse_unreadable(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> None:
+    """What no runtime reads, and what would not be what it seems."""
     prefix = f"{artefact.architecture}.rope"
-    encoding = read_encoding(artefact, keys)
     if encoding.scaling_type not in SCALING_TYPES:
         raise BadInput(
             f"is {encoding.scaling_type!r:.80}, at which llama.cpp aborts",
@@ -236,25 +233,42 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
             "its layers with a sliding window have a RoPE of their own, which llama.cpp would scale as well",
             where=f"{prefix}.freq_base_swa",
         )
-    notes = () if keys.remark is None else (keys.remark,)
-    scaling, finding = _recorded(artefact, rotary_dim, keys), None
-    if scaling is not None and (is_dynamic(scaling) or not carries(encoding, buckets(scaling)[-1], keys)):
-        finding = f"it was recorded as {method_name(scaling)}, and its keys carry something else"
-        scaling = None
-    if scaling is None:
-        if encoding.scaling_type == "linear":
-            encoding, unsaid = _with_linear_original(encoding, artefact, context)
-            notes = (*notes, *unsaid)
-        try:
-            scaling = _named(encoding, rotary_dim, keys)
-        except BadInput as error:
-            raise BadInput(error.what, where=f"{artefact.path.name}: {prefix}", fix=error.fix) from None
-    rope = ConfigRope(groups={None: scaling}, finetuned=artefact.scalar(f"{prefix}.scaling.finetuned", bool))
+
+
+def _by_keys(
+    artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys, context: int
+) -> tuple[Scaling, tuple[str, ...]]:
+    """The scaling that keys and tensors are of, and what to say of it."""
+    notes: tuple[str, ...] = ()
+    if encoding.scaling_type == "linear":
+        encoding, notes = _with_linear_original(encoding, artefact, context)
+    try:
+        return _named(encoding, rotary_dim, keys), notes
+    except BadInput as error:
+        where = f"{artefact.path.name}: {artefact.architecture}.rope"
+        raise BadInput(error.what, where=where, fix=error.fix) from None
+
+
+def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
+    """Raises BadInput for keys that no runtime could read, Inexpressible for a RoPE that has no name."""
+    context = _positive(artefact, "context_length", 2**31 - 1)
+    head_dim = _head_dim(artefact)
+    rotary_dim = _positive(artefact, "rope.dimension_count", head_dim, head_dim)
+    encoding = read_encoding(artefact, keys)
+    _refuse_unreadable(artefact, encoding, rotary_dim, keys)
+    scaling, finetuned = _recorded(artefact, rotary_dim, keys)
+    notes, finding = () if keys.remark is None else (keys.remark,), None
+    if scaling is None or is_dynamic(scaling) or not carries(encoding, buckets(scaling)[-1], keys):
+        if scaling is not None:
+            finding = f"it was recorded as {method_name(scaling)}, and its keys carry something else"
+        scaling, said = _by_keys(artefact, encoding, rotary_dim, keys, context)
+        notes, finetuned = (*notes, *said), None
+    key = f"{artefact.architecture}.rope.scaling.finetuned"
+    rope = ConfigRope(groups={None: scaling}, finetuned=artefact.scalar(key, bool, finetuned))
     model_type = MODEL_TYPES.get(artefact.architecture, artefact.architecture)
-    maximum = context if isinstance(scaling, Unscaled | Llama3 | LongRope) else scaling.original_context
     return CarriedRope(
         rope=rope,
-        maximum=maximum,
+        maximum=context if isinstance(scaling, Unscaled | Llama3 | LongRope) else scaling.original_context,
         layers=_positive(artefact, "block_count", MAXIMUM_LAYERS),
         head_dim=head_dim,
         profile=recognise({"model_type": model_type, "max_position_embeddings": context}, rope),
