@@ -1,7 +1,9 @@
 """GGUFs as strangers send them: each a clear message and exit 2, whatever their lengths claim."""
 
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.support.gguf_editing import load
@@ -73,6 +75,13 @@ HOSTILE = {
     ),
     "a tensor's name of 5000 digits": (build([], [tensor(name="blk." + "9" * 5000)]), "name of 5004"),
     "a tensor twice": (build([], [tensor(), tensor()]), "occurs twice"),
+    "two tensors at one place": (build([], [tensor(), tensor("u")]), "lies over another tensor"),
+    "two that overlap": (build([], [tensor(), tensor("u", (8,), offset=32)]), "lies over another"),
+    "a key of 70000 bytes": (build([pair("k" * 70000, U32, b"\0" * 4)]), "a key of 70000"),
+    "one part of nine": (
+        build([ARCHITECTURE, pair("split.count", 2, struct.pack("<H", 9))], [tensor()]),
+        "is one of 9 files",
+    ),
 }
 
 
@@ -83,6 +92,124 @@ def test_hostile(case, tmp_path):
     path.write_bytes(data)
     with pytest.raises(BadInput, match=message), open_gguf(path):
         pass
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_none_of_them_is_extended(case, yarnconv, tmp_path):
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(HOSTILE[case][0])
+    code, stdout, stderr = yarnconv("gguf", path, "--factor", "4", "-o", tmp_path / "x.gguf")
+    assert (code, stdout) == (2, "")
+    assert "error" in stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["hostile.gguf"]
+    assert path.read_bytes() == HOSTILE[case][0]
+    assert yarnconv("inspect", path)[0] == 2
+
+
+def _key(name, kind, value):
+    def edit(file):
+        getattr(file.keys, kind)(name if "." in name else f"llama.{name}", value)
+
+    return edit
+
+
+def _rope(name, kind, value):
+    return _key(f"llama.rope.{name}", kind, value)
+
+
+def _without(name):
+    return lambda file: file.drop(name)
+
+
+def _heads(kind, value):
+    def edit(file):
+        file.drop("llama.attention.key_length")  # from which the size of a head is known without
+        _key("attention.head_count", kind, value)(file)
+
+    return edit
+
+
+def _divisors(values):
+    def edit(file):
+        tensor = file.tensors.pop("token_embd.weight")
+        del file.rows["token_embd.weight"]
+        data = np.array(values, dtype=np.float32)
+        file.tensors["rope_freqs.weight"] = replace(
+            tensor, name="rope_freqs.weight", shape=data.shape, ggml_type=0, nbytes=data.nbytes
+        )
+        file.rows["rope_freqs.weight"] = data.view(np.uint8)
+
+    return edit
+
+
+# an edit of a good file, the exit code, a part of the message
+EDITS = {
+    "no context": (_without("llama.context_length"), 2, "context_length is missing"),
+    "a context of 0": (_key("context_length", "uint32", 0), 2, "not between 1"),
+    "a context beyond 31 bits": (_key("context_length", "uint32", 2**32 - 1), 2, "not between 1"),
+    "no layers": (_key("block_count", "uint32", 0), 2, "not between 1 and 512"),
+    "2^32 - 1 layers": (_key("block_count", "uint32", 2**32 - 1), 2, "not between 1 and 512"),
+    "no heads": (_heads("uint32", 0), 2, "nor the number of heads"),
+    "a list of no heads": (_heads("int32s", [0, 0]), 2, "nor the number of heads"),
+    "more dimensions turn than there are": (_rope("dimension_count", "uint32", 2**31), 2, "not between 1"),
+    "an odd number of dimensions": (_rope("dimension_count", "uint32", 63), 2, "an even whole number"),
+    "a base that is no number": (_rope("freq_base", "float32", float("nan")), 2, "rope_theta"),
+    "a base of minus 1": (_rope("freq_base", "float32", -1.0), 2, "rope_theta"),
+    "an infinite base": (_rope("freq_base", "float32", float("inf")), 2, "rope_theta"),
+    "a base that is a text": (_rope("freq_base", "string", "1e6"), 2, "not a value of type float"),
+    "a factor that is no number": (_rope("scaling.factor", "float32", float("nan")), 2, "factor"),
+    "a factor of minus 4": (_rope("scaling.factor", "float32", -4.0), 2, "factor"),
+    "a factor below 1": (_rope("scaling.factor", "float32", 0.25), 2, "factor"),
+    "an original context of 0": (_rope("scaling.original_context_length", "uint32", 0), 2, "original"),
+    "an attention factor of 0": (_rope("scaling.attn_factor", "float32", 0.0), 2, "attention_factor"),
+    "an unknown scaling": (_rope("scaling.type", "string", "magic"), 2, "at which llama.cpp aborts"),
+    "a scaling with an escape": (_rope("scaling.type", "string", "\x1b[31m"), 2, "llama.cpp aborts"),
+    "longrope": (_rope("scaling.type", "string", "longrope"), 3, "no other method keeps"),
+    "too few divisors": (_divisors([1.0, 1.0]), 2, "has 2 divisors, not 32"),
+    "divisors of 0": (_divisors([0.0] * 32), 3, "act at once"),
+    "divisors that are none": (_divisors([float("nan")] * 32), 3, "act at once"),
+    "no architecture": (_without("general.architecture"), 2, "general.architecture is missing"),
+    "an unknown architecture": (_key("general.architecture", "string", "llama9"), 3, "is not known here"),
+    "one without RoPE": (_key("general.architecture", "string", "mamba"), 3, "has no RoPE"),
+    "an alignment of 2^31": (_key("general.alignment", "uint32", 2**31), 2, "misaligned or lie beyond"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_keys_that_cannot_be(case, artefacts, yarnconv, tmp_path):
+    """Nothing is allocated for what a key claims, nothing is written, and every message is about the key."""
+    edit, wanted, message = EDITS[case]
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.drop("yarnconv.")
+    edit(file)
+    path = file.write(tmp_path / "edited.gguf")
+    code, stdout, stderr = yarnconv("gguf", path, "--factor", "2", "-o", tmp_path / "x.gguf")
+    assert (code, stdout) == (wanted, ""), stderr
+    assert message in " ".join(stderr.split())
+    assert "\x1b[31m" not in stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["edited.gguf"]
+
+
+RECORDS = {
+    "no JSON": "{",
+    "a list": "[]",
+    "another type": '{"rope_parameters": 7}',
+    "a deep nest": '{"rope_parameters": ' + "[" * 100000 + "]" * 100000 + "}",
+    "an unknown method": '{"rope_parameters": {"rope_type": "magic"}}',
+    "no numbers": '{"rope_parameters": {"rope_type": "yarn", "factor": "4", "rope_theta": 1e4}}',
+    "a dynamic method": '{"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}',
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_records_that_say_nothing(case, artefacts, yarnconv, tmp_path):
+    """A record names what the keys carry, or does not count."""
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.keys.string("yarnconv.plan", RECORDS[case])
+    path = file.write(tmp_path / "edited.gguf")
+    assert yarnconv("gguf", path, "--factor", "2", "-o", tmp_path / "x.gguf")[0] == 0
+    with open_gguf(tmp_path / "x.gguf") as after:
+        assert after.value("llama.rope.scaling.factor") == 8.0
 
 
 def test_the_same_made_well(tmp_path):

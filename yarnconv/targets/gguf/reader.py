@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 READABLE_VERSIONS = (2, 3)
 MAXIMUM_HEADER = 2**28  # bytes; the largest vocabularies take a tenth of it
+MAXIMUM_KEY = 2**16 - 1  # bytes; the format's own limit
 MAXIMUM_NAME = 1024  # characters of a tensor's name; ggml has 64
 MAXIMUM_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 SMALLEST_PAIR = 8 + 4 + 1  # bytes: an empty key, a type, a value of one byte
@@ -233,6 +234,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
     packed: dict[str, bytes] = {}
     for _ in range(count):
         key = cursor.text()
+        if len(key) > MAXIMUM_KEY:
+            raise _bad(cursor.path, f"a key of {len(key)} characters", key[:40])
         start = cursor.position
         cursor.skip_value(cursor.value_type())
         if key in packed:
