@@ -124,7 +124,7 @@ def _without(name):
 def _heads(kind, value):
     def edit(file):
         file.drop("llama.attention.key_length")  # from which the size of a head is known without
-        _key("attention.head_count", kind, value)(file)
+        _key("llama.attention.head_count", kind, value)(file)
 
     return edit
 
