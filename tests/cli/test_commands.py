@@ -158,9 +158,12 @@ def test_model_that_is_no_directory(yarnconv, tmp_path):
     assert "no such directory" in stderr
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    code, _, stderr = yarnconv("plan", file)
+    code, _, stderr = yarnconv("onnx", file)
     assert code == 2
     assert "is a file" in stderr
+    code, _, stderr = yarnconv("plan", file)
+    assert code == 2
+    assert "truncated" in stderr
 
 
 def test_a_bug_shows_its_stack_trace_and_exits_70(yarnconv, checkpoints, monkeypatch):

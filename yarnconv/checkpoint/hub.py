@@ -40,7 +40,11 @@ def locate(model: str, *, revision: str | None, files: tuple[str, ...]) -> Path:
             raise BadInput(f"{model} is a local directory, which has no revisions", where="--revision")
         return directory
     if directory.exists():
-        raise BadInput("MODEL is a file, not a checkpoint directory", where=model)
+        raise BadInput(
+            "MODEL is a file, not a checkpoint directory",
+            where=model,
+            fix="Give the checkpoint's directory. (An existing GGUF is for `plan`, `gguf` and `inspect`.)",
+        )
     if not _HUB_ID.fullmatch(model):
         raise BadInput(
             "no such directory",

@@ -43,7 +43,9 @@ def _parse_tokens(text: str | None) -> float | None:
 @ends_with_exit_code
 @takes_rope_options
 def plan(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|GGUF", help="Checkpoint directory, Hub id, or a GGUF to extend.")
+    ],
     request: RopeRequest,
     revision: Revision = None,
     pretraining_tokens: Annotated[
@@ -59,6 +61,12 @@ def plan(
     from yarnconv.console.plan_view import plan_document, print_plan
     from yarnconv.plan import plan_rope
 
+    if is_gguf(model):
+        from yarnconv.cli.extend import plan_gguf
+
+        refuse_with_existing("a GGUF", {"--pretraining-tokens": pretraining_tokens, "--revision": revision})
+        plan_gguf(Path(model), request, as_json=as_json)
+        return
     tokens = _parse_tokens(pretraining_tokens)
     directory = locate(model, revision=revision, files=CONFIG_FILES)
     rope, description, _ = plan_rope(read_config(directory), request)

@@ -17,7 +17,7 @@ def refuse_with_existing(what: str, given: Mapping[str, object]) -> None:
     for option, value in given.items():
         if value:
             raise BadInput(
-                f"has no meaning with {what} that exists: its weights stay as they are",
+                f"has no meaning with {what} that exists",
                 where=option,
-                fix="Leave it out, or convert from the checkpoint.",
+                fix="Leave it out, or give the checkpoint: an artefact keeps its weights and vocabulary.",
             )

@@ -1,14 +1,31 @@
-"""`yarnconv gguf FILE.gguf`: an existing GGUF with another plan."""
+"""`yarnconv plan FILE.gguf` and `yarnconv gguf FILE.gguf`: an existing GGUF with another plan."""
 
 import time
 from pathlib import Path
 
 from yarnconv.console.messages import print_json
+from yarnconv.console.plan_view import print_rope_plan
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.plan import rope_facts
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.extension import default_name, emit_extension, prepare_extension
 from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.targets.gguf.rope import encode_rope
+from yarnconv.targets.gguf.rope_keys import rope_keys
+
+
+def plan_gguf(source: Path, request: RopeRequest, *, as_json: bool) -> None:
+    """`yarnconv plan FILE.gguf`: what an extension would be, or that llama.cpp could not be told it."""
+    with open_gguf(source) as artefact:
+        keys = rope_keys(artefact.architecture, trust_generic_keys=not request.asks_for_something)
+        plan = plan_carried(read_carried(artefact, keys), request)
+        encode_rope(plan, keys)
+    if as_json:
+        print_json({"model": str(source), "architecture": keys.name, **rope_facts(plan)})
+    else:
+        print_rope_plan(plan, f"{source.name} ({keys.name}, {artefact.weight_type.lower()})")
 
 
 def extend_gguf(

@@ -31,7 +31,12 @@ ROPE_OPTIONS = (
         "--method",
         default=Method("auto"),
     ),
-    _option("factor", float | None, "Context extension ratio, target / original.", "--factor"),
+    _option(
+        "factor",
+        float | None,
+        "Context extension ratio, target / original; of an artefact that is extended already, on top.",
+        "--factor",
+    ),
     _option("target_context", int | None, "Positions to reach, instead of --factor.", "--target-context"),
     _option("original_context", int | None, "Positions seen in pre-training.", "--original-context"),
     _option(

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yarnconv.checkpoint.hub import model_name
-from yarnconv.console.messages import print_warnings
+from yarnconv.console.messages import print_warnings, printable
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import expected_tensors, families
 from yarnconv.plan import RopePlan, rope_facts
@@ -128,6 +128,14 @@ def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_toke
     if not isinstance(plan.main, Unscaled) and not plan.finetuned:
         table.add_row("fine-tune", _finetune_budget(plan, pretraining_tokens))
     return table
+
+
+def print_rope_plan(plan: RopePlan, title: str) -> None:
+    """The plan of an artefact, of which nothing but its RoPE is known."""
+    console = Console(highlight=False, markup=False)
+    console.print(Text(printable(title), style="bold"))
+    console.print(rope_table(plan))
+    print_warnings(console, plan.warnings)
 
 
 def print_plan(

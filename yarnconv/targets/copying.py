@@ -11,6 +11,7 @@ from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
 
 BLOCK = 4096  # bytes; file systems share whole ones
+PIECE = 2**16  # bytes; what kernels copy at once, and what page caches hold files in
 CHUNK = 2**27  # bytes copied between two looks at the progress
 READ_BYTES = 2**20
 # Linux: FICLONERANGE, and the structure that it takes (source, its offset, bytes, offset)
@@ -63,7 +64,8 @@ def copy_range(
     """`nbytes` of `source` from `start` on to `offset` of an open file. advance(bytes) after each chunk."""
     by_kernel = True
     while nbytes:
-        step, copied = min(nbytes, CHUNK), 0
+        # to a whole piece first: kernels copy by 64 KiB, and each that lies across two costs a half more
+        step, copied = min(nbytes, -offset % PIECE or CHUNK), 0
         if by_kernel:
             try:
                 copied = os.copy_file_range(source.descriptor, descriptor, step, start, offset)

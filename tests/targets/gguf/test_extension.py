@@ -191,6 +191,18 @@ def test_a_plan_survives_the_file(checkpoints, artefacts, yarnconv):
         assert {key: inspected[key] for key in plan} == plan
 
 
+def test_a_plan_before_anything_is_written(artefacts, yarnconv, tmp_path):
+    source = artefacts("qwen2", "q8_0", "--factor", "2")
+    code, stdout, _ = yarnconv("plan", source, "--factor", "2", "--json")
+    assert code == 0
+    wanted = extended(yarnconv, source, tmp_path / "x.gguf", "--factor", "2")["plan"]
+    assert wanted.items() <= json.loads(stdout).items()
+    code, stdout, _ = yarnconv("plan", source, "--factor", "2")
+    assert "256 -> 1024 positions" in stdout
+    assert yarnconv("plan", source, "--no-truncate")[0] == 3
+    assert yarnconv("plan", source, "--pretraining-tokens", "2T")[0] == 2
+
+
 def test_without_a_record_the_keys_say_it(artefacts, yarnconv, tmp_path):
     """Another tool's file: what the keys can say is named, a larger base stays one."""
     named = {"yarn": "yarn", "linear": "linear", "ntk": "none", "ntk-by-parts": "ntk-by-parts"}
