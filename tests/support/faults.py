@@ -73,14 +73,14 @@ def wrong_permutation(file):
 def swapped_tensors(file):
     """Gate and up projection of one layer: same shape, same type, both in their places by name."""
     gate, up = "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"
-    assert file.tensors[gate].ggml_type == file.tensors[up].ggml_type
+    assert file.tensors[gate].tensor_type == file.tensors[up].tensor_type
     file.rows[gate], file.rows[up] = file.rows[up], file.rows[gate]
 
 
 def altered_block(file):
     """One block of the last layer, which structure does not even run, replaced by its neighbour."""
     name = "blk.2.ffn_gate.weight"
-    values, size = gguf.GGML_QUANT_SIZES[file.tensors[name].ggml_type]
+    values, size = gguf.GGML_QUANT_SIZES[file.tensors[name].tensor_type]
     size *= 1 if values > 1 else 32
     row = file.rows[name][7] if file.rows[name].shape[1] > size else file.rows[name][7:9].reshape(-1)
     row[:size] = row[size : 2 * size]

@@ -22,7 +22,7 @@ class EditableGguf:
     def write(self, path: Path) -> Path:
         infos, offset = [], 0
         for name, tensor in self.tensors.items():
-            info = TensorInfo(name=name, shape=tensor.shape, tensor_type=tensor.ggml_type, offset=offset)
+            info = TensorInfo(name=name, shape=tensor.shape, tensor_type=tensor.tensor_type, offset=offset)
             infos.append(info)
             offset += align(tensor.nbytes)
         with path.open("wb") as file:

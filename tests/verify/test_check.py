@@ -18,6 +18,7 @@ from tests.support.gguf_editing import load
 from tests.support.models import edit_config, make_checkpoint
 from tests.support.processes import start
 from tests.support.quantise import quantise
+from yarnconv.targets.gguf.file_format import TensorType
 
 SCHEMA = {
     *("schema_version", "parity", "verdicts", "reference", "artifact", "expected_from", "runtime"),
@@ -272,7 +273,7 @@ def test_what_cannot_be_read_does_not_hide_what_fails(check, artefacts, checkpoi
     file = load(artefacts("llama", "f32", "--factor", "4"))
     FAULTS["plain"][0](file)
     norm = file.tensors["blk.0.attn_norm.weight"]
-    integers = dataclasses.replace(norm, ggml_type=gguf.GGMLQuantizationType.I8, nbytes=256)
+    integers = dataclasses.replace(norm, tensor_type=TensorType.I8, nbytes=256)
     file.tensors["blk.0.extra"], file.rows["blk.0.extra"] = integers, np.zeros((1, 256), np.uint8)
     code, report, _ = check(file.write(tmp_path / "integers.gguf"), checkpoints("llama"), "--factor", "4")
     assert code == 1

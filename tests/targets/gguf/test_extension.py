@@ -162,7 +162,7 @@ def test_other_alignments(artefacts, yarnconv, tmp_path):
     from yarnconv.targets.gguf.file_format import TensorInfo, align, pack_header
 
     for name, tensor in file.tensors.items():
-        infos.append(TensorInfo(name=name, shape=tensor.shape, tensor_type=tensor.ggml_type, offset=offset))
+        infos.append(TensorInfo(name=name, shape=tensor.shape, tensor_type=tensor.tensor_type, offset=offset))
         offset += align(tensor.nbytes, 4096)
     path = tmp_path / "aligned.gguf"
     with path.open("wb") as out:

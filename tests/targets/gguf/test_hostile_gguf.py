@@ -135,7 +135,7 @@ def _divisors(values):
         del file.rows["token_embd.weight"]
         data = np.array(values, dtype=np.float32)
         file.tensors["rope_freqs.weight"] = replace(
-            tensor, name="rope_freqs.weight", shape=data.shape, ggml_type=0, nbytes=data.nbytes
+            tensor, name="rope_freqs.weight", shape=data.shape, tensor_type=0, nbytes=data.nbytes
         )
         file.rows["rope_freqs.weight"] = data.view(np.uint8)
 

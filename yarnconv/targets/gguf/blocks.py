@@ -47,6 +47,16 @@ def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
     return out
 
 
+def dequantise(packed: Bytes, tensor_type: TensorType) -> NDArray[np.float32]:
+    """float32[rows, width] of the blocks uint8[rows, bytes of a row]. Raises NotImplementedError for a type
+    that the gguf package cannot read.
+    """
+    import gguf
+
+    values: NDArray[np.float32] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(tensor_type))
+    return values
+
+
 def interleave_heads(rows: Rows, size: int) -> Rows:
     """Rows of heads of `size` as llama.cpp's llama architecture wants them: rows i and i + size/2, which
     transformers rotates together, become neighbours. rows: [heads * size, width].

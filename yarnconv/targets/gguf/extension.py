@@ -118,7 +118,7 @@ def _lay_out(part: GgufPart, encoding: RopeEncoding | None) -> _Layout:
     for tensor in sorted(part.tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.name == ROPE_FREQS:
             continue
-        info = TensorInfo(name=tensor.name, shape=tensor.shape, tensor_type=tensor.ggml_type, offset=offset)
+        info = TensorInfo(name=tensor.name, shape=tensor.shape, tensor_type=tensor.tensor_type, offset=offset)
         infos.append(info)
         moved.append((tensor.offset, offset, tensor.nbytes))
         offset += align(tensor.nbytes, part.alignment)

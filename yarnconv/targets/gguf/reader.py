@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,16 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput, NotJudged
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.gguf.file_format import ALIGNMENT, MAGIC, SCALARS, ValueType
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
+from yarnconv.targets.gguf.blocks import dequantise
+from yarnconv.targets.gguf.file_format import (
+    ALIGNMENT,
+    BLOCKS,
+    MAGIC,
+    SCALARS,
+    TensorType,
+    ValueType,
+    tensor_bytes,
+)
 
 READABLE_VERSIONS = (2, 3)
 MAXIMUM_HEADER = 2**28  # bytes; the largest vocabularies take a tenth of it
@@ -126,7 +132,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    ggml_type: "GGMLQuantizationType"
+    tensor_type: TensorType
     file: MappedFile
     offset: int
     nbytes: int
@@ -146,19 +152,17 @@ class StoredTensor:
 
         Raises NotJudged for a type that the gguf package cannot dequantise.
         """
-        import gguf
-
         packed = self.packed(selection)
-        if self.ggml_type is gguf.GGMLQuantizationType.F32:
+        if self.tensor_type is TensorType.F32:
             return packed.view(np.float32)
-        if self.ggml_type is gguf.GGMLQuantizationType.F16:
+        if self.tensor_type is TensorType.F16:
             return packed.view(np.float16).astype(np.float32)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                values: Float32Array = gguf.quants.dequantize(packed, self.ggml_type)
+                values = dequantise(packed, self.tensor_type)
         except NotImplementedError:
             raise NotJudged(
-                f"the gguf package cannot read values of type {self.ggml_type.name}",
+                f"the gguf package cannot read values of type {self.tensor_type.name}",
                 where=f"{self.file.path.name}: {self.name}",
                 fix="Check a file in another type.",
             ) from None
@@ -218,7 +222,7 @@ class GgufFile:
         """Ggml's name of the type of most of the weights; empty where there are none."""
         values: Counter[str] = Counter()
         for tensor in self.tensors.values():
-            values[tensor.ggml_type.name] += prod(tensor.shape)
+            values[tensor.tensor_type.name] += prod(tensor.shape)
         return max(values, key=lambda name: values[name], default="")
 
     @property
@@ -244,10 +248,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
     return packed
 
 
-def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], "GGMLQuantizationType", int]:
+def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
     """(name, shape, type, offset from the start of the data)."""
-    import gguf
-
     uint32 = SCALARS[ValueType.UINT32]
     name = cursor.text()
     if len(name) > MAXIMUM_NAME:
@@ -258,17 +260,15 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], "GGMLQuantizati
     shape = tuple(reversed([cursor.length() for _ in range(dimensions)]))
     number, offset = cursor.number(uint32), cursor.length()
     try:
-        ggml_type = gguf.GGMLQuantizationType(number)
+        tensor_type = TensorType(number)
     except ValueError:
         raise _bad(cursor.path, f"unknown tensor type {number}", name) from None
     if not all(shape):
         raise _bad(cursor.path, f"a dimension of 0 in {list(shape)}", name)
-    return name, shape, ggml_type, offset
+    return name, shape, tensor_type, offset
 
 
 def _read_file(file: MappedFile) -> GgufPart:
-    import gguf
-
     path, uint32 = file.path, SCALARS[ValueType.UINT32]
     cursor = _Cursor(file.view(0, file.size), path)
     if bytes(file.view(0, len(MAGIC))) != MAGIC:
@@ -289,11 +289,11 @@ def _read_file(file: MappedFile) -> GgufPart:
             raise _bad(path, f"is {alignment}, not a multiple of 8", "general.alignment")
     data_start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, StoredTensor] = {}
-    for name, shape, ggml_type, offset in entries:
-        values, size = gguf.GGML_QUANT_SIZES[ggml_type]
+    for name, shape, tensor_type, offset in entries:
+        values = BLOCKS[tensor_type][0]
         if shape[-1] % values:
             raise _bad(path, f"rows of {shape[-1]} values do not divide into blocks of {values}", name)
-        nbytes = prod(shape) // values * size
+        nbytes = tensor_bytes(shape, tensor_type)
         if offset % alignment or data_start + offset + nbytes > file.size:
             raise _bad(path, f"its {nbytes} bytes at {offset} are misaligned or lie beyond the file", name)
         if name in tensors:
@@ -301,7 +301,7 @@ def _read_file(file: MappedFile) -> GgufPart:
         tensors[name] = StoredTensor(
             name=name,
             shape=shape,
-            ggml_type=ggml_type,
+            tensor_type=tensor_type,
             file=file,
             offset=data_start + offset,
             nbytes=nbytes,

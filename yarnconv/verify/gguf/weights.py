@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import Rows, to_float32
 from yarnconv.targets.gguf.blocks import interleave_heads
+from yarnconv.targets.gguf.file_format import BLOCKS
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
@@ -39,22 +40,20 @@ def _compare_tensor(
     placement: TensorPlacement, stored: StoredTensor | None, coverage: Coverage, seed: int
 ) -> TensorComparison:
     """One tensor of the checkpoint against the artefact's."""
-    import gguf
-
     if stored is None:
         return TensorComparison(name=placement.name, stored_as=None, problem="is missing")
-    comparison = TensorComparison(name=placement.name, stored_as=stored.ggml_type.name)
-    source, kind = placement.binding.source, stored.ggml_type.name
+    comparison = TensorComparison(name=placement.name, stored_as=stored.tensor_type.name)
+    source, kind = placement.binding.source, stored.tensor_type.name
     if stored.shape != source.shape:
         return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(source.shape)}")
     if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
         return replace(comparison, known=False)
     values, order = _source(placement)
-    judge = WeightJudge(kind, gguf.GGML_QUANT_SIZES[stored.ggml_type][0])
+    judge = WeightJudge(kind, BLOCKS[stored.tensor_type][0])
     count, width = values.shape
     for rows in sampled_rows(count, width, coverage, seed):
         wanted = to_float32(np.ascontiguousarray(values[order[rows]]), source.dtype)
-        steps = value_steps(stored.packed(rows), stored.ggml_type)
+        steps = value_steps(stored.packed(rows), stored.tensor_type)
         judge.add(
             stored.rows(rows).reshape(-1),
             wanted.reshape(-1),
