@@ -8,6 +8,7 @@ import typer
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
+    Emit,
     Force,
     MaxContext,
     Model,
@@ -83,6 +84,7 @@ def gguf(
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Most tensor bytes in one file, such as 5G.")
     ] = None,
+    emit: Emit = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
     ] = None,
@@ -91,6 +93,7 @@ def gguf(
 ) -> None:
     """Write a GGUF for llama.cpp that carries the plan, or refuse."""
     from yarnconv.cli.convert import convert_to_gguf
+    from yarnconv.targets.beside import parse_emission
 
     convert_to_gguf(
         model,
@@ -98,6 +101,7 @@ def gguf(
         outtype=outtype,
         pre=pre,
         split_max_size=parse_size(split_max_size, "--split-max-size"),
+        wanted=parse_emission(emit, "gguf"),
         output=output,
         revision=revision,
         as_json=as_json,

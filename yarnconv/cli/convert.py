@@ -1,8 +1,9 @@
 """The conversion commands' work: checkpoint -> plan -> refuse or emit, with what is shown on the way."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -14,9 +15,10 @@ from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, print_written, written_document
 from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, plan_conversion
+from yarnconv.plan import ConversionPlan, plan_conversion, rope_facts
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf import target as gguf
+from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt import target as tensorrt
@@ -40,6 +42,7 @@ def convert_to_gguf(
     outtype: str,
     pre: str | None,
     split_max_size: int | None,
+    wanted: Collection[str],
     output: Path | None,
     revision: str | None,
     as_json: bool,
@@ -54,22 +57,29 @@ def convert_to_gguf(
     started = time.perf_counter()
     directory = locate(model, revision=revision, files=ALL_FILES)
     with open_checkpoint(directory) as checkpoint:
-        plan = plan_conversion(checkpoint, request)
+        served = plan_conversion(checkpoint, request)
+        plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
         destination = output or Path()
         if destination.is_dir():
             destination = destination / gguf.default_name(plan, job.file_type)
+        beside = files_beside(served, destination, len(job.files), wanted)
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            paths = gguf.emit(plan, job, destination, options, advance)
+            paths = gguf.emit(plan, job, destination, options, advance, beside.files)
     written = Written(
         target="gguf",
         kind=job.file_type.name.lower(),
-        files=[(path, file.size) for path, file in zip(paths, job.files, strict=True)],
-        notes=job.notes,
+        files=[(path, path.stat().st_size) for path in paths],
+        notes=(*job.notes, *beside.notes),
         seconds=time.perf_counter() - started,
     )
-    _show(plan, written, as_json=as_json)
+    shown = replace(plan.rope, warnings=served.rope.warnings)
+    if as_json:
+        document = written_document(shown, written)
+        print_json(document if served is plan else {**document, "served": rope_facts(served.rope)})
+    else:
+        print_written(shown, written)
 
 
 def convert_to_onnx(

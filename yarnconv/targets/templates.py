@@ -1,6 +1,7 @@
 """What is written beside a model: Jinja templates, and files that are copied as they are."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -22,6 +23,11 @@ def markdown(text: object) -> str:
     return _MARKUP.sub(r"\\\1", "".join(letter if letter.isprintable() else "?" for letter in line))
 
 
+def plain_name(name: str) -> str:
+    """A stranger's name as one that needs no quoting anywhere."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:80] or "model"
+
+
 @cache
 def _environment() -> "jinja2.Environment":
     import jinja2  # here, because most commands render nothing
@@ -35,6 +41,7 @@ def _environment() -> "jinja2.Environment":
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = markdown
+    environment.filters["shell"] = shlex.quote
     return environment
 
 
