@@ -7,6 +7,7 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.beside import Beside, FileBeside
+from yarnconv.targets.gguf.deployment.modelfile import modelfile
 from yarnconv.targets.gguf.deployment.server import (
     carrier,
     dynamic_files,
@@ -62,6 +63,14 @@ def files_beside(plan: ConversionPlan, destination: Path, parts: int, wanted: Co
     _check_name(model)
     dynamic = needs_flags(plan.rope)
     files: list[FileBeside] = []
+    notes = _dynamic_notes(plan, stem) if dynamic else []
+    if "ollama" in wanted:
+        if parts > 1:
+            fix = "Leave out --split-max-size, or leave ollama out of --emit."
+            raise BadInput("a Modelfile names one file", where="--emit ollama", fix=fix)
+        made = modelfile(plan, stem, model)
+        files += made.files
+        notes += made.notes
     if "llama-server" in wanted:
         if dynamic:
             files += dynamic_files(plan, stem, model)
@@ -70,4 +79,4 @@ def files_beside(plan: ConversionPlan, destination: Path, parts: int, wanted: Co
     if taken := {file.name for file in files} & {path.name for path in split_paths(destination, parts)}:
         fix = "Give the model a name that ends in .gguf."
         raise BadInput("would be the model and a file beside it", where=taken.pop(), fix=fix)
-    return Beside(files=tuple(files), notes=tuple(_dynamic_notes(plan, stem) if dynamic else ()))
+    return Beside(files=tuple(files), notes=tuple(notes))
