@@ -135,6 +135,7 @@ def onnx(
         bool, typer.Option("--link-weights", help="Hard-link the checkpoint's files instead of converting.")
     ] = False,
     force: Force = False,
+    emit: Emit = None,
     output: OutputDirectory = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -142,6 +143,7 @@ def onnx(
     """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
     from yarnconv.cli.convert import convert_to_onnx
     from yarnconv.cli.processors import processors
+    from yarnconv.targets.beside import parse_emission
     from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
     options = OnnxOptions(
@@ -160,6 +162,7 @@ def onnx(
         model,
         request,
         options,
+        wanted=parse_emission(emit, "onnx"),
         output=output,
         revision=revision,
         as_json=as_json,

@@ -23,6 +23,19 @@ def markdown(text: object) -> str:
     return _MARKUP.sub(r"\\\1", "".join(letter if letter.isprintable() else "?" for letter in line))
 
 
+def workflow_text(text: str) -> str:
+    """A stranger's text as a string of YAML in which GitHub Actions sees no expression."""
+
+    def escaped(letter: str) -> str:
+        if letter in '"\\':
+            return f"\\{letter}"
+        return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+
+    # an expression that gives what begins one
+    whole = text.replace("${{", "${{ '${{' }}")
+    return f'"{"".join(map(escaped, whole))}"'
+
+
 def plain_name(name: str) -> str:
     """A stranger's name as one that needs no quoting anywhere."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:80] or "model"
@@ -42,6 +55,7 @@ def _environment() -> "jinja2.Environment":
     )
     environment.filters["markdown"] = markdown
     environment.filters["shell"] = shlex.quote
+    environment.filters["workflow"] = workflow_text
     return environment
 
 

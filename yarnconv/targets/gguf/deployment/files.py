@@ -7,6 +7,9 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.beside import Beside, FileBeside
+from yarnconv.targets.check_workflow import Reference, check_workflow
+from yarnconv.targets.gguf.deployment.card import model_card
+from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import modelfile
 from yarnconv.targets.gguf.deployment.server import (
     carrier,
@@ -15,8 +18,10 @@ from yarnconv.targets.gguf.deployment.server import (
     presets_name,
     static_script,
 )
-from yarnconv.targets.gguf.launch import KEY_SHIFT_WARNING, key_shift_warning
+from yarnconv.targets.gguf.launch import key_shift_warning
+from yarnconv.targets.gguf.target import GgufJob
 from yarnconv.targets.gguf.writer import split_paths
+from yarnconv.targets.plan_card import command_line
 
 
 def carried_plan(plan: ConversionPlan, wanted: Collection[str]) -> ConversionPlan:
@@ -35,48 +40,77 @@ def carried_plan(plan: ConversionPlan, wanted: Collection[str]) -> ConversionPla
     return carrier(plan)
 
 
-def _check_name(name: str) -> None:
-    """Refuse what would have to be escaped in a line of every format there is."""
-    if not name.isprintable() or "\\" in name:
-        raise BadInput(
-            f"{name!r} holds letters that the files beside it cannot name",
-            where="-o",
-            fix="Give another name.",
-        )
+def _check_names(deployment: Deployment, paths: list[Path], files: list[FileBeside]) -> None:
+    model = deployment.model
+    if not model.isprintable() or "\\" in model or model.startswith("-"):
+        what = f"{model!r} holds letters with which the files beside it cannot name it"
+        raise BadInput(what, where="-o", fix="Give another name.")
+    if taken := {file.name for file in files} & {path.name for path in paths}:
+        fix = "Give the model a name that ends in .gguf."
+        raise BadInput("would be the model and a file beside it", where=taken.pop(), fix=fix)
 
 
-def _dynamic_notes(plan: ConversionPlan, stem: str) -> list[str]:
+def _served_notes(plan: ConversionPlan, stem: str) -> list[str]:
+    """What the file itself does not say."""
     method, factor = method_name(plan.rope.main), plan.rope.main_group.buckets[-1].factor
     carries = f"{presets_name(stem)} carries {method} x{factor:g}"
-    notes = [f"The GGUF itself is plain; {carries}, a preset for each factor."]
-    return [*notes, KEY_SHIFT_WARNING] if key_shift_warning(plan.rope) else notes
+    warning = key_shift_warning(plan.rope)
+    return [
+        f"The GGUF itself is plain; {carries}, a preset for each factor.",
+        *([warning] if warning else []),
+    ]
 
 
-def files_beside(plan: ConversionPlan, destination: Path, parts: int, wanted: Collection[str]) -> Beside:
-    """What to write beside a GGUF of so many parts. plan: what is to be served.
+def _workflow(deployment: Deployment) -> FileBeside:
+    return check_workflow(
+        f"{deployment.stem}.check.yml",
+        artefact=deployment.model,
+        reference=deployment.reference,
+        extras="check,llama",
+        options=command_line(deployment.carried.request.given),
+    )
+
+
+def files_beside(
+    served: ConversionPlan,
+    carried: ConversionPlan,
+    job: GgufJob,
+    destination: Path,
+    reference: Reference,
+    wanted: Collection[str],
+) -> Beside:
+    """What to write beside a GGUF. served: the plan that was asked for; carried: the file's own.
 
     Raises BadInput where the destination's name cannot be written in one of them.
     """
     if not wanted:
         return Beside()
-    stem, model = destination.stem, split_paths(destination, parts)[0].name
-    _check_name(model)
-    dynamic = needs_flags(plan.rope)
+    paths = split_paths(destination, len(job.files))
+    deployment = Deployment(
+        served=served,
+        carried=carried,
+        encoding=job.rope,
+        dtype=job.file_type.name.lower(),
+        stem=destination.stem,
+        model=paths[0].name,
+        parts=len(paths),
+        reference=reference,
+        wanted=wanted,
+    )
     files: list[FileBeside] = []
-    notes = _dynamic_notes(plan, stem) if dynamic else []
+    notes: list[str] = []
+    if needs_flags(served.rope):
+        files += dynamic_files(deployment)
+        notes += _served_notes(served, deployment.stem)
+    elif "llama-server" in wanted:
+        files.append(static_script(deployment))
     if "ollama" in wanted:
-        if parts > 1:
-            fix = "Leave out --split-max-size, or leave ollama out of --emit."
-            raise BadInput("a Modelfile names one file", where="--emit ollama", fix=fix)
-        made = modelfile(plan, stem, model)
+        made = modelfile(deployment)
         files += made.files
         notes += made.notes
-    if "llama-server" in wanted:
-        if dynamic:
-            files += dynamic_files(plan, stem, model)
-        else:
-            files.append(static_script(plan.rope, stem, model))
-    if taken := {file.name for file in files} & {path.name for path in split_paths(destination, parts)}:
-        fix = "Give the model a name that ends in .gguf."
-        raise BadInput("would be the model and a file beside it", where=taken.pop(), fix=fix)
+    if "card" in wanted:
+        files.append(model_card(deployment))
+    if "ci" in wanted:
+        files.append(_workflow(deployment))
+    _check_names(deployment, paths, files)
     return Beside(files=tuple(files), notes=tuple(notes))

@@ -6,7 +6,6 @@ cannot print are dropped. So a value that this cannot carry is not written.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from yarnconv import __version__
@@ -20,11 +19,12 @@ from yarnconv.checkpoint.tokenizer import (
     special_tokens,
     token_text,
 )
-from yarnconv.plan import ConversionPlan
+from yarnconv.errors import BadInput
 from yarnconv.rope.scaling import Unscaled, method_name
 from yarnconv.targets.beside import MARK, Beside, FileBeside
 from yarnconv.targets.gguf.deployment.chat_format import ChatFormat, NotLearned, learn_chat_format
 from yarnconv.targets.gguf.deployment.go_template import go_template, stands_for_itself
+from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.templates import plain_name, render
 
@@ -35,6 +35,11 @@ TRIMS = "The checkpoint's chat template strips blanks off the ends of texts; the
 def modelfile_name(stem: str) -> str:
     """The Modelfile beside a model, by its name without .gguf."""
     return f"{stem}.Modelfile"
+
+
+def ollama_name(stem: str) -> str:
+    """What to call a model there, by its file's name without .gguf."""
+    return plain_name(stem).lower()
 
 
 def _ids(value: Any) -> list[int]:
@@ -106,8 +111,12 @@ def _one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-def modelfile(plan: ConversionPlan, stem: str, model: str) -> Beside:
-    """The Modelfile of a static plan and what to say of it. model: the GGUF's name."""
+def modelfile(deployment: Deployment) -> Beside:
+    """The Modelfile of a static plan, and what to say of it."""
+    plan, stem = deployment.served, deployment.stem
+    if deployment.parts > 1:
+        fix = "Leave out --split-max-size, or leave ollama out of --emit."
+        raise BadInput("a Modelfile names one file", where="--emit ollama", fix=fix)
     files = read_tokenizer(plan.checkpoint.directory)
     notes = []
     try:
@@ -131,9 +140,9 @@ def modelfile(plan: ConversionPlan, stem: str, model: str) -> Beside:
         "method": method_name(plan.rope.main),
         "factor": plan.rope.main_group.buckets[-1].factor,
         "extended": not isinstance(plan.rope.main, Unscaled),
-        "name": plain_name(Path(stem).name).lower(),
+        "name": ollama_name(stem),
         "file": modelfile_name(stem),
-        "model": model,
+        "model": deployment.model,
         "context": plan.rope.target_context,
         "stops": stops,
         "template": template,

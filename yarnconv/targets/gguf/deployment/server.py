@@ -13,6 +13,7 @@ from yarnconv.plan import ConversionPlan, RopePlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Unscaled, method_name
 from yarnconv.targets.beside import MARK, FileBeside
+from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, LaunchBucket, key_shift_warning, launch_buckets
 from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.targets.templates import plain_name, render
@@ -64,14 +65,17 @@ def presets_name(stem: str) -> str:
     return f"{stem}.presets.ini"
 
 
-def static_script(rope: RopePlan, stem: str, model: str) -> FileBeside:
-    """Serves a file that carries its plan. model: its name."""
-    values = {**_values(rope), "model": model, "context": rope.target_context}
-    return FileBeside(name=script_name(stem), text=render("gguf/llama-server.sh", values), executable=True)
+def static_script(deployment: Deployment) -> FileBeside:
+    """Serves a file that carries its plan."""
+    rope = deployment.served.rope
+    values = {**_values(rope), "model": deployment.model, "context": rope.target_context}
+    text = render("gguf/llama-server.sh", values)
+    return FileBeside(name=script_name(deployment.stem), text=text, executable=True)
 
 
-def dynamic_files(plan: ConversionPlan, stem: str, model: str) -> list[FileBeside]:
-    """The presets of a dynamic plan, and the script that starts the router. model: the plain file's name."""
+def dynamic_files(deployment: Deployment) -> list[FileBeside]:
+    """The presets of a dynamic plan, and the script that starts the router with them."""
+    plan, stem, model = deployment.served, deployment.stem, deployment.model
     if any(letter in _ENDS_A_VALUE for letter in model) or model != model.strip():
         raise BadInput(
             f"{model!r} cannot be named in llama-server's presets, where ; and # begin a comment",
