@@ -34,7 +34,8 @@ class Beside:
     notes: tuple[str, ...] = ()
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a file was written here before."""
     with path.open("rb") as file:
         return MARK.encode() in b"\n".join(file.read(400).splitlines()[:2])
 
@@ -42,7 +43,7 @@ def _is_ours(path: Path) -> bool:
 def check_beside(paths: Sequence[Path]) -> None:
     """Refuse to replace anything but what was written here before."""
     for path in paths:
-        if path.is_symlink() or (path.exists() and (not path.is_file() or not _is_ours(path))):
+        if path.is_symlink() or (path.exists() and (not path.is_file() or not is_ours(path))):
             raise BadInput(
                 "the file exists and yarnconv did not write it",
                 where=str(path),

@@ -235,6 +235,17 @@ def test_what_others_wrote_stays(written, checkpoints, yarnconv, tmp_path):
         assert path.read_bytes() == before
 
 
+def test_what_an_older_file_left_beside_it_is_named(written, checkpoints, yarnconv, tmp_path):
+    """Presets of a plain file would scale a scaled one."""
+    path, document = written("--method", "dynamic-ntk", "--factor", "4")
+    assert "older file" not in " ".join(document["notes"])
+    _, document = written("--factor", "4")
+    assert "model.presets.ini beside it belongs to an older file" in " ".join(document["notes"])
+    code, stdout, _ = yarnconv("gguf", checkpoints("llama"), "-o", path)
+    assert code == 0
+    assert stdout.count("belongs to an older file") == 2
+
+
 def test_a_shift_of_the_cache_applies_the_temperature_again(artefacts):
     """Measured: plain 2.4e-6, linear 9.2e-7, NTK-by-parts 4.4e-6; YaRN 0.19, carried by a tensor 0.18."""
     exact = [("--method", "none"), ("--method", "linear", "--factor", "4")]

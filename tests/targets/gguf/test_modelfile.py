@@ -59,7 +59,7 @@ def go(tmp_path_factory):
 def written(checkpoints, yarnconv, tmp_path):
     """(template, changes of tokenizer_config.json) -> the checkpoint, its Modelfile, what `--json` said."""
 
-    def write(template, *options, name="model.gguf", generation=None, special=(), **changes):
+    def write(template, *options, name="model.gguf", generation=None, special=(), tokenizer=None, **changes):
         model = tmp_path / "checkpoint"
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(checkpoints("llama"), model)
@@ -69,12 +69,13 @@ def written(checkpoints, yarnconv, tmp_path):
         (model / "tokenizer_config.json").write_text(json.dumps(config))
         if generation is not None:
             (model / "generation_config.json").write_text(json.dumps(generation))
-        if special:
-            tokenizer = json.loads((model / "tokenizer.json").read_text())
-            entries = tokenizer["added_tokens"]
-            last = entries[-1]
-            entries += [{**last, "id": last["id"] + 1 + i, "content": text} for i, text in enumerate(special)]
-            (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+        document = json.loads((model / "tokenizer.json").read_text())
+        last = document["added_tokens"][-1]
+        for index, text in enumerate(special, last["id"] + 1):
+            document["added_tokens"].append({**last, "id": index, "content": text})
+        if tokenizer is not None:
+            tokenizer(document)
+        (model / "tokenizer.json").write_text(json.dumps(document))
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         arguments = ("gguf", model, *(options or ("--factor", "4")), "--emit", "ollama", "--json")
@@ -115,18 +116,31 @@ def test_go_renders_what_transformers_renders(known, go, written):
     assert any("strips blanks" in note for note in document["notes"]) == (known == "headers")
 
 
+def byte_level_only(tokenizer):
+    """A vocabulary that puts nothing first."""
+    tokenizer["post_processor"] = tokenizer["post_processor"]["processors"][0]
+
+
+def undecided(tokenizer):
+    """One that does not say whether it does."""
+    tokenizer["post_processor"] = None
+
+
 def test_a_vocabulary_that_adds_nothing_first(go, written):
     """The first token stays in the text where no runtime adds it."""
-    model, text, _ = written(HEADERS)
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = tokenizer["post_processor"]["processors"][0]
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    from yarnconv.checkpoint.tokenizer import read_tokenizer
-    from yarnconv.targets.gguf.deployment.modelfile import _begins_with
-
-    assert _begins_with(read_tokenizer(model), {"vocab_size": 512}) == ""
+    model, text, _ = written(HEADERS, tokenizer=byte_level_only)
     (template,) = values(text, "TEMPLATE")
-    assert BOS not in template
+    wanted = transformers_prompts(model)
+    assert all(prompt.startswith(BOS) for prompt in wanted)
+    assert go.render(template, CONVERSATIONS) == wanted
+
+
+def test_a_vocabulary_that_does_not_say_whether_it_adds(go, written):
+    _, text, document = written(HEADERS, tokenizer=undecided)
+    assert values(text, "TEMPLATE") == []
+    assert "do not say who adds it" in " ".join(document["notes"])
+    model, text, _ = written(CHATML, tokenizer=undecided)
+    assert go.render(values(text, "TEMPLATE")[0], CONVERSATIONS) == transformers_prompts(model)
 
 
 def test_an_answer_that_stands_last_stays_open(go, written):
@@ -155,7 +169,7 @@ NOT_LEARNED = {
         "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}",
         "does not show each text",
     ),
-    "the date": ("{{ strftime_now('%d') }}" + CHATML, "it writes the date"),
+    "the date": ("{{ strftime_now('%Y') | int }}" + CHATML, "asks for the date"),
     "by the text": (
         "{% for m in messages %}<{{ m.role }}{{ m.content | length }}>{{ m.content }}{% endfor %}",
         "depends on",

@@ -29,6 +29,11 @@ KEY_SHIFT_WARNING = (
     '"shift": false with every request.'
 )
 
+OLLAMA_CAVEAT = (
+    "Ollama was not run here: where it runs llama.cpp, that reads the plan from the GGUF; what an engine of "
+    "its own makes of the RoPE keys was not checked."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchBucket:

@@ -10,10 +10,15 @@ from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import modelfile_name, ollama_name
 from yarnconv.targets.gguf.deployment.server import needs_flags, presets, script_name
-from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, key_shift_warning
+from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, OLLAMA_CAVEAT, key_shift_warning
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
 from yarnconv.targets.plan_card import command_line
 from yarnconv.targets.templates import render
+
+
+def card_name(stem: str) -> str:
+    """The card beside a model, by its name without .gguf."""
+    return f"{stem}.md"
 
 
 def _carried_by(encoding: RopeEncoding) -> str:
@@ -57,7 +62,8 @@ def model_card(deployment: Deployment) -> FileBeside:
         "model": deployment.model,
         "script": script_name(stem) if "llama-server" in wanted else None,
         "modelfile": modelfile_name(stem) if "ollama" in wanted else None,
+        "ollama_caveat": OLLAMA_CAVEAT,
         "ollama_name": ollama_name(stem),
         "rope_options": command_line(deployment.carried.request.given),
     }
-    return FileBeside(name=f"{stem}.md", text=render("gguf/README.md", values))
+    return FileBeside(name=card_name(stem), text=render("gguf/README.md", values))

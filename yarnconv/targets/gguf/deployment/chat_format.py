@@ -14,7 +14,6 @@ from yarnconv.worker import RuntimeRefused, Worker
 WORKER = Path(__file__).with_name("chat_worker.py")
 LONGEST_TEMPLATE = 2**18  # characters
 LONGEST_FORMAT = 2**14  # characters of all pieces
-DATE = "\ue000"  # stands for the date that a template asks for
 
 Conversation = Sequence[tuple[str, str]]  # role and text
 
@@ -83,7 +82,6 @@ def _render_all(template: str, variables: Mapping[str, str], where: str) -> list
         "path": where,
         "template": template,
         "variables": dict(variables),
-        "date": DATE,
         "conversations": [
             [{"role": role, "content": text} for role, text in conversation]
             for conversation in (*_LEARNING, *_PROVING, _BLANKS)
@@ -128,8 +126,6 @@ def learn_chat_format(template: str, variables: Mapping[str, str], where: str) -
     pieces = [opening, before, behind, answer, further, end]
     if sum(map(len, pieces)) > LONGEST_FORMAT:
         raise NotLearned(f"it puts more than {LONGEST_FORMAT} characters around texts")
-    if any(DATE in piece for piece in pieces):
-        raise NotLearned("it writes the date, which would stay that of today")
     try:
         "".join(pieces).encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
 """Renders a stranger's chat template, in a process of its own that has little time and memory.
 
-Run as a script. One request: {"path", "template", "variables", "date", "conversations": [[{"role",
-"content"}]]} (date: what stands for it), answered with {"texts": [...]}: what each renders to, null where the
-template refuses it. {"refused": reason} where it is no template, or renders too much.
+Run as a script. One request: {"path", "template", "variables", "conversations": [[{"role", "content"}]]},
+answered with {"texts": [...]}: what each renders to, null where the template refuses it. {"refused": reason}
+where it is no template, or one whose texts say nothing.
 
 The environment is transformers' own for chat templates (`chat_template_utils`), as far as templates of text
 see it; with fewer globals.
@@ -63,7 +63,11 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _environment(date: str) -> ImmutableSandboxedEnvironment:
+def _date(how: str) -> str:
+    raise Refused("it asks for the date, and what is written today would stay")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
@@ -72,7 +76,7 @@ def _environment(date: str) -> ImmutableSandboxedEnvironment:
         "range": environment.globals["range"],
         "namespace": _Namespace,
         "raise_exception": _raise_exception,
-        "strftime_now": lambda how: date,
+        "strftime_now": _date,
     }
     return environment
 
@@ -96,7 +100,7 @@ def _rendered(template: jinja2.Template, values: dict[str, Any]) -> str | None:
 
 def _answer(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
     try:
-        template = _environment(request["date"]).from_string(request["template"])
+        template = _environment().from_string(request["template"])
     except MemoryError:
         raise Refused("it takes too much memory") from None
     except Exception as error:  # likewise, while it is parsed

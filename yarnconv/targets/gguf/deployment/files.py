@@ -6,16 +6,17 @@ from pathlib import Path
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import method_name
-from yarnconv.targets.beside import Beside, FileBeside
+from yarnconv.targets.beside import Beside, FileBeside, is_ours
 from yarnconv.targets.check_workflow import Reference, check_workflow
-from yarnconv.targets.gguf.deployment.card import model_card
+from yarnconv.targets.gguf.deployment.card import card_name, model_card
 from yarnconv.targets.gguf.deployment.job import Deployment
-from yarnconv.targets.gguf.deployment.modelfile import modelfile
+from yarnconv.targets.gguf.deployment.modelfile import modelfile, modelfile_name
 from yarnconv.targets.gguf.deployment.server import (
     carrier,
     dynamic_files,
     needs_flags,
     presets_name,
+    script_name,
     static_script,
 )
 from yarnconv.targets.gguf.launch import key_shift_warning
@@ -61,9 +62,26 @@ def _served_notes(plan: ConversionPlan, stem: str) -> list[str]:
     ]
 
 
+def _stale_notes(destination: Path, files: list[FileBeside]) -> tuple[str, ...]:
+    """What was written beside an older file of this name, and is not written again."""
+    stem, written = destination.stem, {file.name for file in files}
+    names = (name(stem) for name in (script_name, presets_name, modelfile_name, card_name, workflow_name))
+    places = (destination.with_name(name) for name in names if name not in written)
+    return tuple(
+        f"{path.name} beside it belongs to an older file of this name: delete it, or name it in --emit."
+        for path in places
+        if path.is_file() and is_ours(path)
+    )
+
+
+def workflow_name(stem: str) -> str:
+    """The workflow beside a model, by its name without .gguf."""
+    return f"{stem}.check.yml"
+
+
 def _workflow(deployment: Deployment) -> FileBeside:
     return check_workflow(
-        f"{deployment.stem}.check.yml",
+        workflow_name(deployment.stem),
         artefact=deployment.model,
         reference=deployment.reference,
         extras="check,llama",
@@ -84,7 +102,7 @@ def files_beside(
     Raises BadInput where the destination's name cannot be written in one of them.
     """
     if not wanted:
-        return Beside()
+        return Beside(notes=_stale_notes(destination, []))
     paths = split_paths(destination, len(job.files))
     deployment = Deployment(
         served=served,
@@ -113,4 +131,4 @@ def files_beside(
     if "ci" in wanted:
         files.append(_workflow(deployment))
     _check_names(deployment, paths, files)
-    return Beside(files=tuple(files), notes=tuple(notes))
+    return Beside(files=tuple(files), notes=(*notes, *_stale_notes(destination, files)))

@@ -22,10 +22,10 @@ from yarnconv.checkpoint.tokenizer import (
 from yarnconv.errors import BadInput
 from yarnconv.rope.scaling import Unscaled, method_name
 from yarnconv.targets.beside import MARK, Beside, FileBeside
-from yarnconv.targets.gguf.deployment.chat_format import ChatFormat, NotLearned, learn_chat_format
+from yarnconv.targets.gguf.deployment.chat_format import NotLearned, learn_chat_format
 from yarnconv.targets.gguf.deployment.go_template import go_template, stands_for_itself
 from yarnconv.targets.gguf.deployment.job import Deployment
-from yarnconv.targets.gguf.launch import key_shift_warning
+from yarnconv.targets.gguf.launch import OLLAMA_CAVEAT, key_shift_warning
 from yarnconv.targets.templates import plain_name, render
 
 MOST_STOPS = 64
@@ -84,27 +84,21 @@ def _stop_values(texts: Iterable[str]) -> tuple[list[str], int]:
     return values, lost
 
 
-def _begins_with(files: TokenizerFiles, config: Mapping[str, Any]) -> str:
-    """The text of the token that llama.cpp puts before every prompt; empty where it puts none.
+def _learned(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[str, bool]:
+    """The checkpoint's chat template in Go's language, without the token that llama.cpp puts first by itself;
+    and whether it strips blanks off texts, which this does not.
 
-    Raises NotLearned where the tokenizer's files do not say whether it does.
+    Raises NotLearned.
     """
-    text = token_text(files.config, "bos")
-    if text is None:
-        return ""
-    adds = special_tokens(files, config, int(config["vocab_size"])).adds.get("bos")
-    if adds is None:
-        raise NotLearned("the tokenizer's files do not say whether a prompt begins with its first token")
-    return text if adds else ""
-
-
-def _learned(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[ChatFormat, str]:
-    """The chat format, and the text that the runtime puts first by itself."""
     template = files.chat_templates.get("default")
     if template is None:
         raise NotLearned("the checkpoint has none")
     chat = learn_chat_format(template, _special_texts(files), str(files.directory))
-    return chat, _begins_with(files, config)
+    first = token_text(files.config, "bos") or ""
+    adds = special_tokens(files, config, int(config["vocab_size"])).adds.get("bos")
+    if first and adds is None and (chat.opening.startswith(first) or chat.system[0].startswith(first)):
+        raise NotLearned("it begins with a token of which the tokenizer's files do not say who adds it")
+    return go_template(chat, first if adds else ""), chat.trims
 
 
 def _one_line(text: str) -> str:
@@ -118,15 +112,17 @@ def modelfile(deployment: Deployment) -> Beside:
         fix = "Leave out --split-max-size, or leave ollama out of --emit."
         raise BadInput("a Modelfile names one file", where="--emit ollama", fix=fix)
     files = read_tokenizer(plan.checkpoint.directory)
-    notes = []
+    template: str | None
+    extended = not isinstance(plan.rope.main, Unscaled)
+    notes = [OLLAMA_CAVEAT] if extended else []
     try:
-        chat, begins_with = _learned(files, plan.config)
-        template, why_not = go_template(chat, begins_with), None
-        if chat.trims:
+        template, trims = _learned(files, plan.config)
+        if trims:
             notes.append(TRIMS)
     except NotLearned as reason:
-        template, why_not = None, _one_line(str(reason))
-        notes.append(f"The Modelfile has no TEMPLATE: of the checkpoint's chat template, {why_not}.")
+        why = _one_line(str(reason))
+        template = None
+        notes.append(f"The Modelfile has no TEMPLATE: of the checkpoint's chat template, {why}.")
     ends, unknown = _end_texts(files, plan.config)
     stops, lost = _stop_values(ends)
     if lost:
@@ -139,14 +135,13 @@ def modelfile(deployment: Deployment) -> Beside:
         "version": __version__,
         "method": method_name(plan.rope.main),
         "factor": plan.rope.main_group.buckets[-1].factor,
-        "extended": not isinstance(plan.rope.main, Unscaled),
+        "extended": extended,
         "name": ollama_name(stem),
         "file": modelfile_name(stem),
         "model": deployment.model,
         "context": plan.rope.target_context,
         "stops": stops,
         "template": template,
-        "why_not": why_not,
         "notes": notes,
         "warning": key_shift_warning(plan.rope),
     }
