@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO := build/demo
 
-.PHONY: demo test test-slow lint pytest bench clean
+.PHONY: demo test test-slow lint pytest bench llama-server clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fixtures.demo $(DEMO)
@@ -33,6 +33,10 @@ bench: $(VENV)/.installed-for-tests
 	$(BIN)/python -m tests.bench.onnx_decode_bench
 	$(BIN)/python -m tests.bench.dynamic_step_bench
 	$(BIN)/python -m tests.bench.tensorrt_bench
+
+# without it the tests of what is written for llama-server are skipped (5 minutes)
+llama-server: | $(BIN)/python
+	$(BIN)/python tests/support/llama_cpp_source.py server
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -18,8 +18,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+GENERATION_FILE = "generation_config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-ALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
+ALL_FILES = (*CONFIG_FILES, GENERATION_FILE, *TOKENIZER_FILES, *WEIGHT_FILES)
 
 
 def model_name(directory: Path) -> str:

@@ -125,7 +125,8 @@ def added_tokens(files: TokenizerFiles) -> list[AddedToken]:
     return tokens
 
 
-def _content(config: Mapping[str, Any], role: str) -> str | None:
+def token_text(config: Mapping[str, Any], role: str) -> str | None:
+    """The text of a role's token, by tokenizer_config.json."""
     entry = config.get(f"{role}_token")
     if isinstance(entry, Mapping):
         entry = entry.get("content")
@@ -183,7 +184,7 @@ def special_tokens(files: TokenizerFiles, model_config: Mapping[str, Any], vocab
     """Roles and ids: named in tokenizer_config.json, else given by id in config.json; and which of
     them a text gets: by the post-processor, else by tokenizer_config.json's `add_*_token`.
     """
-    texts: dict[str, str | None] = {role: _content(files.config, role) for role in SPECIAL_ROLES}
+    texts: dict[str, str | None] = {role: token_text(files.config, role) for role in SPECIAL_ROLES}
     texts["bos"] = texts["bos"] or texts["cls"]
     texts["eos"] = texts["eos"] or texts["sep"]
     adds: dict[str, bool] = {}

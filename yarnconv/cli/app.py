@@ -9,6 +9,7 @@ from yarnconv.cli.existing import is_gguf, refuse_with_existing
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
+    Emit,
     Force,
     MaxContext,
     Model,
@@ -101,6 +102,7 @@ def gguf(
             "--trust-generic-keys", help="Extend a GGUF of an architecture whose keys are not known here."
         ),
     ] = False,
+    emit: Emit = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
     ] = None,
@@ -124,6 +126,7 @@ def gguf(
     if trust_generic_keys:
         raise BadInput("is for GGUFs that are extended", where="--trust-generic-keys")
     from yarnconv.cli.convert import convert_to_gguf
+    from yarnconv.targets.beside import parse_emission
 
     convert_to_gguf(
         model,
@@ -131,6 +134,7 @@ def gguf(
         outtype=outtype,
         pre=pre,
         split_max_size=parse_size(split_max_size, "--split-max-size"),
+        wanted=parse_emission(emit, "gguf"),
         output=output,
         revision=revision,
         as_json=as_json,
@@ -164,6 +168,7 @@ def onnx(
         bool, typer.Option("--link-weights", help="Hard-link the checkpoint's files instead of converting.")
     ] = False,
     force: Force = False,
+    emit: Emit = None,
     output: OutputDirectory = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -171,6 +176,7 @@ def onnx(
     """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
     from yarnconv.cli.convert import convert_to_onnx
     from yarnconv.cli.processors import processors
+    from yarnconv.targets.beside import parse_emission
     from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
     options = OnnxOptions(
@@ -189,6 +195,7 @@ def onnx(
         model,
         request,
         options,
+        wanted=parse_emission(emit, "onnx"),
         output=output,
         revision=revision,
         as_json=as_json,

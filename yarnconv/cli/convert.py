@@ -1,8 +1,9 @@
 """The conversion commands' work: checkpoint -> plan -> refuse or emit, with what is shown on the way."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -14,13 +15,18 @@ from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, print_written, written_document
 from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, plan_conversion
+from yarnconv.plan import ConversionPlan, plan_conversion, rope_facts
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.beside import FileBeside
+from yarnconv.targets.check_workflow import WORKFLOW_FILE, Reference, check_workflow
 from yarnconv.targets.gguf import target as gguf
+from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
 from yarnconv.targets.onnx import target as onnx
+from yarnconv.targets.onnx.card import check_options
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt import target as tensorrt
-from yarnconv.targets.tensorrt.builder import Builder, RuntimeName
+from yarnconv.targets.tensorrt.builder import EXTRAS, Builder, RuntimeName
+from yarnconv.targets.tensorrt.card import check_options as engine_check_options
 from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
@@ -40,6 +46,7 @@ def convert_to_gguf(
     outtype: str,
     pre: str | None,
     split_max_size: int | None,
+    wanted: Collection[str],
     output: Path | None,
     revision: str | None,
     as_json: bool,
@@ -54,22 +61,29 @@ def convert_to_gguf(
     started = time.perf_counter()
     directory = locate(model, revision=revision, files=ALL_FILES)
     with open_checkpoint(directory) as checkpoint:
-        plan = plan_conversion(checkpoint, request)
+        served = plan_conversion(checkpoint, request)
+        plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
         destination = output or Path()
         if destination.is_dir():
             destination = destination / gguf.default_name(plan, job.file_type)
+        beside = files_beside(served, plan, job, destination, Reference.of(model, revision), wanted)
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            paths = gguf.emit(plan, job, destination, options, advance)
+            paths = gguf.emit(plan, job, destination, options, advance, beside.files)
     written = Written(
         target="gguf",
         kind=job.file_type.name.lower(),
-        files=[(path, file.size) for path, file in zip(paths, job.files, strict=True)],
-        notes=job.notes,
+        files=[(path, path.stat().st_size) for path in paths],
+        notes=(*job.notes, *beside.notes),
         seconds=time.perf_counter() - started,
     )
-    _show(plan, written, as_json=as_json)
+    shown = replace(plan.rope, warnings=served.rope.warnings)
+    if as_json:
+        document = written_document(shown, written)
+        print_json(document if served is plan else {**document, "served": rope_facts(served.rope)})
+    else:
+        print_written(shown, written)
 
 
 def convert_to_onnx(
@@ -77,6 +91,7 @@ def convert_to_onnx(
     request: RopeRequest,
     options: onnx.OnnxOptions,
     *,
+    wanted: Collection[str],
     output: Path | None,
     revision: str | None,
     as_json: bool,
@@ -89,9 +104,11 @@ def convert_to_onnx(
         plan = plan_conversion(checkpoint, request)
         job = onnx.prepare(plan, options)
         destination = output or Path(onnx.default_name(plan, options))
+        check = check_options(plan, job.options)
+        extra = _workflow(model, revision, "onnx", check) if "ci" in wanted else []
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            files = onnx.emit(plan, job, destination, options, advance)
+            files = onnx.emit(plan, job, destination, options, advance, extra)
     written = Written(
         target="onnx",
         kind=options.dtype,
@@ -100,6 +117,29 @@ def convert_to_onnx(
         seconds=time.perf_counter() - started,
     )
     _show(plan, written, as_json=as_json)
+
+
+def _workflow(
+    model: str, revision: str | None, extra: str, options: str, *, judges_without_gpu: bool = True
+) -> list[FileBeside]:
+    """The workflow of an artefact that is a directory. extra: of yarnconv, beside check."""
+    made = check_workflow(
+        WORKFLOW_FILE,
+        artefact=".",
+        reference=Reference.of(model, revision),
+        extras=f"check,{extra}",
+        options=options,
+        judges_without_gpu=judges_without_gpu,
+    )
+    return [made]
+
+
+def _engine_workflow(
+    model: str, revision: str | None, source: Source, runtime: RuntimeName
+) -> list[FileBeside]:
+    given, reach = source.provenance["rope_options"], source.rope.target_context
+    options = engine_check_options(given, source.max_context, reach)
+    return _workflow(model, revision, f"onnx,{EXTRAS[runtime]}", options, judges_without_gpu=False)
 
 
 def _is_onnx(model: str) -> bool:
@@ -135,6 +175,7 @@ def convert_to_tensorrt(
     options: tensorrt.TensorRtOptions,
     runtime: RuntimeName,
     *,
+    wanted: Collection[str],
     output: Path | None,
     revision: str | None,
     as_json: bool,
@@ -149,7 +190,8 @@ def convert_to_tensorrt(
     ):
         destination = output or Path(tensorrt.default_name(source))
         progress = TerminalProgress(enabled=not as_json)
-        engine = tensorrt.emit(source, destination, options, builder, progress, print_runtime_message)
+        extra = _engine_workflow(model, revision, source, runtime) if "ci" in wanted else []
+        engine = tensorrt.emit(source, destination, options, builder, progress, print_runtime_message, extra)
     written = Written(
         target="tensorrt",
         kind=source.dtype,

@@ -8,6 +8,7 @@ import typer
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
+    Emit,
     Force,
     MaxContext,
     OutputDirectory,
@@ -69,6 +70,7 @@ def trt(
         str, typer.Option("--runtime-log", help="What TensorRT says: error, warning, info or verbose.")
     ] = "warning",
     force: Force = False,
+    emit: Emit = None,
     output: OutputDirectory = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -76,6 +78,7 @@ def trt(
     """Build a TensorRT engine that carries the plan, or refuse. It takes no GPU with tensorrt-rtx."""
     from yarnconv.cli.convert import convert_to_tensorrt
     from yarnconv.cli.processors import processors
+    from yarnconv.targets.beside import parse_emission
     from yarnconv.targets.tensorrt.builder import find_runtime, parse_capabilities, parse_level
     from yarnconv.targets.tensorrt.target import TensorRtOptions
 
@@ -99,6 +102,7 @@ def trt(
         request,
         options,
         find_runtime(runtime),
+        wanted=parse_emission(emit, "trt"),
         output=output,
         revision=revision,
         as_json=as_json,

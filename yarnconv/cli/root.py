@@ -34,6 +34,14 @@ Force = Annotated[
     bool, typer.Option("--force", help="Replace what is there, in one rename when the new one is whole.")
 ]
 OutputDirectory = Annotated[Path | None, typer.Option("-o", "--output", help="Directory to make.")]
+Emit = Annotated[
+    str | None,
+    typer.Option(
+        "--emit",
+        metavar="NAMES",
+        help="Also write, by commas, or all: ollama, llama-server (GGUF), triton (engines), ci, card.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
 

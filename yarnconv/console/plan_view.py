@@ -14,6 +14,7 @@ from yarnconv.model.family import expected_tensors, families
 from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.tables import plain_inv_freq, regimes
+from yarnconv.targets.gguf.launch import key_shift_warning
 
 # Colour and height both say the regime, so that the bars read without colour too.
 _STYLES = {"extrapolated": "green", "blended": "yellow", "interpolated": "red"}
@@ -138,6 +139,12 @@ def print_rope_plan(plan: RopePlan, title: str) -> None:
     print_warnings(console, plan.warnings)
 
 
+def runtime_warnings(plan: RopePlan) -> dict[str, list[str]]:
+    """What to know of the plan in one runtime only, by its name."""
+    found = key_shift_warning(plan)
+    return {} if found is None else {"llama.cpp": [found]}
+
+
 def print_plan(
     plan: RopePlan,
     description: ModelDescription,
@@ -150,6 +157,8 @@ def print_plan(
     console.print(Text(title, style="bold"))
     console.print(_facts_table(plan, description, pretraining_tokens))
     print_warnings(console, plan.warnings)
+    for name, warnings in runtime_warnings(plan).items():
+        print_warnings(console, (f"{name}: {warning}" for warning in warnings))
 
 
 def plan_document(
@@ -161,6 +170,7 @@ def plan_document(
         "model": str(directory),
         "family": description.family,
         **rope_facts(plan),
+        "runtime_warnings": runtime_warnings(plan),
         "finetune_tokens": pretraining_tokens * FINETUNE_SHARE if pretraining_tokens else None,
         "kv_cache_bytes_per_token": description.key_value_bytes_per_token,
         "tensors": [

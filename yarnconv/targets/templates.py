@@ -1,6 +1,7 @@
 """What is written beside a model: Jinja templates, and files that are copied as they are."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -22,6 +23,24 @@ def markdown(text: object) -> str:
     return _MARKUP.sub(r"\\\1", "".join(letter if letter.isprintable() else "?" for letter in line))
 
 
+def workflow_text(text: str) -> str:
+    """A stranger's text as a string of YAML in which GitHub Actions sees no expression."""
+
+    def escaped(letter: str) -> str:
+        if letter in '"\\':
+            return f"\\{letter}"
+        return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+
+    # an expression that gives what begins one
+    whole = text.replace("${{", "${{ '${{' }}")
+    return f'"{"".join(map(escaped, whole))}"'
+
+
+def plain_name(name: str) -> str:
+    """A stranger's name as one that needs no quoting anywhere."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:80] or "model"
+
+
 @cache
 def _environment() -> "jinja2.Environment":
     import jinja2  # here, because most commands render nothing
@@ -35,6 +54,8 @@ def _environment() -> "jinja2.Environment":
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = markdown
+    environment.filters["shell"] = shlex.quote
+    environment.filters["workflow"] = workflow_text
     return environment
 
 

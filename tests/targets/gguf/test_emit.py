@@ -219,7 +219,7 @@ def test_rows_that_do_not_divide_into_blocks_stay_f16(checkpoints, yarnconv, tmp
         (
             "qwen3",
             {},
-            ["--method", "dynamic-yarn", "--factor", "4", "--beta-fast", "20", "--no-truncate"],
+            ["--method", "dynamic-yarn", "--factor", "4", "--beta-fast", "20", "--beta-slow", "2"],
             "--yarn-beta-fast 20",
         ),
     ],

@@ -21,12 +21,11 @@ from yarnconv.rope.tables import buckets, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
     MAGNITUDE_TOLERANCE,
-    RUNTIME_COEFFICIENT,
     RopeEncoding,
     carries,
     runtime_magnitudes,
 )
-from yarnconv.targets.gguf.rope_keys import RopeKeys
+from yarnconv.targets.gguf.rope_keys import RUNTIME_COEFFICIENT, RopeKeys
 from yarnconv.targets.gguf.rope_reading import read_encoding
 from yarnconv.targets.record import RECORD_KEY, read_record
 

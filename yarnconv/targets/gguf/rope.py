@@ -29,14 +29,19 @@ from yarnconv.rope.tables import (
     Float32Array,
     Float64Array,
     RopeTables,
-    bucket_factors,
     correction_range,
     magnitude,
     ntk_base,
     plain_inv_freq,
 )
 from yarnconv.targets.gguf.file_format import Metadata
-from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW, RopeKeys
+from yarnconv.targets.gguf.launch import launch_buckets
+from yarnconv.targets.gguf.rope_keys import (
+    RUNTIME_BETA_FAST,
+    RUNTIME_BETA_SLOW,
+    RUNTIME_COEFFICIENT,
+    RopeKeys,
+)
 
 # freq_base and factor are stored as float32 (6e-8 relative); a rounded correction dimension that
 # differs moves a frequency by 1e-3 and more. Measured: right encodings differ by at most 3e-7.
@@ -45,8 +50,6 @@ FREQUENCY_TOLERANCE = 2e-6
 MAGNITUDE_TOLERANCE = 1e-6
 
 ROPE_FREQS = "rope_freqs.weight"
-
-RUNTIME_COEFFICIENT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +240,7 @@ def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterato
         )
 
 
-def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
+def _refuse_dynamic(plan: RopePlan, keys: RopeKeys) -> Inexpressible:
     scaling = plan.main
     if isinstance(scaling, LongRope):
         return Inexpressible(
@@ -246,36 +249,15 @@ def _refuse_dynamic(plan: RopePlan) -> Inexpressible:
             where="method longrope",
             fix="Give another --method, such as yarn with --factor.",
         )
-    assert isinstance(scaling, DynamicYarn | DynamicNtk)
-    factors = [f for f in bucket_factors(scaling.factor) if f > 1.0]
-    lines = []
-    for factor in factors:
-        context = math.floor(scaling.original_context * factor)
-        if isinstance(scaling, DynamicNtk):
-            base = ntk_base(scaling, context)
-            lines.append(f"  -c {context} --rope-freq-base {base:.9g}")
-            continue
-        flags = (
-            f"  -c {context} --rope-scaling yarn --rope-scale {factor:g} "
-            f"--yarn-orig-ctx {scaling.original_context}"
-        )
-        if (scaling.beta_fast, scaling.beta_slow) != (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW):
-            flags += f" --yarn-beta-fast {scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g}"
-        lines.append(flags)
-    caveats = ""
-    if isinstance(scaling, DynamicYarn):
-        automatic = magnitude(scaling.factor, RUNTIME_COEFFICIENT)
-        longest = plan.main_group.buckets[-1].attention_factor
-        if not math.isclose(longest, automatic, rel_tol=1e-6):
-            caveats += "\nNo flag sets the attention factor: it will be 1 + 0.1 ln s."
-        if not scaling.truncate:
-            caveats += "\nNo flag switches truncation off."
+    buckets = launch_buckets(plan, keys.name)
+    lines = [f"  {bucket.command_line}" for bucket in buckets if bucket.factor > 1.0]
     return Inexpressible(
         "a GGUF holds one set of frequencies and llama.cpp does not change it with the length",
         where=f"method {method_name(scaling)}",
         fix=(
-            "Write a plain file (--method none) and start llama.cpp with the flags for the longest "
-            "request it will serve; up to the original context, with none:\n" + "\n".join(lines) + caveats
+            "Add --emit llama-server: a plain file, and a preset of llama-server for each factor. Or write a "
+            "plain file (--method none) and start llama.cpp with the flags for the longest request it will "
+            "serve; up to the original context, with none:\n" + "\n".join(lines)
         ),
     )
 
@@ -307,7 +289,7 @@ def exact_encodings(plan: RopePlan, keys: RopeKeys) -> tuple[RopeEncoding, ...]:
             where="rope_parameters by layer type",
         )
     if isinstance(scaling, DynamicYarn | DynamicNtk | LongRope):
-        raise _refuse_dynamic(plan)
+        raise _refuse_dynamic(plan, keys)
     tables = plan.main_group.buckets[-1]
     if tables.softmax_multiplier != 1.0 and not keys.latent:
         raise Inexpressible(

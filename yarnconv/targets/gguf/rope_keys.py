@@ -11,6 +11,7 @@ from yarnconv.errors import Inexpressible
 
 RUNTIME_BETA_FAST = 32.0
 RUNTIME_BETA_SLOW = 1.0
+RUNTIME_COEFFICIENT = 0.1  # of ln s, in the temperature that llama.cpp takes by itself
 
 Sliding = Literal["alike", "tempered", "apart"]
 LogMultiplier = Literal["deepseek2", "deepseek32", "mistral3"]

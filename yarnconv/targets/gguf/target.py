@@ -1,6 +1,7 @@
 """The GGUF target: what it refuses, and how a plan becomes a file."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -12,8 +13,10 @@ from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
+from yarnconv.targets.beside import FileBeside, check_beside
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, Metadata, TensorType
+from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
 from yarnconv.targets.gguf.output import check_destination, output_paths
 from yarnconv.targets.gguf.placement import placements
@@ -172,6 +175,8 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
         tensors.insert(0, divisors)
     if rope.note is not None:
         notes.append(rope.note)
+    if (warning := key_shift_warning(plan.rope)) is not None:
+        notes.append(warning)
     metadata = Metadata()
     write_general(metadata, plan, file_type, parameters)
     write_model(metadata, plan, rope)
@@ -197,14 +202,23 @@ def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
 
 
 def emit(
-    plan: ConversionPlan, job: GgufJob, destination: Path, options: GgufOptions, advance: Advance
+    plan: ConversionPlan,
+    job: GgufJob,
+    destination: Path,
+    options: GgufOptions,
+    advance: Advance,
+    beside: Sequence[FileBeside] = (),
 ) -> list[Path]:
-    """Write the job's files; all of them appear, or none. Returns their paths."""
+    """Write the job's files and those beside them; all of them appear, or none. Returns their paths."""
     paths = output_paths(destination, len(job.files))
+    others = [destination.with_name(file.name) for file in beside]
     sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
     check_destination(sources, paths, "a file of the checkpoint itself")
+    check_beside(others)
     check_free_space(destination, job.nbytes)
-    with staged(paths) as temporary:
-        for path, file in zip(temporary, job.files, strict=True):
+    with staged([*paths, *others]) as temporary:
+        for path, file in zip(temporary[: len(paths)], job.files, strict=True):
             write_file(path, file, advance, options.workers)
-    return paths
+        for path, text in zip(temporary[len(paths) :], beside, strict=True):
+            text.write(path)
+    return [*paths, *others]

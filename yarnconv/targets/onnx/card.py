@@ -14,7 +14,7 @@ BY_BUFFER = "It is declared by the length of the KV buffer that the client alloc
 BY_INPUT = "It is declared by the input `rope_context`, without which the largest factor holds."
 
 
-def _check_options(plan: ConversionPlan, options: GraphOptions) -> str:
+def check_options(plan: ConversionPlan, options: GraphOptions) -> str:
     """What `check` is to expect: the same request, and tables as long as these."""
     words = [command_line(plan.request.given)]
     if options.max_context != plan.rope.target_context:
@@ -39,6 +39,6 @@ def model_card(plan: ConversionPlan, options: GraphOptions) -> str:
         "in_place": in_place,
         "last_token_only": options.last_token_only,
         "default_length": default_length(plan, options),
-        "rope_options": _check_options(plan, options),
+        "rope_options": check_options(plan, options),
     }
     return render("onnx/README.md", values)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, RopePlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope
+from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination, kept_places
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.card import model_card
@@ -232,9 +234,17 @@ def _link(plan: ConversionPlan, graph: Graph, directory: Path) -> list[Path]:
 
 
 def emit(
-    plan: ConversionPlan, job: OnnxJob, destination: Path, options: OnnxOptions, advance: Advance
+    plan: ConversionPlan,
+    job: OnnxJob,
+    destination: Path,
+    options: OnnxOptions,
+    advance: Advance,
+    extra: Sequence[FileBeside] = (),
 ) -> list[Path]:
-    """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
+    """Write the directory; it appears whole or not at all. Returns its files, the one to open first.
+
+    extra: what else is to stand in it.
+    """
     check_destination(destination, kept_places(plan), replace=options.replace)
     fix = "Free some space, write elsewhere with -o, choose a smaller --dtype, or --link-weights."
     check_free_space(destination, job.nbytes + HEADROOM_BYTES, fix)
@@ -249,6 +259,9 @@ def emit(
         (directory / CARD_FILE).write_text(model_card(plan, job.options), encoding="utf-8")
         beside = copy_runner("onnx", directory)
         beside += copy_tokenizer(plan.checkpoint.directory, directory)
+        for file in extra:
+            file.write(directory / file.name)
+            beside.append(directory / file.name)
     written = (MODEL_FILE, DATA_FILE, CONFIG_FILE, CARD_FILE)
     names = (*written, *(path.name for path in (*beside, *linked)))
     return [destination / name for name in names]

@@ -32,7 +32,8 @@ def _reach(profiles: Sequence[Mapping[str, Any]]) -> int:
     return reached
 
 
-def _check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
+def check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
+    """The options that have `check` expect an engine: those of its plan, and tables as long as these."""
     words = [command_line(given)]
     if max_context != target_context:
         words.append(f"--max-context {max_context}")
@@ -67,6 +68,6 @@ def model_card(rope: RopePlan, model: ModelDescription, sidecar: Mapping[str, An
         ],
         "longest": _reach(profiles),
         "hindrances": hindrances(sidecar),
-        "rope_options": _check_options(sidecar["plan"]["rope_options"], max_context, rope.target_context),
+        "rope_options": check_options(sidecar["plan"]["rope_options"], max_context, rope.target_context),
     }
     return render("tensorrt/README.md", values)

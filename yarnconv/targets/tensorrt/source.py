@@ -19,6 +19,7 @@ from yarnconv.plan import ConversionPlan, RopePlan, plan_rope, rope_facts
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.writing import write_rope
+from yarnconv.targets.check_workflow import WORKFLOW_FILE
 from yarnconv.targets.destination import kept_places
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.decoder import build_decoder
@@ -55,6 +56,7 @@ OWN_NAMES = frozenset(
         MODEL_FILE,
         SIDECAR,
         CARD_FILE,
+        WORKFLOW_FILE,
         TRITON_DIRECTORY,
         *runner_names("tensorrt"),
         *TOKENIZER_FILES,

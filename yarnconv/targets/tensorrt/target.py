@@ -16,6 +16,7 @@ from yarnconv.errors import BadInput, NotJudged, ParityFails, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.facts import FactComparison
@@ -224,8 +225,10 @@ def emit(
     builder: Builder,
     progress: Progress,
     message: Message,
+    extra: Sequence[FileBeside] = (),
 ) -> Engine:
     """Build, prove and write; the directory appears whole or not at all. message: hears what TensorRT says.
+    extra: what else is to stand in it.
 
     Raises ParityFails where what TensorRT parsed is not the plan.
     """
@@ -276,6 +279,8 @@ def emit(
         copy_runner("tensorrt", directory)
         copy_tokenizer(source.tokenizer, directory)
         write_repository(directory, source.name, sidecar)
+        for added in extra:
+            added.write(directory / added.name)
         written = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     first = Path(ENGINE_FILE)
     ordered = [first, *(path for path in written if path != first)]

@@ -1,11 +1,10 @@
 """A model repository, from which NVIDIA's Triton serves an engine of `tensorrt`."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yarnconv.targets.templates import render
+from yarnconv.targets.templates import plain_name, render
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, TRITON_DIRECTORY
 
 TYPES = {"fp16": "TYPE_FP16", "bf16": "TYPE_BF16", "fp32": "TYPE_FP32"}
@@ -42,16 +41,11 @@ def triton_config(sidecar: Mapping[str, Any]) -> str:
     return render("tensorrt/config.pbtxt", values)
 
 
-def triton_name(name: str) -> str:
-    """What a model is called in a repository: a plain directory's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:80] or "model"
-
-
 def write_repository(directory: Path, name: str, sidecar: Mapping[str, Any]) -> None:
     """Write the repository into an engine's directory; the engine itself only where Triton can serve it, as a
     hard link that takes no room.
     """
-    model = directory / TRITON_DIRECTORY / triton_name(name)
+    model = directory / TRITON_DIRECTORY / plain_name(name)
     model.mkdir(parents=True)
     (model / "config.pbtxt").write_text(triton_config(sidecar), encoding="utf-8")
     if not hindrances(sidecar):

@@ -1,0 +1,56 @@
+"""A workflow for GitHub Actions that checks an artefact again, in the repository that holds it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from yarnconv import __version__
+from yarnconv.checkpoint.hub import model_name
+from yarnconv.targets.beside import MARK, FileBeside
+from yarnconv.targets.templates import render
+
+WORKFLOW_FILE = "check.yml"  # in a directory that is an artefact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The checkpoint that an artefact is checked against, as another machine can name it.
+
+    model: a Hub id, or of a local checkpoint its name. revision: of a Hub id.
+    """
+
+    model: str
+    revision: str | None
+    is_local: bool
+
+    @classmethod
+    def of(cls, model: str, revision: str | None) -> "Reference":
+        """The reference that MODEL on a command line stands for."""
+        path = Path(model)
+        if path.exists():
+            return cls(model=model_name(path if path.is_dir() else path.parent), revision=None, is_local=True)
+        return cls(model=model, revision=revision, is_local=False)
+
+
+def check_workflow(
+    name: str,
+    *,
+    artefact: str,
+    reference: Reference,
+    extras: str,
+    options: str,
+    judges_without_gpu: bool = True,
+) -> FileBeside:
+    """The file. artefact: within its repository. extras: of yarnconv, that `check` needs. options: rope
+    options, numbers and fixed words only. judges_without_gpu: whether `check` comes to a verdict without one.
+    """
+    values = {
+        "mark": MARK,
+        "version": __version__,
+        "file": name,
+        "artefact": artefact,
+        "reference": reference,
+        "extras": extras,
+        "options": options,
+        "judges_without_gpu": judges_without_gpu,
+    }
+    return FileBeside(name=name, text=render("shared/check.yml", values))

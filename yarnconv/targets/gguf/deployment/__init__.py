@@ -1,0 +1,1 @@
+"""What is written beside a GGUF, so that runtimes can be started with it."""

@@ -1,0 +1,97 @@
+"""llama-server: a script that starts it, and for a dynamic plan a preset for each of its buckets.
+
+A dynamic plan stands in no GGUF. Its file is a plain one and the presets carry the plan: the router mode of
+llama-server runs the file once for each of them, and a request names the one that its context needs.
+"""
+
+from typing import Any
+
+from yarnconv import __version__
+from yarnconv.checkpoint.hub import model_name
+from yarnconv.errors import BadInput
+from yarnconv.plan import ConversionPlan, RopePlan, plan_conversion
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Unscaled, method_name
+from yarnconv.targets.beside import MARK, FileBeside
+from yarnconv.targets.gguf.deployment.job import Deployment
+from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, LaunchBucket, key_shift_warning, launch_buckets
+from yarnconv.targets.gguf.target import structure_refusals
+from yarnconv.targets.templates import plain_name, render
+
+# what ends a value in llama-server's presets, and nothing there quotes it
+_ENDS_A_VALUE = ";#"
+
+
+def needs_flags(rope: RopePlan) -> bool:
+    """Whether no GGUF holds the plan but flags of llama.cpp may say it."""
+    return isinstance(rope.main, DynamicYarn | DynamicNtk)
+
+
+def carrier(plan: ConversionPlan) -> ConversionPlan:
+    """The plan of the plain file of which presets make a dynamic plan. Raises Inexpressible where none do."""
+    if found := structure_refusals(plan):
+        raise found[0]
+    launch_buckets(plan.rope, plan.family.gguf.architecture)
+    plain = RopeRequest(method="none", use_profile=plan.request.use_profile)
+    return plan_conversion(plan.checkpoint, plain)
+
+
+def presets(plan: ConversionPlan) -> list[tuple[str, LaunchBucket]]:
+    """Each bucket of a dynamic plan, by the name that a request gives."""
+    name = plain_name(model_name(plan.checkpoint.directory))
+    buckets = launch_buckets(plan.rope, plan.family.gguf.architecture)
+    return [(f"{name}-{bucket.context}", bucket) for bucket in buckets]
+
+
+def _values(rope: RopePlan) -> dict[str, Any]:
+    return {
+        "mark": MARK,
+        "version": __version__,
+        "method": method_name(rope.main),
+        "factor": rope.main_group.buckets[-1].factor,
+        "extended": not isinstance(rope.main, Unscaled),
+        "warning": key_shift_warning(rope),
+        "keep_cache_exact": KEEP_CACHE_EXACT,
+    }
+
+
+def script_name(stem: str) -> str:
+    """The script beside a model, by its name without .gguf."""
+    return f"{stem}.llama-server.sh"
+
+
+def presets_name(stem: str) -> str:
+    """The presets beside a model, by its name without .gguf."""
+    return f"{stem}.presets.ini"
+
+
+def static_script(deployment: Deployment) -> FileBeside:
+    """Serves a file that carries its plan."""
+    rope = deployment.served.rope
+    values = {**_values(rope), "model": deployment.model, "context": rope.target_context}
+    text = render("gguf/llama-server.sh", values)
+    return FileBeside(name=script_name(deployment.stem), text=text, executable=True)
+
+
+def dynamic_files(deployment: Deployment) -> list[FileBeside]:
+    """The presets of a dynamic plan, and the script that starts the router with them."""
+    plan, stem, model = deployment.served, deployment.stem, deployment.model
+    if any(letter in _ENDS_A_VALUE for letter in model) or model != model.strip():
+        raise BadInput(
+            f"{model!r} cannot be named in llama-server's presets, where ; and # begin a comment",
+            where="-o",
+            fix="Give another name.",
+        )
+    named = presets(plan)
+    values = {
+        **_values(plan.rope),
+        "model_path": f"./{model}",
+        "presets_file": presets_name(stem),
+        "presets": [
+            {"name": name, "context": bucket.context, "flags": bucket.flags} for name, bucket in named
+        ],
+    }
+    return [
+        FileBeside(name=presets_name(stem), text=render("gguf/presets.ini", values)),
+        FileBeside(name=script_name(stem), text=render("gguf/router.sh", values), executable=True),
+    ]
