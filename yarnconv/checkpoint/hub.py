@@ -20,6 +20,8 @@ TOKENIZER_FILES = (
 )
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 ALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
+# What a checkpoint has besides, for those who pass it on.
+WHOLE = (*ALL_FILES, "generation_config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
 def model_name(directory: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.checkpoint.hub import ALL_FILES, locate, model_name
+from yarnconv.checkpoint.hub import ALL_FILES, WHOLE, locate, model_name
 from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
@@ -17,6 +17,7 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf import target as gguf
+from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt import target as tensorrt
@@ -98,6 +99,37 @@ def convert_to_onnx(
         files=[(path, path.stat().st_size) for path in files],
         notes=job.notes,
         seconds=time.perf_counter() - started,
+    )
+    _show(plan, written, as_json=as_json)
+
+
+def convert_to_checkpoint(
+    model: str,
+    request: RopeRequest,
+    *,
+    replace: bool,
+    output: Path | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """`yarnconv hf`."""
+    started = time.perf_counter()
+    directory = locate(model, revision=revision, files=WHOLE)
+    with open_checkpoint(directory) as checkpoint:
+        plan = plan_conversion(checkpoint, request)
+        job = hf.prepare(plan)
+        destination = output or Path(hf.default_name(plan))
+        progress = TerminalProgress(enabled=not as_json)
+        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+            artefact = hf.emit(plan, job, destination, advance, replace=replace)
+        kinds = sorted({tensor.dtype.lower() for tensor in checkpoint.tensors.values()})
+    written = Written(
+        target="hf",
+        kind="+".join(kinds),
+        files=[(path, path.stat().st_size) for path in artefact.files],
+        notes=artefact.notes,
+        seconds=time.perf_counter() - started,
+        shows_rate=False,
     )
     _show(plan, written, as_json=as_json)
 

@@ -16,8 +16,8 @@ from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """target: gguf, onnx or tensorrt. kind: the type of its weights. files: path and bytes, the one to open
-    first. shows_rate: whether bytes by seconds mean anything.
+    """target: gguf, onnx, tensorrt or hf. kind: the type of its weights. files: path and bytes, the one to
+    open first. shows_rate: whether bytes by seconds mean anything.
     """
 
     target: str
