@@ -208,6 +208,9 @@ def test_longrope_is_kept(extend, copied):
     source = copied("llama", remove=["rope_parameters"], rope_scaling=rope, max_position_embeddings=2048)
     out, report = extend(source)
     short, long = report["plan"]["groups"][0]["buckets"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["original_max_position_embeddings"] == 256  # the only place where transformers 4 looks
+    assert config["rope_scaling"]["attention_factor"] == short["attention_factor"]
     assert_tables(out, short["inv_freq"], short["attention_factor"], 256)
     assert_tables(out, long["inv_freq"], long["attention_factor"], 257)
 

@@ -7,7 +7,8 @@
 from typing import Any
 
 from yarnconv.plan import ConversionPlan, RopePlan
-from yarnconv.rope.scaling import DynamicNtk, Linear, Scaling, Unscaled
+from yarnconv.rope.scaling import DynamicNtk, Linear, LongRope, Scaling, Unscaled
+from yarnconv.rope.tables import buckets
 from yarnconv.rope.writing import as_transformers, write_rope
 
 # Other names for max_position_embeddings, that some configs carry beside it and some engines read first.
@@ -33,6 +34,8 @@ def spell(scaling: Scaling) -> dict[str, Any]:
         del spelled["original_max_position_embeddings"]
     if spelled.get("truncate"):
         del spelled["truncate"]  # the default, and unknown to most of transformers 4
+    if isinstance(scaling, LongRope):  # transformers 4 would make another one of the lengths
+        spelled["attention_factor"] = buckets(scaling)[-1].attention_factor
     return spelled
 
 
@@ -69,7 +72,8 @@ def extended_config(plan: ConversionPlan) -> dict[str, Any]:
     _keep_where_equal(config, "rope_theta", theta)
     for key in ("max_position_embeddings", *(name for name in LENGTH_SYNONYMS if name in config)):
         config[key] = position_limit(plan.rope)
-    if "original_max_position_embeddings" in config:  # which beats the one inside
+    # beats the one inside; and of longrope transformers 4 reads no other
+    if "original_max_position_embeddings" in config or isinstance(main, LongRope):
         config["original_max_position_embeddings"] = plan.rope.original_context
     if "head_dim" in config and config["head_dim"] is None:
         config["head_dim"] = plan.rope.head_dim  # transformers' YaRN stumbles over null

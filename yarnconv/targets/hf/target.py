@@ -127,10 +127,15 @@ def _notes(plan: ConversionPlan) -> tuple[str, ...]:
             f"{ntk_base(main):.9g}, which is the same."
         )
     unread = [key for key in UNREAD_ELSEWHERE if key in spelled]
-    if unread:
+    if unread and isinstance(main, Yarn):
         notes.append(
-            f"There are releases of vLLM and SGLang that do not read {' and '.join(unread)}; which, is not "
-            "known here. transformers does."
+            f"There are releases of transformers 4, vLLM and SGLang that do not read {' and '.join(unread)}; "
+            "which, is not known here. transformers 4.57 and 5 do."
+        )
+    if isinstance(main, Yarn):
+        notes.append(
+            "transformers 4.46 takes max_position_embeddings for YaRN's original context, and so another "
+            "ramp; 4.51 and later do not."
         )
     if isinstance(main, Yarn) and main.factor * main.original_context != rope.target_context:
         notes.append(
