@@ -74,8 +74,16 @@ def gguf(
     model: Model,
     request: RopeRequest,
     outtype: Annotated[
-        str, typer.Option("--outtype", help="auto (the checkpoint's own), f32, f16, bf16 or q8_0.")
+        str,
+        typer.Option(
+            "--outtype",
+            help="auto (the checkpoint's own), f32, f16, bf16, q8_0; or one of llama.cpp's, such as q4_k_m.",
+        ),
     ] = "auto",
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", help="Importance matrix, for llama.cpp's types."),
+    ] = None,
     pre: Annotated[
         str | None,
         typer.Option("--pre", help="llama.cpp's pre-tokenizer, where it is not recognised."),
@@ -98,6 +106,7 @@ def gguf(
         outtype=outtype,
         pre=pre,
         split_max_size=parse_size(split_max_size, "--split-max-size"),
+        imatrix=imatrix,
         output=output,
         revision=revision,
         as_json=as_json,

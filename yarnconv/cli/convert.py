@@ -17,6 +17,7 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf import target as gguf
+from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
@@ -41,13 +42,17 @@ def convert_to_gguf(
     outtype: str,
     pre: str | None,
     split_max_size: int | None,
+    imatrix: Path | None,
     output: Path | None,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """`yarnconv gguf`."""
+    quantisation = choose_type(outtype, imatrix, split_max_size)
+    if quantisation is not None:
+        require("llama", "llama_cpp")
     options = gguf.GgufOptions(
-        outtype=gguf.parse_outtype(outtype),
+        outtype=gguf.parse_outtype(outtype if quantisation is None else "auto"),
         pre=pre,
         split_max_size=split_max_size,
         workers=processors(),
@@ -57,18 +62,20 @@ def convert_to_gguf(
     with open_checkpoint(directory) as checkpoint:
         plan = plan_conversion(checkpoint, request)
         job = gguf.prepare(plan, options)
+        kind, notes = quantisation.type if quantisation else job.file_type.name.lower(), job.notes
         destination = output or Path()
         if destination.is_dir():
-            destination = destination / gguf.default_name(plan, job.file_type)
+            destination = destination / gguf.default_name(plan, kind)
         progress = TerminalProgress(enabled=not as_json)
-        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            paths = gguf.emit(plan, job, destination, options, advance)
+        if quantisation is not None:
+            made = emit_quantised(plan, job, destination, quantisation, options, progress)
+            files, notes = [(made.path, made.nbytes)], made.notes
+        else:
+            with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+                paths = gguf.emit(plan, job, destination, options, advance)
+            files = [(path, file.size) for path, file in zip(paths, job.files, strict=True)]
     written = Written(
-        target="gguf",
-        kind=job.file_type.name.lower(),
-        files=[(path, file.size) for path, file in zip(paths, job.files, strict=True)],
-        notes=job.notes,
-        seconds=time.perf_counter() - started,
+        target="gguf", kind=kind, files=files, notes=notes, seconds=time.perf_counter() - started
     )
     _show(plan, written, as_json=as_json)
 
@@ -130,6 +137,7 @@ def convert_to_checkpoint(
         notes=artefact.notes,
         seconds=time.perf_counter() - started,
         shows_rate=False,
+        how_chosen="the length of the sequence",
     )
     _show(plan, written, as_json=as_json)
 

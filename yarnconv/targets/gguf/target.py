@@ -190,12 +190,13 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     )
 
 
-def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
+def default_name(plan: ConversionPlan, kind: str) -> str:
     """A file name that says what it is: the model, the extension, the type of its weights."""
-    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{file_type.name}.gguf"
+    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{kind.upper()}.gguf"
 
 
-def _check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
+def check_destination(plan: ConversionPlan, paths: list[Path]) -> None:
+    """Refuse to write over what is no older artefact."""
     sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
     for path in paths:
         if path.resolve() in sources:
@@ -218,7 +219,7 @@ def emit(
     """Write the job's files; all of them appear, or none. Returns their paths."""
     # a link is followed to the file it stands for, not replaced
     paths = [p.resolve() if p.is_symlink() else p for p in split_paths(destination, len(job.files))]
-    _check_destination(plan, paths)
+    check_destination(plan, paths)
     check_free_space(destination, job.nbytes)
     with staged(paths) as temporary:
         for path, file in zip(temporary, job.files, strict=True):
