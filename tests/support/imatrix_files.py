@@ -1,5 +1,6 @@
-"""Importance matrices of a model's tensors, in both formats, made from a seed. Their counts are powers of two:
-sums of them give the means back to the last bit.
+"""Importance matrices of a model's tensors, in both formats, made from a seed.
+
+Their counts are powers of two, so that the means come back to the last bit.
 """
 
 import struct
