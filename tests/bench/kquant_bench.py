@@ -1,4 +1,4 @@
-"""`yarnconv gguf --outtype q4_k_m` beside the same by hand: llama.cpp's converter to bf16, then its quantiser.
+"""`yarnconv gguf --outtype q4_k_m` beside the same by hand: llama.cpp's converter, then its quantiser.
 
     python -m tests.bench.kquant_bench [--runs 3] [--layers 16] [--outtype q4_k_m] [--directory DIR]
 

@@ -153,6 +153,8 @@ def test_tokenizer_that_cuts_off(check, extend, checkpoints):
     code, report, _ = check(out, checkpoints("llama"), "--factor", "4")
     assert code == 1
     assert "model_max_length is 256, expected 1024" in report["reasons"]["metadata"]
+    path.write_text('{"model_max_length": 1%s}' % ("0" * 400))
+    assert check(out, checkpoints("llama"), "--factor", "4")[0] == 1
 
 
 def test_a_weight_that_differs(check, extend, checkpoints):

@@ -40,9 +40,12 @@ def _same(expected: Any, found: Any) -> bool:
     if isinstance(expected, tuple) and isinstance(found, tuple):
         return len(expected) == len(found) and all(map(_same, expected, found))
     numbers = isinstance(expected, int | float) and isinstance(found, int | float)
-    if numbers and not isinstance(expected, bool):
+    if not numbers or isinstance(expected, bool):
+        return bool(expected == found)
+    try:
         return isclose(expected, found, rel_tol=SAME_NUMBER)
-    return bool(expected == found)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _shown(value: Any) -> str:
