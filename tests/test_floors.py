@@ -27,9 +27,9 @@ FLOORS = {
 }
 # Rooms on one floor that may know each other, in one direction.
 SAME_FLOOR = {("cli", "console"), ("__main__", "cli"), ("rope", "errors"), ("plan", "__init__")}
-# What takes seconds to import, and the one room that may.
-HEAVY = {"torch": "verify/reference.py", "transformers": "verify/reference.py"}
-HEAVY |= {"llama_cpp": "verify/runners/llama_cpp_worker.py"}
+# What takes seconds to import, and the rooms that may.
+HEAVY = {"torch": {"verify/reference.py"}, "transformers": {"verify/reference.py"}}
+HEAVY |= {"llama_cpp": {"verify/runners/llama_cpp_worker.py", "targets/gguf/quantiser_worker.py"}}
 
 
 def room(path):
@@ -55,7 +55,7 @@ def test_imports_point_down(path):
     for module in imported_modules(ast.parse(path.read_text())):
         parts = module.split(".")
         if parts[0] in HEAVY:
-            assert str(path.relative_to(PACKAGE)) == HEAVY[parts[0]], f"{path} imports {module}"
+            assert str(path.relative_to(PACKAGE)) in HEAVY[parts[0]], f"{path} imports {module}"
         if parts[0] != "yarnconv":
             continue
         other = parts[1] if len(parts) > 1 else "__init__"

@@ -21,6 +21,8 @@ TOKENIZER_FILES = (
 GENERATION_FILE = "generation_config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 ALL_FILES = (*CONFIG_FILES, GENERATION_FILE, *TOKENIZER_FILES, *WEIGHT_FILES)
+# What a checkpoint has besides, for those who pass it on.
+WHOLE = (*ALL_FILES, "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
 def model_name(directory: Path) -> str:

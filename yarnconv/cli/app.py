@@ -87,8 +87,16 @@ def gguf(
     ],
     request: RopeRequest,
     outtype: Annotated[
-        str, typer.Option("--outtype", help="auto (the checkpoint's own), f32, f16, bf16 or q8_0.")
+        str,
+        typer.Option(
+            "--outtype",
+            help="auto (the checkpoint's own), f32, f16, bf16, q8_0; or one of llama.cpp's, such as q4_k_m.",
+        ),
     ] = "auto",
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", help="Importance matrix, for llama.cpp's types."),
+    ] = None,
     pre: Annotated[
         str | None,
         typer.Option("--pre", help="llama.cpp's pre-tokenizer, where it is not recognised."),
@@ -113,8 +121,9 @@ def gguf(
     if is_gguf(model):
         from yarnconv.cli.extend import extend_gguf
 
-        conversion = {"--outtype": outtype != "auto", "--pre": pre, "--split-max-size": split_max_size}
-        refuse_with_existing("a GGUF", {**conversion, "--revision": revision})
+        conversion = {"--outtype": outtype != "auto", "--imatrix": imatrix, "--pre": pre}
+        conversion |= {"--split-max-size": split_max_size, "--revision": revision}
+        refuse_with_existing("a GGUF", conversion)
         extend_gguf(
             Path(model),
             request,
@@ -135,6 +144,7 @@ def gguf(
         pre=pre,
         split_max_size=parse_size(split_max_size, "--split-max-size"),
         wanted=parse_emission(emit, "gguf"),
+        imatrix=imatrix,
         output=output,
         revision=revision,
         as_json=as_json,

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import check_directory, staged
+from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
 from yarnconv.cli.processors import processors
@@ -15,12 +16,14 @@ from yarnconv.errors import BadInput
 from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.targets.onnx.files import MODEL_FILE
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
 from yarnconv.verify.gguf.check import check_gguf
+from yarnconv.verify.hf.check import check_hf, is_checkpoint
 from yarnconv.verify.onnx.check import check_onnx
 from yarnconv.verify.report import CheckReport, report_document
 from yarnconv.verify.runners.onnx_runtime import parse_provider
@@ -99,6 +102,13 @@ def _judge_of(artefact: Path, *, weights: str, max_context: int | None, provider
     if (artefact / ENGINE_FILE).exists():
         fix = "An engine is judged with what was written beside it."
         raise BadInput(f"there is an engine in it, and no {SIDECAR}", where=str(artefact), fix=fix)
+    if is_checkpoint(artefact) and not (artefact / MODEL_FILE).exists():
+        require("check", "torch", "transformers")
+        if max_context is not None or provider != "cpu":
+            where = "--provider" if max_context is None else "--max-context"
+            raise BadInput("is for ONNX models", where=where)
+        with open_checkpoint(artefact):
+            return check_hf
     if artefact.is_dir() or artefact.suffix == ".onnx":
         require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
         with open_onnx(artefact):

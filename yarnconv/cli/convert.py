@@ -8,7 +8,7 @@ from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.checkpoint.hub import ALL_FILES, locate, model_name
+from yarnconv.checkpoint.hub import ALL_FILES, WHOLE, locate, model_name
 from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
@@ -21,6 +21,8 @@ from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.check_workflow import WORKFLOW_FILE, Reference, check_workflow
 from yarnconv.targets.gguf import target as gguf
 from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
+from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
+from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.card import check_options
 from yarnconv.targets.onnx.reader import open_onnx
@@ -47,13 +49,17 @@ def convert_to_gguf(
     pre: str | None,
     split_max_size: int | None,
     wanted: Collection[str],
+    imatrix: Path | None,
     output: Path | None,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """`yarnconv gguf`."""
+    quantisation = choose_type(outtype, imatrix, split_max_size)
+    if quantisation is not None:
+        require("llama", "llama_cpp")
     options = gguf.GgufOptions(
-        outtype=gguf.parse_outtype(outtype),
+        outtype=gguf.parse_outtype(outtype if quantisation is None else "auto"),
         pre=pre,
         split_max_size=split_max_size,
         workers=processors(),
@@ -64,18 +70,23 @@ def convert_to_gguf(
         served = plan_conversion(checkpoint, request)
         plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
+        kind, notes = quantisation.type if quantisation else job.file_type.name.lower(), job.notes
         destination = output or Path()
         if destination.is_dir():
-            destination = destination / gguf.default_name(plan, job.file_type)
+            destination = destination / gguf.default_name(plan, kind)
         beside = files_beside(served, plan, job, destination, Reference.of(model, revision), wanted)
         progress = TerminalProgress(enabled=not as_json)
-        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            paths = gguf.emit(plan, job, destination, options, advance, beside.files)
+        if quantisation is not None:
+            made = emit_quantised(plan, job, destination, quantisation, options, progress, beside.files)
+            paths, notes = list(made.paths), made.notes
+        else:
+            with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+                paths = gguf.emit(plan, job, destination, options, advance, beside.files)
     written = Written(
         target="gguf",
-        kind=job.file_type.name.lower(),
+        kind=kind,
         files=[(path, path.stat().st_size) for path in paths],
-        notes=(*job.notes, *beside.notes),
+        notes=(*notes, *beside.notes),
         seconds=time.perf_counter() - started,
     )
     shown = replace(plan.rope, warnings=served.rope.warnings)
@@ -140,6 +151,38 @@ def _engine_workflow(
     given, reach = source.provenance["rope_options"], source.rope.target_context
     options = engine_check_options(given, source.max_context, reach)
     return _workflow(model, revision, f"onnx,{EXTRAS[runtime]}", options, judges_without_gpu=False)
+
+
+def convert_to_checkpoint(
+    model: str,
+    request: RopeRequest,
+    *,
+    replace: bool,
+    output: Path | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """`yarnconv hf`."""
+    started = time.perf_counter()
+    directory = locate(model, revision=revision, files=WHOLE)
+    with open_checkpoint(directory) as checkpoint:
+        plan = plan_conversion(checkpoint, request)
+        job = hf.prepare(plan)
+        destination = output or Path(hf.default_name(plan))
+        progress = TerminalProgress(enabled=not as_json)
+        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+            artefact = hf.emit(plan, job, destination, advance, replace=replace)
+        kinds = sorted({tensor.dtype.lower() for tensor in checkpoint.tensors.values()})
+    written = Written(
+        target="hf",
+        kind="+".join(kinds),
+        files=[(path, path.stat().st_size) for path in artefact.files],
+        notes=artefact.notes,
+        seconds=time.perf_counter() - started,
+        shows_rate=False,
+        how_chosen="the length of the sequence",
+    )
+    _show(plan, written, as_json=as_json)
 
 
 def _is_onnx(model: str) -> bool:

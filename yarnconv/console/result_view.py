@@ -16,8 +16,9 @@ from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """target: gguf, onnx or tensorrt. kind: the type of its weights. files: path and bytes, the one to open
-    first. shows_rate: whether bytes by seconds mean anything.
+    """target: gguf, onnx, tensorrt or hf. kind: the type of its weights. files: path and bytes, the one to
+    open first. shows_rate: whether bytes by seconds mean anything. how_chosen: what chooses among the factors
+    of a dynamic scaling.
     """
 
     target: str
@@ -26,6 +27,7 @@ class Written:
     notes: Sequence[str]
     seconds: float
     shows_rate: bool = True
+    how_chosen: str = "the context that a request declares"
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +64,7 @@ def print_written(plan: RopePlan, written: Written) -> None:
     )
     if is_dynamic(plan.main):
         factors = ", ".join(f"{tables.factor:g}" for tables in plan.main_group.buckets)
-        console.print(f"  factors {factors}: the context that a request declares chooses one")
+        console.print(f"  factors {factors}: {written.how_chosen} chooses one")
     for note in written.notes:
         console.print(f"  note: {printable(note)}")
     print_warnings(console, plan.warnings)

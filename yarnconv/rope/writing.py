@@ -12,7 +12,16 @@ from yarnconv.rope.scaling import (
     Unscaled,
     Yarn,
 )
-from yarnconv.rope.tables import yarn_attention_factor
+from yarnconv.rope.tables import ntk_base, yarn_attention_factor
+
+
+def as_transformers(scaling: Scaling) -> Scaling:
+    """What transformers computes to the same end: it has no NTK-aware type, which is plain RoPE at an
+    enlarged base. Any other scaling as it is.
+    """
+    if isinstance(scaling, NtkAware) and not isinstance(scaling, DynamicNtk):
+        return Unscaled(theta=ntk_base(scaling), rotary_dim=scaling.rotary_dim)
+    return scaling
 
 
 def write_rope(scaling: Scaling) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
+from yarnconv.verify.components import require
 from yarnconv.verify.passages import Tokens
 from yarnconv.verify.weights import Coverage
 
@@ -54,6 +56,23 @@ def judged_layers(plan: ConversionPlan, asked: int | None) -> int:
 def random_tokens(vocab_size: int, seed: int) -> Tokens:
     """int64 ids, every one as likely as the other."""
     return np.random.default_rng(seed).integers(0, vocab_size, TOKEN_COUNT)
+
+
+def tokenize_beside(directory: Path, text: str) -> list[int]:
+    """By the tokenizer that lies beside an artefact, without special tokens."""
+    require("check", "tokenizers")
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise BadInput(
+            "there is none to tokenise the text with", where=str(path), fix="Give --tokens instead."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more specific
+        raise BadInput(f"cannot be read ({str(error)[:200]})", where=path.name) from None
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def choose_tokens(options: CheckOptions, vocab_size: int, tokenize: Callable[[str], Sequence[int]]) -> Tokens:

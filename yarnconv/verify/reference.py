@@ -4,18 +4,21 @@ The only room that knows transformers. Of a config.json only what the plan has c
 remote code; weights are handed over as arrays and not copied.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from yarnconv.model.family import Family
 from yarnconv.plan import ConversionPlan
-from yarnconv.rope.scaling import NtkAware, Scaling, is_dynamic
-from yarnconv.rope.tables import Float32Array, Float64Array, ntk_base
-from yarnconv.rope.writing import write_rope
+from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling
+from yarnconv.rope.tables import Float32Array, Float64Array
+from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
 
@@ -26,32 +29,48 @@ _ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "max_po
 
 
 def transformers_rope(scaling: Scaling) -> dict[str, Any]:
-    """A static scaling as `rope_parameters` that transformers computes with.
+    """A scaling as `rope_parameters` that transformers computes with."""
+    dynamic = isinstance(scaling, DynamicNtk | DynamicYarn)
+    assert not dynamic, "a dynamic scaling is judged bucket by bucket"
+    return write_rope(as_transformers(scaling))
 
-    It has no NTK-aware type: that is plain RoPE at an enlarged base.
+
+def computed_keys(family: Family) -> frozenset[str]:
+    """The keys of a config.json that a family's model is computed with, apart from its RoPE's, its depth and
+    its vocabulary.
     """
-    assert not is_dynamic(scaling), "a dynamic scaling is judged bucket by bucket"
-    if isinstance(scaling, NtkAware):
-        return {"rope_type": "default", "rope_theta": ntk_base(scaling)}
-    return write_rope(scaling)
+    by_type = family.structure.window is not None and family.structure.window.by_layer_types
+    own = {*_DIMENSIONS, *family.config_defaults, "head_dim"} - _ROPE_KEYS
+    return frozenset(own | {"layer_types"} if by_type else own)
+
+
+def _first_layers(own: dict[str, Any], all_layers: int, layers: int) -> dict[str, Any]:
+    """Lists with one entry per layer, such as layer_types, cut to as many layers."""
+    return {
+        key: value[:layers] if isinstance(value, list) and len(value) == all_layers else value
+        for key, value in own.items()
+    }
+
+
+def _transformers() -> Any:
+    require("check", "torch", "transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    return transformers
 
 
 def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int) -> Any:
-    import transformers
-
-    all_layers = len(plan.description.layers)
-    known = {*_DIMENSIONS, *plan.family.config_defaults} - _ROPE_KEYS
-    if plan.family.structure.window is not None and plan.family.structure.window.by_layer_types:
-        known.add("layer_types")
-    own = {key: plan.config[key] for key in sorted(known & plan.config.keys())}
-    for key, value in own.items():
-        if isinstance(value, list) and len(value) == all_layers:
-            own[key] = value[:layers]  # one entry per layer, such as layer_types
+    known = computed_keys(plan.family) & plan.config.keys()
+    own = {key: plan.config[key] for key in sorted(known)}
     head = plan.description.layers[0].attention
-    return transformers.AutoConfig.for_model(
+    return _transformers().AutoConfig.for_model(
         plan.family.model_type,
         **{
-            **own,
+            **_first_layers(own, len(plan.description.layers), layers),
             "num_hidden_layers": layers,
             "vocab_size": vocab_size,
             "head_dim": head.head_dim,
@@ -70,31 +89,42 @@ def reference_version() -> str:
     return f"transformers {version('transformers')}, torch {version('torch')}"
 
 
-class Reference:
-    """A transformers model of the plan's first layers.
+def read_directory_config(
+    directory: Path, config: Mapping[str, Any], plan: ConversionPlan, *, layers: int, vocab_size: int
+) -> Any:
+    """What transformers makes of a config.json that claims to hold the plan, read from a file as a user would
+    have it read. config: the document; it was checked as a plan's is. directory: to write the file to.
+    """
+    rope = {*_ROPE_KEYS, "partial_rotary_factor", "original_max_position_embeddings"}
+    known = computed_keys(plan.family) | rope
+    own = {key: value for key, value in config.items() if key in known}
+    kept = {
+        **_first_layers(own, len(plan.description.layers), layers),
+        "model_type": plan.family.model_type,
+        "num_hidden_layers": layers,
+        "vocab_size": vocab_size,
+    }
+    (directory / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    load = _transformers().AutoConfig.from_pretrained
+    return load(str(directory), trust_remote_code=False, local_files_only=True)
 
-    scaling: static; of a dynamic plan, that of one bucket.
+
+class TransformersModel:
+    """A model of transformers' own class: the plan's first layers, float32, on the CPU.
+
+    config: transformers'.
     weights: by the checkpoint's names, float32; as many layers and vocabulary rows as are asked for. They
         are used in place, and must stay alive and writable.
     """
 
     def __init__(
-        self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int, scaling: Scaling
+        self, plan: ConversionPlan, config: Any, weights: Mapping[str, Float32Array], *, layers: int
     ) -> None:
-        require("check", "torch", "transformers")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import torch
-            import transformers
+        transformers = _transformers()
+        import torch
 
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        vocab_size = len(weights[plan.family.tensors["token_embedding"]])
-        config = _config(plan, scaling, layers, vocab_size)
         with torch.device("meta"):
-            model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation="eager"
-            )
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         kept = plan.description.layers[:layers]
         self._windows = {layer.attention.layer_type: layer.attention.window for layer in kept}
         state = {name: torch.from_numpy(values) for name, values in weights.items()}
@@ -176,3 +206,13 @@ class Reference:
             )
         logits: Float32Array = np.ascontiguousarray(output.logits[0].float().numpy())
         return logits
+
+
+class Reference(TransformersModel):
+    """The model that the plan describes. scaling: static; of a dynamic plan, that of one bucket."""
+
+    def __init__(
+        self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int, scaling: Scaling
+    ) -> None:
+        vocab_size = len(weights[plan.family.tensors["token_embedding"]])
+        super().__init__(plan, _config(plan, scaling, layers, vocab_size), weights, layers=layers)

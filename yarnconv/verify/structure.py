@@ -18,6 +18,7 @@ from yarnconv.checkpoint.floats import to_float32
 from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
+from yarnconv.rope.scaling import Scaling
 from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
 from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpness
 from yarnconv.verify.passages import Passage
@@ -39,22 +40,33 @@ SharpnessOf = Callable[[Reference, Passage, Float32Array], Sharpness]
 
 
 class References:
-    """The reference of each bucket, made afresh for it when first asked for: transformers' own dynamic modes
+    """The reference of each scaling, made afresh for it when first asked for: transformers' own dynamic modes
     remember what they were asked before.
+
+    scaling_of: what a passage is held to, if not the scaling of its bucket.
     """
 
-    def __init__(self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int) -> None:
+    def __init__(
+        self,
+        plan: ConversionPlan,
+        weights: Mapping[str, Float32Array],
+        *,
+        layers: int,
+        scaling_of: Callable[[Passage], Scaling] | None = None,
+    ) -> None:
         self._plan, self._weights, self._layers = plan, weights, layers
-        self._made: dict[int, Reference] = {}
+        self._scaling_of = scaling_of or self._scaling_of_bucket
+        self._made: dict[Scaling, Reference] = {}
+
+    def _scaling_of_bucket(self, passage: Passage) -> Scaling:
+        return static_scalings(self._plan.rope.main)[passage.bucket]
 
     def of(self, passage: Passage) -> Reference:
         """The reference that a passage is held against."""
-        if passage.bucket not in self._made:
-            scaling = static_scalings(self._plan.rope.main)[passage.bucket]
-            self._made[passage.bucket] = Reference(
-                self._plan, self._weights, layers=self._layers, scaling=scaling
-            )
-        return self._made[passage.bucket]
+        scaling = self._scaling_of(passage)
+        if scaling not in self._made:
+            self._made[scaling] = Reference(self._plan, self._weights, layers=self._layers, scaling=scaling)
+        return self._made[scaling]
 
 
 def measured_sharpness(
@@ -161,13 +173,14 @@ def as_is(
     progress: Progress,
     weights: Callable[[], dict[str, Float32Array]] | None = None,
     share_of_memory: float = 0.0,
+    scaling_of: Callable[[Passage], Scaling] | None = None,
 ) -> AsIs:
     """Run the artefact untouched; against a reference of all layers where that is small enough.
 
     passages: of which those named in AS_IS_PASSAGES are run. sharpness_of: what they are held to. size: bytes
     that the runtime must hold. weights: the reference's, the checkpoint's own where they are not given.
-    share_of_memory: that the reference may take, if that is more than AS_IS_REFERENCE_BYTES. Raises
-    RuntimeRefused where the runtime does not load the artefact itself.
+    share_of_memory: that the reference may take, if that is more than AS_IS_REFERENCE_BYTES. scaling_of: as
+    in `References`. Raises RuntimeRefused where the runtime does not load the artefact itself.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:
@@ -179,7 +192,7 @@ def as_is(
     needed = 4 * sum(prod(binding.source.shape) for binding in plan.bindings)
     if needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
         made = source_weights(plan) if weights is None else weights()
-        references = References(plan, made, layers=layers)
+        references = References(plan, made, layers=layers, scaling_of=scaling_of)
         windows = compare_all(
             run, references, chosen, sharpness_of, runtime=runtime, title=title, progress=progress
         )

@@ -31,6 +31,7 @@ from yarnconv.targets.gguf.writer import (
     write_file,
 )
 
+OWN_FILE = "a file of the checkpoint itself"
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
 
@@ -196,9 +197,14 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     )
 
 
-def default_name(plan: ConversionPlan, file_type: TensorType) -> str:
+def default_name(plan: ConversionPlan, kind: str) -> str:
     """A file name that says what it is: the model, the extension, the type of its weights."""
-    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{file_type.name}.gguf"
+    return f"{model_name(plan.checkpoint.directory)}{plan.rope.suffix}-{kind.upper()}.gguf"
+
+
+def checkpoint_files(plan: ConversionPlan) -> set[Path]:
+    """The files that the plan's weights lie in, resolved."""
+    return {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
 
 
 def emit(
@@ -212,8 +218,7 @@ def emit(
     """Write the job's files and those beside them; all of them appear, or none. Returns their paths."""
     paths = output_paths(destination, len(job.files))
     others = [destination.with_name(file.name) for file in beside]
-    sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
-    check_destination(sources, paths, "a file of the checkpoint itself")
+    check_destination(checkpoint_files(plan), paths, OWN_FILE)
     check_beside(others)
     check_free_space(destination, job.nbytes)
     with staged([*paths, *others]) as temporary:

@@ -94,8 +94,8 @@ def engine_directory(path: Path) -> Path:
 
 
 def is_engine(path: Path) -> bool:
-    """Whether it is an engine's directory."""
-    return (path / SIDECAR).is_file()
+    """Whether it is an engine's directory: an extended checkpoint has such a file too, and a config.json."""
+    return (path / SIDECAR).is_file() and not (path / "config.json").exists()
 
 
 def read_sidecar(directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -16,7 +17,7 @@ from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.rope_reading import compare_metadata
 from yarnconv.targets.onnx.target import plan_refusals
 from yarnconv.targets.record import read_record
-from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers
+from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import Expectation, expect
 from yarnconv.verify.onnx.case import Case
@@ -59,23 +60,6 @@ def _with_head_of_its_own(plan: ConversionPlan, artefact: OnnxModel) -> Conversi
     return plan.with_untied_head()
 
 
-def _tokenize(artefact: OnnxModel, text: str) -> list[int]:
-    """By the tokenizer beside the model, without special tokens."""
-    require("check", "tokenizers")
-    from tokenizers import Tokenizer
-
-    path = artefact.directory / "tokenizer.json"
-    if not path.is_file():
-        raise BadInput(
-            "there is none to tokenise the text with", where=str(path), fix="Give --tokens instead."
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing more specific
-        raise BadInput(f"cannot be read ({str(error)[:200]})", where=path.name) from None
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 RunWhole = Callable[[Case, bool], AsIs]  # the second: whether its weights are the checkpoint's
 
 
@@ -109,7 +93,7 @@ def judge_graph(
         artefact=artefact,
         weights=stored_weights(plan, artefact),
         max_context=_expected_context(expectation, max_context, record),
-        tokens=choose_tokens(options, vocab_size, lambda text: _tokenize(artefact, text)),
+        tokens=choose_tokens(options, vocab_size, partial(tokenize_beside, artefact.directory)),
         layers=judged_layers(plan, options.layers),
         options=options,
         runner=runner,

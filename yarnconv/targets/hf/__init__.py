@@ -1,0 +1,1 @@
+"""Checkpoints for transformers and the engines that read its config.json."""

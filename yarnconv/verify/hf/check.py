@@ -1,0 +1,116 @@
+"""The whole check of an extended checkpoint: metadata, weights and structure, each judged on its own."""
+
+import gc
+from functools import partial
+from pathlib import Path
+
+from yarnconv.artifact import termination_as_interrupt
+from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
+from yarnconv.errors import BadInput
+from yarnconv.plan import plan_rope
+from yarnconv.progress import Progress, Silent
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.hf.facts import compare_metadata
+from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE
+from yarnconv.targets.hf.target import plan_refusals
+from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
+from yarnconv.verify.components import require
+from yarnconv.verify.expectation import expect
+from yarnconv.verify.hf.case import Case
+from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
+from yarnconv.verify.hf.weights import judge_weights
+from yarnconv.verify.reference import computed_keys, reference_version
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.structure import NOT_RUN
+from yarnconv.verify.verdict import Verdict, conclude_facts
+
+DEPTH_AND_VOCABULARY = frozenset({"model_type", "num_hidden_layers", "vocab_size"})
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a directory that transformers would load."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def _record(artefact: Path) -> str | None:
+    """What it says it was made with."""
+    path = artefact / RECORD_FILE
+    return read_bytes(path, MEBIBYTE).decode("utf-8", errors="replace") if path.exists() else None
+
+
+def _check_config(artefact: Checkpoint) -> None:
+    """Refuse what is no model of ours: only what has been checked reaches transformers."""
+    if artefact.config.get("quantization_config"):
+        raise BadInput("the artefact is quantised", where="config.json: quantization_config")
+    plan_rope(artefact.config, RopeRequest(use_profile=False))
+
+
+def _check_open(
+    artefact: Checkpoint,
+    checkpoint: Checkpoint,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress,
+) -> CheckReport:
+    _check_config(artefact)
+    expectation = expect(checkpoint, request, _record(artefact.directory))
+    plan = expectation.plan
+    if refusals := plan_refusals(plan):
+        raise refusals[0]
+    case = Case(
+        plan=plan,
+        artefact=artefact,
+        tokens=choose_tokens(
+            options, plan.description.vocab_size, partial(tokenize_beside, artefact.directory)
+        ),
+        layers=judged_layers(plan, options.layers),
+        options=options,
+        progress=progress,
+    )
+    keys = compare_metadata(plan, artefact, computed_keys(plan.family) | DEPTH_AND_VOCABULARY)
+    weights, tensors = judge_weights(case)
+    structure, windows = judge_structure(case)
+    gc.collect()  # a transformers model is a cycle
+    as_is = run_as_is(case) if windows else NOT_RUN
+    if as_is.problem is not None and structure.outcome != "fails":
+        structure = Verdict(outcome="fails", reason=f"the model itself, all layers: {as_is.problem}")
+    version = reference_version()
+    return CheckReport(
+        artifact=str(artefact.directory),
+        reference=str(checkpoint.directory),
+        expected_from=expectation.source,
+        expected=plan.rope,
+        runtime={"name": NAME, "version": version.split(",")[0], "reference": version},
+        seed=options.seed,
+        layers=case.layers,
+        all_layers=len(plan.description.layers),
+        structure=structure,
+        weights=weights,
+        metadata=conclude_facts(keys),
+        windows=windows,
+        keys=keys,
+        tensors=tensors,
+        as_is=as_is,
+    )
+
+
+def check_hf(
+    artefact: Path,
+    checkpoint: Path,
+    request: RopeRequest,
+    options: CheckOptions,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Judge an extended checkpoint against the one it was made from and the plan it should carry.
+
+    Raises BadInput where one of them cannot be read, Inexpressible where no config.json can say the plan, and
+    MissingComponent.
+    """
+    require("check", "torch", "transformers")
+    with (
+        termination_as_interrupt(),
+        open_checkpoint(artefact) as opened,
+        open_checkpoint(checkpoint) as source,
+    ):
+        return _check_open(opened, source, request, options, progress or Silent())

@@ -1,0 +1,175 @@
+"""The structure verdict of an extended checkpoint: what transformers makes of its config.json, with its own
+weights in float32, against the model that the plan describes.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarnconv.checkpoint.floats import to_float32
+from yarnconv.plan import ConversionPlan
+from yarnconv.progress import Advance
+from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dynamic
+from yarnconv.rope.tables import Float32Array, ntk_base
+from yarnconv.verify.case import kept_vocabulary
+from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness, Window
+from yarnconv.verify.hf.case import Case
+from yarnconv.verify.passages import Passage, make_passages
+from yarnconv.verify.reference import Reference, TransformersModel, read_directory_config
+from yarnconv.verify.report import AsIs
+from yarnconv.verify.structure import (
+    AS_IS_INSIDE,
+    AS_IS_PREFIX,
+    References,
+    Run,
+    SharpnessOf,
+    as_is,
+    compare_all,
+    conclude,
+    measured_sharpness,
+    not_held,
+)
+from yarnconv.verify.verdict import Verdict
+from yarnconv.worker import RuntimeRefused
+
+NAME = "transformers"
+FLOAT32_ROUNDING = 2.0**-24  # of a frequency: both sides compute them alike
+VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
+
+
+def _weights(case: Case, layers: int, vocabulary: NDArray[np.intp] | None) -> dict[str, Float32Array]:
+    """The artefact's own, of its first layers, by the checkpoint's names. vocabulary: rows to keep of the
+    embedding and the head, None for all.
+    """
+    weights = {}
+    for binding in case.plan.bindings:
+        expected = binding.expected
+        if expected.layer is not None and expected.layer >= layers:
+            continue
+        tensor = case.artefact.tensors[expected.name]
+        values = tensor.load()
+        if vocabulary is not None and expected.role in VOCABULARY_ROLES:
+            values = values[vocabulary]
+        weights[expected.name] = np.array(to_float32(values, tensor.dtype))
+    return weights
+
+
+def _loaded(case: Case, weights: Mapping[str, Float32Array], layers: int) -> TransformersModel:
+    """What transformers makes of the artefact's config.json. Raises RuntimeRefused where it makes nothing."""
+    plan = case.plan
+    vocab_size = len(weights[plan.family.tensors["token_embedding"]])
+    try:
+        with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
+            config = read_directory_config(
+                Path(directory), case.artefact.config, plan, layers=layers, vocab_size=vocab_size
+            )
+        return TransformersModel(plan, config, weights, layers=layers)
+    except Exception as error:  # it raises what it happens upon: KeyError, TypeError, its own kinds
+        said = " ".join(str(error).split())[:300]
+        raise RuntimeRefused(f"transformers does not load it ({type(error).__name__}: {said})") from None
+
+
+def _run(case: Case, weights: Mapping[str, Float32Array], layers: int) -> Run:
+    """One model for all passages; afresh for each where its frequencies follow what it was asked before."""
+    scaled_by_length = is_dynamic(case.plan.rope.main) or _says_dynamic(case)
+
+    def run(passages: Sequence[Passage], advance: Advance) -> list[Float32Array]:
+        model, found = _loaded(case, weights, layers), []
+        for passage in passages:
+            found.append(model.logits(passage))
+            if scaled_by_length:
+                model = _loaded(case, weights, layers)
+            advance(1)
+        return found
+
+    return run
+
+
+def _says_dynamic(case: Case) -> bool:
+    said = case.artefact.config.get("rope_scaling") or case.artefact.config.get("rope_parameters") or {}
+    return bool({said.get("rope_type"), said.get("type")} & {"dynamic", "longrope", "su"})
+
+
+def _scaling_at(plan: ConversionPlan, passage: Passage) -> Scaling:
+    """What transformers computes a passage with: its dynamic type follows the passage's own length."""
+    main = plan.rope.main
+    if isinstance(main, DynamicNtk):
+        base = ntk_base(main, int(passage.positions[-1]) + 1)
+        return Unscaled(theta=base, rotary_dim=main.rotary_dim)
+    return main
+
+
+def _sharpness_of(plan: ConversionPlan) -> SharpnessOf:
+    if isinstance(plan.rope.main, LongRope):  # puts its own frequencies back before it runs
+
+        def held_to_float32(reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+            return Sharpness(allowed=TOLERANCE_BASE)
+
+        return held_to_float32
+    pairs = plan.rope.main.rotary_dim // 2
+    return partial(measured_sharpness, rounding=np.full(pairs, FLOAT32_ROUNDING))
+
+
+def _passages(case: Case, tokens: NDArray[np.int64], **sizes: int) -> tuple[Passage, ...]:
+    rope = case.plan.rope
+    return make_passages(
+        tokens,
+        original_context=rope.original_context,
+        target_context=rope.target_context,
+        jumps=False,
+        **sizes,
+    )
+
+
+def _unusable(case: Case) -> str | None:
+    for binding in case.plan.bindings:
+        found = case.artefact.tensors.get(binding.expected.name)
+        if found is None or found.shape != binding.source.shape:
+            how = "is missing" if found is None else "has another shape"
+            return f"{binding.expected.name} {how}"
+    return None
+
+
+def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
+    """Window by window."""
+    if (problem := _unusable(case)) is not None:
+        return Verdict(outcome="not_judged", reason=problem), []
+    vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
+    weights = _weights(case, case.layers, vocabulary)
+    scaling_of = partial(_scaling_at, case.plan)
+    try:
+        windows = compare_all(
+            _run(case, weights, case.layers),
+            References(case.plan, weights, layers=case.layers, scaling_of=scaling_of),
+            _passages(case, np.searchsorted(vocabulary, case.tokens).astype(np.int64)),
+            _sharpness_of(case.plan),
+            runtime=NAME,
+            title=f"{case.layers} layers in float32",
+            progress=case.progress,
+        )
+    except RuntimeRefused as error:
+        return Verdict(outcome="fails", reason=error.what), []
+    return conclude(windows), windows
+
+
+def run_as_is(case: Case) -> AsIs:
+    """All layers, in float32; against the checkpoint's own weights where those are few enough."""
+    layers = len(case.plan.description.layers)
+
+    def run(passages: Sequence[Passage], advance: Advance) -> Sequence[Float32Array]:
+        return _run(case, _weights(case, layers, None), layers)(passages, advance)
+
+    return as_is(
+        run,
+        case.plan,
+        _passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE),
+        not_held,
+        size=4 * sum(int(np.prod(binding.source.shape)) for binding in case.plan.bindings),
+        runtime=NAME,
+        progress=case.progress,
+        scaling_of=partial(_scaling_at, case.plan),
+    )

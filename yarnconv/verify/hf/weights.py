@@ -1,0 +1,56 @@
+"""The weights verdict of an extended checkpoint: its tensors are the checkpoint's, byte for byte."""
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.verify.hf.case import Case
+from yarnconv.verify.verdict import Verdict
+from yarnconv.verify.weights import Coverage, TensorComparison, conclude_weights, sampled_rows
+
+
+def _is_the_same_place(one: TensorRef, other: TensorRef) -> bool:
+    """Whether both are the same bytes of the same file: one that was linked."""
+    return one.offset == other.offset and one.file.path.samefile(other.file.path)
+
+
+def _compare(source: TensorRef, found: TensorRef | None, coverage: Coverage, seed: int) -> TensorComparison:
+    if found is None:
+        return TensorComparison(name=source.name, stored_as=None, problem="is missing")
+    comparison = TensorComparison(name=source.name, stored_as=found.dtype)
+    if (found.dtype, found.shape) != (source.dtype, source.shape):
+        problem = f"is {found.dtype} {list(found.shape)}, not {source.dtype} {list(source.shape)}"
+        return replace(comparison, problem=problem)
+    if _is_the_same_place(source, found):
+        return replace(comparison, judged=prod(source.shape), relative=0.0)
+    wanted, stored = (tensor.load().reshape(-1, source.shape[-1]) for tensor in (source, found))
+    judged = 0
+    for rows in sampled_rows(len(wanted), source.shape[-1], coverage, seed):
+        # as bits, so that a NaN is itself
+        same = (wanted[rows].view(np.uint8) == stored[rows].view(np.uint8)).all(axis=-1)
+        judged += len(rows) * source.shape[-1]
+        if not same.all():
+            first = int(rows[np.argmin(same)])
+            problem = f"{int((~same).sum())} rows are not the checkpoint's, the first is row {first}"
+            return replace(comparison, judged=judged, problem=problem)
+    return replace(comparison, judged=judged, relative=0.0)
+
+
+def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
+    """Every tensor of the checkpoint, and none besides."""
+    if case.options.coverage == "none":
+        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    compared = []
+    bindings = case.plan.bindings
+    with case.progress.stage("Comparing weights", len(bindings)) as advance:
+        for binding in bindings:
+            found = case.artefact.tensors.get(binding.expected.name)
+            compared.append(_compare(binding.source, found, case.options.coverage, case.options.seed))
+            advance(1)
+    for tensors in (case.artefact.tensors, case.plan.checkpoint.tensors):
+        for file in {id(ref.file): ref.file for ref in tensors.values()}.values():
+            file.forget()
+    surplus = case.artefact.tensors.keys() - case.plan.checkpoint.tensors.keys()
+    return conclude_weights(compared, sorted(surplus)), compared
