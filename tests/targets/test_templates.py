@@ -127,7 +127,8 @@ def test_a_wheel_brings_the_templates(tmp_path):
     assert brought == {
         f"yarnconv/templates/{name}"
         for name in (
-            *("onnx/README.md.jinja", "onnx/genai_config.json.jinja", "onnx/generate.py"),
+            *("onnx/README.md.jinja", "onnx/extended.md.jinja"),
+            *("onnx/genai_config.json.jinja", "onnx/generate.py"),
             *("shared/generation.py", "shared/plan.md.jinja"),
             *("tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja"),
             *("tensorrt/engine.py", "tensorrt/generate.py", "tensorrt/sidecar.py"),

@@ -108,7 +108,11 @@ def gguf(
 @ends_with_exit_code
 @takes_rope_options
 def onnx(
-    model: Model,
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Checkpoint directory, Hub id, or an ONNX model to extend."),
+    ],
     request: RopeRequest,
     dtype: Annotated[
         str, typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs); int4 or fp8 (matrices).")
@@ -135,11 +139,20 @@ def onnx(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
+    """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse. Of an ONNX model it exchanges
+    the tables.
+    """
     from yarnconv.cli.convert import convert_to_onnx
+    from yarnconv.cli.extend_onnx import extend_onnx, is_onnx, refuse_strays
     from yarnconv.cli.processors import processors
+    from yarnconv.targets.onnx.extension import ExtensionOptions
     from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
+    if is_onnx(model):
+        refuse_strays(context)
+        extension = ExtensionOptions(max_context=max_context, replace=force, workers=processors())
+        extend_onnx(model, request, extension, output=output, as_json=as_json)
+        return
     options = OnnxOptions(
         dtype=dtype,
         kv=parse_kv(kv),

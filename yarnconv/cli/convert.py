@@ -8,6 +8,7 @@ from pathlib import Path
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate, model_name
+from yarnconv.cli.extend_onnx import is_onnx
 from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
@@ -102,14 +103,6 @@ def convert_to_onnx(
     _show(plan, written, as_json=as_json)
 
 
-def _is_onnx(model: str) -> bool:
-    """Whether MODEL is an ONNX file or directory and no checkpoint."""
-    path = Path(model)
-    if path.is_dir():
-        return not (path / "config.json").exists() and any(path.glob("*.onnx"))
-    return path.suffix == ".onnx" and path.is_file()
-
-
 @contextmanager
 def _engine_source(
     model: str, request: RopeRequest, options: tensorrt.TensorRtOptions, revision: str | None
@@ -118,7 +111,7 @@ def _engine_source(
     if is_engine(Path(model)):
         fix = "Give the checkpoint, or an ONNX directory."
         raise BadInput("is an engine's directory", where=model, fix=fix)
-    if _is_onnx(model):
+    if is_onnx(model):
         with open_onnx(Path(model)) as artefact:
             tensorrt.check_choices(options, request, revision)
             yield from_onnx(artefact, request, options.workers)

@@ -3,7 +3,7 @@
 Large tensors are mapped where they lie and never loaded as a whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAXIMUM_MODEL = 2**31 - 1  # of a protobuf message
 MAXIMUM_ELEMENTS = 2**48
+UNCHECKED = "com.microsoft"  # a domain of which the checker knows no operator
 ELEMENT_BITS = {
     "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "DOUBLE": 64, "INT4": 4, "UINT4": 4,
     "FLOAT8E4M3FN": 8,
@@ -289,7 +290,7 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
+def _check_graph(model: "onnx.ModelProto", path: Path, unknown: Collection[str]) -> None:
     """What walks the graph counts on: every node has the inputs of its kind, and no value needs itself."""
     import onnx
 
@@ -299,6 +300,11 @@ def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
     outline.functions.extend(model.functions)
     outline.graph.name = model.graph.name
     outline.graph.node.extend(model.graph.node)
+    for node in outline.graph.node:
+        if node.op_type in unknown and node.domain == "":
+            node.domain = UNCHECKED
+    if UNCHECKED not in {opset.domain for opset in outline.opset_import}:
+        outline.opset_import.add(domain=UNCHECKED, version=1)
     outline.graph.input.extend(model.graph.input)
     outline.graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
@@ -324,11 +330,17 @@ def find_model(artefact: Path) -> Path:
 
 
 @contextmanager
-def open_onnx(artefact: Path, lender: Mapping[str, TensorRef] | None = None) -> Iterator[OnnxModel]:
+def open_onnx(
+    artefact: Path,
+    lender: Mapping[str, TensorRef] | None = None,
+    *,
+    unknown: Collection[str] = frozenset(),
+) -> Iterator[OnnxModel]:
     """Open a model; every tensor's place is checked, none is read.
 
     lender: of a model without its weights, the checkpoint's tensors by name, which stand in for those whose
-    file is not in the directory.
+    file is not in the directory. unknown: operators under the standard's name that it does not define, and
+    that the caller lets be.
     """
     path = find_model(artefact)
     proto, files = _parse(path), _Files(path, lender or {})
@@ -338,7 +350,7 @@ def open_onnx(artefact: Path, lender: Mapping[str, TensorRef] | None = None) -> 
             if initialiser.name in tensors:
                 raise _bad(initialiser.name, "stands twice among the tensors", path)
             tensors[initialiser.name] = _tensor(initialiser, files, path)
-        _check_graph(proto, path)
+        _check_graph(proto, path, unknown)
         yield OnnxModel(path=path, proto=proto, tensors=tensors, files=tuple(files.mapped.values()))
     finally:
         files.close()

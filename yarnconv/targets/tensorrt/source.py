@@ -24,7 +24,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
 from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
-from yarnconv.targets.onnx.files import RECORD
+from yarnconv.targets.onnx.files import RECORD, TABLES_FILE
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
@@ -189,7 +189,8 @@ def _check_data(artefact: OnnxModel, record: Mapping[str, Any], workers: int) ->
     if not isinstance(recorded, str):
         return ("The ONNX model records no digest of its data: whether that was altered is not known.",)
     data = artefact.directory / ONNX_DATA_FILE
-    others = sorted({file.path.name for file in artefact.files} - {ONNX_DATA_FILE})
+    # every row of the tables is read back from the parsed network, wherever they lie
+    others = sorted({file.path.name for file in artefact.files} - {ONNX_DATA_FILE, TABLES_FILE})
     if not data.is_file() or file_digest(data, workers) != recorded:
         raise BadInput(
             "is not the file that was written with the model: its digest is another",
