@@ -78,7 +78,7 @@ class BuilderModel:
 
 def dequantised_weights(directory: Path, key_value_width: int) -> dict[str, np.ndarray]:
     """The 4-bit matrices by the checkpoint's names: blocks of 32 along the inputs, codes less 8, two in a
-    byte, the lower half first."""
+    byte, the lower half first. Of a tied model the embeddings are looked up in the head's."""
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(directory / "model.onnx").graph.initializer}
     weights = {}
     for name, packed in stored.items():
@@ -94,4 +94,6 @@ def dequantised_weights(directory: Path, key_value_width: int) -> dict[str, np.n
             split = np.split(matrix, ends)
             parts = {name.replace("qkv", which): part for which, part in zip("qkv", split, strict=True)}
         weights |= {f"{part.replace('.attn.', '.self_attn.')}.weight": v for part, v in parts.items()}
+    if "model.embed_tokens.weight" not in stored:
+        weights["model.embed_tokens.weight"] = weights["lm_head.weight"]
     return weights

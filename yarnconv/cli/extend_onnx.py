@@ -64,12 +64,12 @@ def extend_onnx(
         destination = output or Path(extension.default_name(job))
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            files = extension.emit(job, destination, options, advance)
+            files, more = extension.emit(job, destination, options, advance)
     written = Written(
         target="onnx",
         kind=job.dtype,
         files=[(path, path.stat().st_size) for path in files],
-        notes=job.notes,
+        notes=[*job.notes, *more],
         seconds=time.perf_counter() - started,
         shows_rate=False,
     )

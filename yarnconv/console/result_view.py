@@ -64,5 +64,5 @@ def print_written(plan: RopePlan, written: Written) -> None:
         factors = ", ".join(f"{tables.factor:g}" for tables in plan.main_group.buckets)
         console.print(f"  factors {factors}: the context that a request declares chooses one")
     for note in written.notes:
-        console.print(f"  note: {note}")
+        console.print(f"  note: {printable(note)}")
     print_warnings(console, plan.warnings)

@@ -66,7 +66,7 @@ def extend(yarnconv, tmp_path):
 
 @pytest.fixture(scope="module")
 def built(checkpoints, tmp_path_factory):
-    """(family, precision, provider) -> what onnxruntime-genai's builder makes of it, once. Not to be edited."""
+    """(family, precision, provider) -> what the builder makes of it, once. Not to be edited."""
     root, made = tmp_path_factory.mktemp("builder"), {}
 
     def get(family, precision, provider="cpu"):
@@ -221,7 +221,7 @@ def test_a_model_of_the_builders(family, precision, checkpoints, built, extend):
     assert (out / "model.onnx.data").samefile(source / "model.onnx.data")
     weights = None
     if precision == "int4":
-        key = [i for i in graph_of(out).graph.input if i.name == "past_key_values.0.key"][0]
+        key = next(i for i in graph_of(out).graph.input if i.name == "past_key_values.0.key")
         heads = key.type.tensor_type.shape.dim[1].dim_value
         weights = dequantised_weights(unlinked(out), heads * BuilderModel(out).width)
     wanted = reference_logits(checkpoints(family), tokens(), YARN, weights=weights)

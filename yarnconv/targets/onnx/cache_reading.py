@@ -31,7 +31,11 @@ from yarnconv.targets.record import read_record, recorded_request
 
 MODEL_CONFIG = "config.json"
 # of a value that was rounded to the type it is stored in, after float32
-ROUNDINGS = {"FLOAT": VALUE_ROUNDING, "FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}
+ROUNDINGS = {
+    "FLOAT": VALUE_ROUNDING,
+    "FLOAT16": VALUE_ROUNDING + 2.0**-11,
+    "BFLOAT16": VALUE_ROUNDING + 2.0**-8,
+}
 # A base that the tables leave open by more than that is not known; the widest that was met, 16-bit tables of
 # 256 positions, leave 8e-5.
 BASE_TOLERANCE = 1e-3
@@ -278,7 +282,7 @@ def read_carried(model: OnnxModel, lookup: Lookup) -> tuple[Carried, tuple[str, 
         except BadInput as error:
             if not name:
                 raise
-            carried, problem = None, str(error)
+            carried, problem = None, error.what
         if problem is not None:
             notes.append(f"{name or 'as plain RoPE'}: {problem}")
         elif carried is not None:

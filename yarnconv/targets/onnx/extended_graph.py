@@ -10,7 +10,7 @@ from yarnconv.plan import RopePlan
 from yarnconv.targets.onnx.external_data import ExternalTensor, lay_out, reference
 from yarnconv.targets.onnx.files import TABLES_FILE
 from yarnconv.targets.onnx.layers import nodes_between
-from yarnconv.targets.onnx.lookup import Lookup, inner_nodes, refusal
+from yarnconv.targets.onnx.lookup import Lookup, inner_graphs, refusal
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.rope import bare_table, lay_out_tables
@@ -64,7 +64,7 @@ def _with_longer_tables(model: OnnxModel, lookup: Lookup, rope: RopePlan, max_co
 
 def _without_lookup(model: OnnxModel, graph: "onnx.GraphProto", rows: tuple[str, str]) -> None:
     """Take away what makes the rows and what nothing else takes then."""
-    hidden = inner_nodes(graph.node)
+    hidden = [node for inner in inner_graphs(graph.node) for node in inner.node]
     users = Counter(chain.from_iterable(node.input for node in (*graph.node, *hidden)))
     users.update(output.name for output in graph.output)
     gone: set[str] = set()

@@ -24,7 +24,7 @@ from yarnconv.targets.onnx.cache_reading import MODEL_CONFIG, Carried, read_carr
 from yarnconv.targets.onnx.card import extended_card
 from yarnconv.targets.onnx.extended_graph import ExtendedGraph, extend_graph
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
-from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, RECORD, TABLES_FILE
+from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, RECORD, TABLES_FILE
 from yarnconv.targets.onnx.lookup import Lookup, attributes, find_lookup, refusal
 from yarnconv.targets.onnx.options import DTYPES
 from yarnconv.targets.onnx.reader import OnnxModel
@@ -38,6 +38,11 @@ from yarnconv.targets.templates import copy_runner, runner_names
 # that ONNX Runtime knows under the standard's name and ONNX does not
 RUNTIME_OPERATORS = frozenset({"SimplifiedLayerNormalization"})
 BESIDE = frozenset({".json", ".jinja", ".model", ".txt"})  # of a tokenizer, of processors, of a licence
+LINKED = (
+    "Its weights are hard-linked: who changes them in place changes this model. Runtimes load them; the "
+    "onnx package's own loader refuses files of two names.",
+)
+COPIED = ("Its weights are copies: hard links do not reach this place.",)
 TYPE_NAMES = {element.name: name for name, element in FLOAT_TYPES.items()}
 
 
@@ -125,15 +130,15 @@ def _recordable(model: OnnxModel, carried: Carried, rope: RopePlan, asked: RopeR
     made = request_of(rope.main)
     if carried.config is None or carried.options is None:
         return made
-    for request in (carried.options, made, replace(made, use_profile=False)):
-        if not asked.use_profile:
-            request = replace(request, use_profile=False)
-        try:
-            plan, _, _ = plan_rope(carried.config, request)
-        except BadInput:
-            continue
-        if _same(plan, rope):
-            return request
+    for options in (carried.options, made):
+        for use_profile in dict.fromkeys((options.use_profile and asked.use_profile, True, False)):
+            request = replace(options, use_profile=use_profile)
+            try:
+                plan, _, _ = plan_rope(carried.config, request)
+            except BadInput:
+                continue
+            if _same(plan, rope):
+                return request
     raise refusal("no options make this plan of the model's own config.json, as its record would say", model)
 
 
@@ -229,9 +234,6 @@ def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -
     beside, left = _beside(model, data)
     notes = [f"What it carries ({carried.scaling.theta:g} as its base) is known from {carried.source}."]
     notes += disbelieved
-    if data:
-        linked = "Its weights are hard-linked: who changes them in place changes this model"
-        notes.append(f"{linked}. `onnx.load` takes neither while both are there; runtimes do.")
     if left:
         more = ", ..." if len(left) > 3 else ""
         notes.append(f"Left out: {', '.join(name[:60] for name in left[:3])}{more}.")
@@ -299,7 +301,8 @@ def _record(job: Extension) -> dict[str, Any]:
     if job.carried.config is not None:
         record["config"] = dict(job.carried.config)
     digest = _old_record(job.model).get("data_digest")
-    return {**record, "data_digest": digest} if isinstance(digest, str) else record
+    kept = isinstance(digest, str) and DATA_FILE in {path.name for path in job.data}
+    return {**record, "data_digest": digest} if kept else record
 
 
 def _client_config(job: Extension) -> str | None:
@@ -314,7 +317,7 @@ def _client_config(job: Extension) -> str | None:
     config["model"]["context_length"] = job.max_context
     # as in `genai`: a client gets the original context unless it asks for more
     search["max_length"] = min(job.rope.original_context, job.max_context)
-    return json.dumps(config, indent=2, allow_nan=False) + "\n"
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _card(job: Extension) -> str:
@@ -329,20 +332,22 @@ def _card(job: Extension) -> str:
     )
 
 
-def _link(source: Path, destination: Path) -> None:
-    """A hard link to a file, or a copy where there can be none."""
+def _link(source: Path, destination: Path) -> bool:
+    """A hard link to a file, or a copy where there can be none. Whether it is a link."""
     try:
         os.link(source.resolve(), destination)
     except OSError:
         shutil.copyfile(source, destination)
+        return False
+    return True
 
 
 def _check_place(job: Extension, destination: Path, options: ExtensionOptions) -> None:
-    directory = job.model.path.resolve().parent
+    own = {job.model.path.resolve().parent, job.model.directory.resolve()}
     keeps = [(job.model.directory, "the model itself"), (job.model.path, "the model itself")]
     keeps += [(path, "the model's weights") for path in job.data]
     check_destination(destination, keeps, replace=options.replace)
-    if destination.resolve().is_relative_to(directory):
+    if any(destination.resolve().is_relative_to(directory) for directory in own):
         what = "the destination lies inside the model's own directory"
         raise BadInput(what, where=str(destination), fix="Give another -o.")
     device = destination.parent.stat().st_dev if destination.parent.is_dir() else None
@@ -352,8 +357,12 @@ def _check_place(job: Extension, destination: Path, options: ExtensionOptions) -
     check_free_space(destination, needed, "Free some space, or write elsewhere with -o.")
 
 
-def emit(job: Extension, destination: Path, options: ExtensionOptions, advance: Advance) -> list[Path]:
-    """Write the directory; it appears whole or not at all. Returns its files, the one to open first."""
+def emit(
+    job: Extension, destination: Path, options: ExtensionOptions, advance: Advance
+) -> tuple[list[Path], tuple[str, ...]]:
+    """Write the directory; it appears whole or not at all. Returns its files, the one to open first, and what
+    to know of them.
+    """
     from onnx import helper
 
     _check_place(job, destination, options)
@@ -366,8 +375,7 @@ def emit(job: Extension, destination: Path, options: ExtensionOptions, advance: 
     if config is not None:
         texts[CONFIG_FILE] = config
     with staged_directory(destination, replace=options.replace) as directory:
-        for path in job.data:
-            _link(path, directory / path.name)
+        linked = [_link(path, directory / path.name) for path in job.data]
         tables = directory / TABLES_FILE
         write_pieces(tables, job.nbytes, pieces(job.graph.tables), advance, options.workers)
         (directory / job.model.path.name).write_bytes(proto.SerializeToString(deterministic=True))
@@ -378,4 +386,4 @@ def emit(job: Extension, destination: Path, options: ExtensionOptions, advance: 
         runner = copy_runner("onnx", directory) if job.lookup.rows is not None else []
     names = [job.model.path.name, *(path.name for path in job.data), TABLES_FILE, *texts]
     names += [path.name for path in (*job.beside, *runner)]
-    return [destination / name for name in names]
+    return [destination / name for name in names], LINKED if any(linked) else COPIED if linked else ()

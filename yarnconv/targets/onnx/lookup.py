@@ -65,13 +65,13 @@ def _rotates_by(node: "onnx.NodeProto") -> int | None:
     return None
 
 
-def inner_nodes(nodes: "Sequence[onnx.NodeProto]") -> "Iterator[onnx.NodeProto]":
-    """The nodes inside those of control flow."""
+def inner_graphs(nodes: "Sequence[onnx.NodeProto]") -> "Iterator[onnx.GraphProto]":
+    """The graphs inside nodes of control flow, and those inside them."""
     stack = list(nodes)
     while stack:
         for attribute in stack.pop().attribute:
             for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from graph.node
+                yield graph
                 stack += graph.node
 
 
@@ -79,7 +79,8 @@ def _check_inside(model: OnnxModel, tables: set[str]) -> None:
     """Refuse what would be overlooked: rotations, tables and files behind control flow and in functions."""
     proto = model.proto
     functions = [node for function in proto.functions for node in function.node]
-    hidden = [*inner_nodes(proto.graph.node), *functions, *inner_nodes(functions)]
+    graphs = list(inner_graphs([*proto.graph.node, *functions]))
+    hidden = [*functions, *(node for graph in graphs for node in graph.node)]
     for node in hidden:
         if _rotates_by(node) is not None or tables & set(node.input):
             raise refusal(f"it rotates inside of control flow or a function ({node.op_type[:40]})", model)
@@ -87,6 +88,10 @@ def _check_inside(model: OnnxModel, tables: set[str]) -> None:
         for attribute in node.attribute:
             if any(t.external_data for t in (attribute.t, *attribute.tensors)):
                 raise refusal("a node has data of its own outside the graph", model)
+    if any(t.external_data for graph in graphs for t in graph.initializer):
+        raise refusal("a node has data of its own outside the graph", model)
+    if any(graph.sparse_initializer for graph in (proto.graph, *graphs)):
+        raise refusal("it holds sparse tensors", model)
 
 
 def _says_why(model: OnnxModel, value: str) -> str:
@@ -144,6 +149,10 @@ def _check_users(model: OnnxModel, lookup: Lookup) -> None:
                 known = place is not None and name in node.input[place : place + 2]
             if not known or list(node.input).count(name) != 1:
                 raise refusal(f"{name[:80]} is taken by {node.op_type[:40]} too", model)
+    for row in lookup.rows or ():
+        for node in model.consumers.get(row, ()):
+            if _rotates_by(node) is None:
+                raise refusal(f"{row[:80]} is taken by {node.op_type[:40]} too", model)
 
 
 def find_lookup(model: OnnxModel) -> Lookup:
@@ -172,6 +181,9 @@ def find_lookup(model: OnnxModel) -> Lookup:
     )
     if lookup.cos.shape != lookup.sin.shape or lookup.cos.element != lookup.sin.element:
         what = f"{cos[:80]} and {sin[:80]} are not of one shape and type"
+        raise BadInput(what, where=model.path.name, fix="Export the model again.")
+    if lookup.positions < 2:
+        what = f"{cos[:80]} of shape {list(lookup.cos.shape)} holds no position whose angle says anything"
         raise BadInput(what, where=model.path.name, fix="Export the model again.")
     _check_inside(model, {cos, sin, *values})
     _check_users(model, lookup)
