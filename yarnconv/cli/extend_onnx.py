@@ -11,6 +11,7 @@ from yarnconv.console.result_view import Written, print_written, written_documen
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.onnx import extension
+from yarnconv.targets.onnx.extension_writing import emit
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.verify.components import require
 
@@ -64,7 +65,7 @@ def extend_onnx(
         destination = output or Path(extension.default_name(job))
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
-            files, more = extension.emit(job, destination, options, advance)
+            files, more = emit(job, destination, options, advance)
     written = Written(
         target="onnx",
         kind=job.dtype,

@@ -15,8 +15,6 @@ from tests.support.genai_builder import BuilderModel, build, dequantised_weights
 from tests.support.models import make_checkpoint, reference_logits, relative_error
 from tests.support.onnx_runtime import OnnxModel
 
-OUTSIDE = {"model.onnx", "README.md", "genai_config.json"}
-
 
 def digests(directory):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
@@ -136,6 +134,87 @@ def test_on_top_of_what_it_carries(kv, own, more, check_options, checkpoints, on
     assert code == 0, stderr or report
     assert check(out, checkpoints("qwen3"))[0] == 0
     onnx.checker.check_model(unlinked(out) / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "own", "more", "check_options"),
+    [
+        ({"max_position_embeddings": 40960}, (), ("--factor", "2"), ("--factor", "2")),
+        (
+            {"max_position_embeddings": 40960},
+            (),
+            ("--factor", "2", "--no-profile"),
+            ("--factor", "2", "--no-profile"),
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 10000.0, **YARN, "factor": 2.0}},
+            (),
+            ("--factor", "2"),
+            ("--factor", "4"),
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 10000.0,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 128,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                }
+            },
+            (),
+            ("--factor", "2", "--original-context", "256"),
+            ("--factor", "2", "--original-context", "256"),
+        ),
+        ({}, ("--factor", "2", "--max-context", "300"), ("--factor", "2"), ("--factor", "4")),
+        ({}, ("--factor", "2", "--max-context", "300"), ("--max-context", "512"), ("--factor", "2")),
+    ],
+    ids=str,
+)
+def test_checkpoints_of_other_kinds(
+    overrides, own, more, check_options, checkpoints, yarnconv, extend, check, tmp_path
+):
+    """What is recorded of the checkpoint counts: profiles, and scalings of its own."""
+    directory = make_checkpoint(tmp_path / "model", "qwen3", **overrides)
+    assert yarnconv("onnx", directory, *own, "-o", tmp_path / "source")[0] == 0
+    out = extend(tmp_path / "source", *more)
+    code, report, stderr = check(out, directory, *check_options)
+    assert code == 0, stderr or report
+    assert check(out, directory)[0] == 0
+
+
+def test_linked_weights(checkpoints, onnx_artefacts, extend, check):
+    source = onnx_artefacts("llama", "--link-weights")
+    out = extend(source, "--factor", "4")
+    assert (out / "model.safetensors").samefile(checkpoints("llama") / "model.safetensors")
+    assert not (out / "model.onnx.data").exists()  # which held nothing but the tables
+    assert "data_digest" not in record_of(out)
+    assert check(out, checkpoints("llama"), "--factor", "4")[0] == 0
+
+
+def test_from_where_files_are_links_to_blobs(onnx_artefacts, extend, check, checkpoints, tmp_path):
+    """As in the Hub's cache."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    shutil.copytree(onnx_artefacts("llama"), blobs)
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    out = extend(snapshot, "--factor", "4")
+    assert not any(path.is_symlink() for path in out.iterdir())
+    assert (out / "model.onnx.data").samefile(blobs / "model.onnx.data")
+    assert check(out, checkpoints("llama"), "--factor", "4")[0] == 0
+
+
+def test_bfloat16_tables_are_rounded_once():
+    """Between two of them, and a little above the middle: float32 on the way would land on the middle."""
+    from yarnconv.targets.onnx.rope import _rounded
+
+    middle = 1.0 + 2.0**-8
+    values = np.array([middle, middle + 2.0**-30, middle - 2.0**-30, 3 * 2.0**-8 + 1.0, 0.0, -middle])
+    wanted = np.array([1.0, 1.0 + 2.0**-7, 1.0, 1.0 + 2.0**-6, 0.0, -1.0], np.float32)
+    found = (_rounded(values, "BFLOAT16").astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found, wanted)
 
 
 DYNAMIC = ("--method", "dynamic-yarn")

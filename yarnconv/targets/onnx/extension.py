@@ -1,48 +1,28 @@
-"""The extension of an ONNX model that is there already: its tables are exchanged, its weights stay.
+"""The extension of an ONNX model that is there already: its tables are exchanged, its weights stay."""
 
-The weights' files are hard-linked, or copied where that cannot be done; the source is never written to.
-"""
-
-import json
-import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.plan import RopePlan, plan_artefact, plan_rope, provenance
-from yarnconv.progress import Advance
+from yarnconv.plan import RopePlan, plan_artefact, plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
-from yarnconv.targets.destination import check_destination
-from yarnconv.targets.onnx.cache_reading import MODEL_CONFIG, Carried, read_carried
-from yarnconv.targets.onnx.card import extended_card
+from yarnconv.targets.onnx.cache_reading import Carried, read_carried
 from yarnconv.targets.onnx.extended_graph import ExtendedGraph, extend_graph
-from yarnconv.targets.onnx.external_data import data_bytes, pieces
-from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, RECORD, TABLES_FILE
+from yarnconv.targets.onnx.external_data import data_bytes
+from yarnconv.targets.onnx.files import CONFIG_FILE, RECORD
+from yarnconv.targets.onnx.files_beside import check_alone, data_files, files_beside
 from yarnconv.targets.onnx.lookup import Lookup, attributes, find_lookup, refusal
 from yarnconv.targets.onnx.options import DTYPES
 from yarnconv.targets.onnx.reader import OnnxModel
-from yarnconv.targets.onnx.rope import lay_out_tables
-from yarnconv.targets.onnx.target import HEADROOM_BYTES
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
-from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import read_record
-from yarnconv.targets.templates import copy_runner, runner_names
 
 # that ONNX Runtime knows under the standard's name and ONNX does not
 RUNTIME_OPERATORS = frozenset({"SimplifiedLayerNormalization"})
-BESIDE = frozenset({".json", ".jinja", ".model", ".txt"})  # of a tokenizer, of processors, of a licence
-LINKED = (
-    "Its weights are hard-linked: who changes them in place changes this model. Runtimes load them; the "
-    "onnx package's own loader refuses files of two names.",
-)
-COPIED = ("Its weights are copies: hard links do not reach this place.",)
 TYPE_NAMES = {element.name: name for name, element in FLOAT_TYPES.items()}
 
 
@@ -164,63 +144,12 @@ def _windows(lookup: Lookup, rope: RopePlan) -> tuple[str, ...]:
     )
 
 
-# what stands in the source's directory
-
-
-def _is_own_file(path: Path, model: OnnxModel) -> bool:
-    """A regular file of this directory; links are followed as `reader` follows them."""
-    inside = path.resolve().parent == model.path.resolve().parent
-    return path.is_file() and (inside or not path.is_symlink())
-
-
-def _data_files(model: OnnxModel, graph: ExtendedGraph) -> tuple[Path, ...]:
-    """What the weights that stay lie in."""
-    names = {
-        entry.value
-        for tensor in graph.proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    } - {TABLES_FILE}
-    own = {model.path.name, CONFIG_FILE, CARD_FILE, MODEL_CONFIG, *runner_names("onnx")}
-    tables = {tensor.name for tensor in graph.tables}
-    for tensor in graph.proto.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if place.get("location") == TABLES_FILE and tensor.name not in tables:
-            names.add(TABLES_FILE)
-    for name in sorted(names):
-        # what is written under that name would go through the link into the source
-        if name in own | {TABLES_FILE}:
-            what = f"weights lie in a file called {name[:80]}, a name that is taken"
-            raise BadInput(what, where=model.path.name, fix="Export the model again.")
-    return tuple(model.directory / name for name in sorted(names))
-
-
-def _beside(model: OnnxModel, data: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """(what is copied, names of what is left out)."""
-    written = {model.path.name, CONFIG_FILE, CARD_FILE, TABLES_FILE, *runner_names("onnx")}
-    own = written | {path.name for path in data} | {file.path.name for file in model.files}
-    copied, left = list[Path](), list[Path]()
-    for path in sorted(model.directory.iterdir()):
-        if path.name in own:
-            continue
-        fits = path.suffix in BESIDE and path.name != MODEL_CONFIG and _is_own_file(path, model)
-        (copied if fits else left).append(path)
-    return tuple(copied), tuple(path.name for path in left)
-
-
-def _check_alone(model: OnnxModel) -> None:
-    others = sorted(p.name for p in model.directory.glob("*.onnx") if p.name != model.path.name)
-    if others:
-        what = f"{others[0][:80]} lies beside it: only a model in one piece is extended"
-        raise BadInput(what, where=model.path.name, fix="Put what does not belong to it elsewhere.")
-
-
 def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -> Extension:
     """Read, plan, and build the graph. Raises BadInput and Inexpressible; writes nothing."""
     if not request.asks_for_something and options.max_context is None:
         fix = "Give --factor or --target-context."
         raise BadInput("nothing is asked of a model that is there already", where=str(model.path), fix=fix)
-    _check_alone(model)
+    check_alone(model)
     lookup = find_lookup(model)
     carried, disbelieved = read_carried(model, lookup)
     rope = _plan(model, lookup, carried, request)
@@ -230,8 +159,8 @@ def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -
         raise refusal("the plan changes the scale of the scores too, which stands in its nodes", model)
     max_context = _check_context(options.max_context, rope)
     graph = extend_graph(model, lookup, rope, max_context)
-    data = _data_files(model, graph)
-    beside, left = _beside(model, data)
+    data = data_files(model, graph)
+    beside, left = files_beside(model, data)
     notes = [f"What it carries ({carried.scaling.theta:g} as its base) is known from {carried.source}."]
     notes += disbelieved
     if left:
@@ -252,7 +181,7 @@ def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -
     )
 
 
-def _old_record(model: OnnxModel) -> dict[str, Any]:
+def old_record(model: OnnxModel) -> dict[str, Any]:
     """What is recorded of the source; nothing where that cannot be read."""
     try:
         return read_record(model.metadata(RECORD) or "")
@@ -261,7 +190,7 @@ def _old_record(model: OnnxModel) -> dict[str, Any]:
 
 
 def _dtype(model: OnnxModel) -> str:
-    graph = _old_record(model).get("graph")
+    graph = old_record(model).get("graph")
     stated = graph.get("dtype") if isinstance(graph, dict) else None
     if isinstance(stated, str) and stated in DTYPES:
         return stated
@@ -280,110 +209,3 @@ def default_name(job: Extension) -> str:
 def _suffix(job: Extension) -> str:
     own = _plan(job.model, job.lookup, job.carried, RopeRequest())
     return own.suffix
-
-
-# the files
-
-
-def _record(job: Extension) -> dict[str, Any]:
-    """How it was made. The digest of the data is the source's: the data is."""
-    layout = lay_out_tables(job.rope.main_group, job.rope.original_context, job.max_context)
-    graph: dict[str, Any] = {"max_context": job.max_context, "bucket_contexts": list(layout.positions)}
-    if job.lookup.rows is not None:
-        attends = {node.op_type for node in job.model.proto.graph.node}
-        form = {
-            "dtype": job.dtype,
-            "kv": "in-place" if job.model.in_place else "concat",
-            "dialect": "ort-cuda" if "GroupQueryAttention" in attends else "standard",
-        }
-        graph = {**form, **graph}
-    record = {**provenance(job.request, job.rope), "graph": graph}
-    if job.carried.config is not None:
-        record["config"] = dict(job.carried.config)
-    digest = _old_record(job.model).get("data_digest")
-    kept = isinstance(digest, str) and DATA_FILE in {path.name for path in job.data}
-    return {**record, "data_digest": digest} if kept else record
-
-
-def _client_config(job: Extension) -> str | None:
-    """genai_config.json with the new context, what else it says as it was; None where there is none."""
-    path = job.model.directory / CONFIG_FILE
-    if not path.exists():
-        return None
-    config = read_json_object(path)
-    search = config.setdefault("search", {})
-    if not isinstance(search, dict):
-        raise BadInput("search is no object", where=CONFIG_FILE, fix="Correct it, or take the file away.")
-    config["model"]["context_length"] = job.max_context
-    # as in `genai`: a client gets the original context unless it asks for more
-    search["max_length"] = min(job.rope.original_context, job.max_context)
-    return json.dumps(config, indent=2) + "\n"
-
-
-def _card(job: Extension) -> str:
-    return extended_card(
-        job.model,
-        job.lookup,
-        job.rope,
-        family=job.carried.model.family if job.carried.model is not None else None,
-        dtype=job.dtype,
-        max_context=job.max_context,
-        request=job.request,
-    )
-
-
-def _link(source: Path, destination: Path) -> bool:
-    """A hard link to a file, or a copy where there can be none. Whether it is a link."""
-    try:
-        os.link(source.resolve(), destination)
-    except OSError:
-        shutil.copyfile(source, destination)
-        return False
-    return True
-
-
-def _check_place(job: Extension, destination: Path, options: ExtensionOptions) -> None:
-    own = {job.model.path.resolve().parent, job.model.directory.resolve()}
-    keeps = [(job.model.directory, "the model itself"), (job.model.path, "the model itself")]
-    keeps += [(path, "the model's weights") for path in job.data]
-    check_destination(destination, keeps, replace=options.replace)
-    if any(destination.resolve().is_relative_to(directory) for directory in own):
-        what = "the destination lies inside the model's own directory"
-        raise BadInput(what, where=str(destination), fix="Give another -o.")
-    device = destination.parent.stat().st_dev if destination.parent.is_dir() else None
-    copied = [path for path in job.data if path.stat().st_dev != device]
-    needed = job.nbytes + HEADROOM_BYTES + job.graph.proto.ByteSize()
-    needed += sum(path.stat().st_size for path in (*copied, *job.beside))
-    check_free_space(destination, needed, "Free some space, or write elsewhere with -o.")
-
-
-def emit(
-    job: Extension, destination: Path, options: ExtensionOptions, advance: Advance
-) -> tuple[list[Path], tuple[str, ...]]:
-    """Write the directory; it appears whole or not at all. Returns its files, the one to open first, and what
-    to know of them.
-    """
-    from onnx import helper
-
-    _check_place(job, destination, options)
-    config = _client_config(job)
-    proto = job.graph.proto
-    others = {p.key: p.value for p in proto.metadata_props if p.key != RECORD}
-    record = json.dumps(_record(job), separators=(",", ":"))
-    helper.set_model_props(proto, {**others, RECORD: record})
-    texts = {CARD_FILE: _card(job)}
-    if config is not None:
-        texts[CONFIG_FILE] = config
-    with staged_directory(destination, replace=options.replace) as directory:
-        linked = [_link(path, directory / path.name) for path in job.data]
-        tables = directory / TABLES_FILE
-        write_pieces(tables, job.nbytes, pieces(job.graph.tables), advance, options.workers)
-        (directory / job.model.path.name).write_bytes(proto.SerializeToString(deterministic=True))
-        for name, text in texts.items():
-            (directory / name).write_text(text, encoding="utf-8")
-        for path in job.beside:
-            shutil.copyfile(path, directory / path.name)
-        runner = copy_runner("onnx", directory) if job.lookup.rows is not None else []
-    names = [job.model.path.name, *(path.name for path in job.data), TABLES_FILE, *texts]
-    names += [path.name for path in (*job.beside, *runner)]
-    return [destination / name for name in names], LINKED if any(linked) else COPIED if linked else ()
