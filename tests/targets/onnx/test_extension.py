@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from tests.parity.test_llama_cpp import FAMILIES, YARN
 from tests.parity.test_onnx_runtime import TOLERANCE, stored_weights, tokens
 from tests.support.genai_builder import BuilderModel, build, dequantised_weights, in_float32
+from tests.support.markdown import assert_tidy
 from tests.support.models import make_checkpoint, reference_logits, relative_error
 from tests.support.onnx_runtime import OnnxModel
 
@@ -256,6 +257,18 @@ def test_what_stands_beside(onnx_artefacts, extend, yarnconv):
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("form", [(), ("--dialect", "ort-cuda"), ("--kv", "concat", "--dtype", "int4")])
+@pytest.mark.parametrize("method", ["yarn", "dynamic-yarn"])
+def test_a_card_of_ours_is_that_of_a_conversion(method, form, onnx_artefacts, extend):
+    """Line by line, but for the title and for where it comes from."""
+    options = ("--method", method, "--factor", "4")
+    written = (onnx_artefacts("llama", *form, *options) / "README.md").read_text().splitlines()
+    card = (extend(onnx_artefacts("llama", *form), *options) / "README.md").read_text()
+    assert_tidy(card)
+    different = [pair for pair in zip(written[1:], card.splitlines()[1:], strict=True) if len({*pair}) > 1]
+    assert [pair[0].split(" ")[0] for pair in different if "yarnconv check" not in pair[0]] == ["A"]
+
+
 def test_json(onnx_artefacts, yarnconv, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = yarnconv("onnx", onnx_artefacts("llama"), "--factor", "4", "-o", out, "--json")
@@ -335,7 +348,9 @@ def test_the_builders_graph_keeps_its_structure(built, extend):
         "README.md",
         "model.onnx.tables",
     }
-    assert "runtime's affair" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert_tidy(card)
+    assert "runtime's affair" in card
 
 
 def test_the_builders_twice_is_once(built, extend):

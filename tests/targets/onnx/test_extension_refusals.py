@@ -343,6 +343,14 @@ def test_truncated_files(keep, edited, extend):  # noqa: F811
         extend(editor.directory, "--factor", "4", code=2)
 
 
+@pytest.mark.parametrize("old", [b"cos_cache", b"model.onnx.data", b"position_ids", b"yarnconv.plan"])
+def test_names_that_are_no_text(old, edited, extend):  # noqa: F811
+    editor = edited("ours")
+    path = editor.directory / "model.onnx"
+    path.write_bytes(path.read_bytes().replace(old, b"\xff" + old[1:]))
+    assert "no text" in extend(editor.directory, "--factor", "4", code=2)
+
+
 def test_links_out_of_the_directory_are_left_out(edited, extend, tmp_path):  # noqa: F811
     editor = edited("builder")
     secret = tmp_path / "secret"

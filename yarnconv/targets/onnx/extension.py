@@ -10,6 +10,7 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import RopePlan, plan_artefact, plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
+from yarnconv.rope.scaling import Unscaled, method_name
 from yarnconv.targets.onnx.cache_reading import Carried, read_carried
 from yarnconv.targets.onnx.extended_graph import ExtendedGraph, extend_graph
 from yarnconv.targets.onnx.external_data import data_bytes
@@ -144,6 +145,12 @@ def _windows(lookup: Lookup, rope: RopePlan) -> tuple[str, ...]:
     )
 
 
+def _known(carried: Carried) -> str:
+    scaling, factor = carried.scaling, carried.layout.buckets[-1].factor
+    held = "plain RoPE" if isinstance(scaling, Unscaled) else f"{method_name(scaling)} x{factor:g}"
+    return f"The model carries {held}, theta {scaling.theta!r}: by {carried.source}, and every row agrees."
+
+
 def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -> Extension:
     """Read, plan, and build the graph. Raises BadInput and Inexpressible; writes nothing."""
     if not request.asks_for_something and options.max_context is None:
@@ -161,7 +168,7 @@ def prepare(model: OnnxModel, request: RopeRequest, options: ExtensionOptions) -
     graph = extend_graph(model, lookup, rope, max_context)
     data = data_files(model, graph)
     beside, left = files_beside(model, data)
-    notes = [f"What it carries ({carried.scaling.theta:g} as its base) is known from {carried.source}."]
+    notes = [_known(carried)]
     notes += disbelieved
     if left:
         more = ", ..." if len(left) > 3 else ""

@@ -276,6 +276,29 @@ def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTenso
     return StoredTensor(name=name, element=element, shape=shape, data=data)
 
 
+def _is_text(model: "onnx.ModelProto") -> bool:
+    """Whether every string is one: where it is not UTF-8, protobuf gives bytes instead."""
+    import onnx
+
+    stack: list[Any] = [model]
+    while stack:
+        message = stack.pop()
+        if isinstance(message, onnx.TensorProto):  # whose fields would be copied, large ones too
+            strings: list[object] = [message.name, message.doc_string]
+            stack += message.external_data
+        else:
+            strings = []
+            for field, value in message.ListFields():
+                values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+                if field.type == field.TYPE_STRING:
+                    strings += values
+                elif field.type == field.TYPE_MESSAGE:
+                    stack += values
+        if not all(isinstance(text, str) for text in strings):
+            return False
+    return True
+
+
 def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
@@ -287,6 +310,8 @@ def _parse(path: Path) -> Any:
         raise BadInput("is no ONNX model", where=path.name, fix=fix) from None
     if not model.graph.node:
         raise BadInput("holds no graph", where=path.name, fix=fix)
+    if not _is_text(model):
+        raise BadInput("holds names that are no text", where=path.name, fix="Export the model again.")
     return model
 
 
