@@ -129,7 +129,8 @@ def test_a_wheel_brings_the_templates(tmp_path):
         for name in (
             *("gguf/Modelfile.jinja", "gguf/README.md.jinja", "gguf/llama-server.sh.jinja"),
             *("gguf/presets.ini.jinja", "gguf/router.sh.jinja"),
-            *("onnx/README.md.jinja", "onnx/genai_config.json.jinja", "onnx/generate.py"),
+            *("onnx/README.md.jinja", "onnx/extended.md.jinja"),
+            *("onnx/genai_config.json.jinja", "onnx/generate.py"),
             *("shared/generation.py", "shared/check.yml.jinja"),
             *("shared/plan.md.jinja", "shared/plan_rows.md.jinja"),
             *("tensorrt/README.md.jinja", "tensorrt/config.pbtxt.jinja"),

@@ -5,14 +5,13 @@ from typing import Annotated
 
 import typer
 
-from yarnconv.cli.existing import is_gguf, refuse_with_existing
+from yarnconv.cli.existing import is_gguf, refuse_conversion_options, refuse_extension_options
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
     Emit,
     Force,
     MaxContext,
-    Model,
     OutputDirectory,
     Revision,
     app,
@@ -44,6 +43,7 @@ def _parse_tokens(text: str | None) -> float | None:
 @ends_with_exit_code
 @takes_rope_options
 def plan(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL|GGUF", help="Checkpoint directory, Hub id, or a GGUF to extend.")
     ],
@@ -65,7 +65,7 @@ def plan(
     if is_gguf(model):
         from yarnconv.cli.extend import plan_gguf
 
-        refuse_with_existing("a GGUF", {"--pretraining-tokens": pretraining_tokens, "--revision": revision})
+        refuse_conversion_options(context, "a GGUF")
         plan_gguf(Path(model), request, as_json=as_json)
         return
     tokens = _parse_tokens(pretraining_tokens)
@@ -81,6 +81,7 @@ def plan(
 @ends_with_exit_code
 @takes_rope_options
 def gguf(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL|GGUF", help="Checkpoint directory, Hub id, or a GGUF to extend."),
@@ -121,9 +122,7 @@ def gguf(
     if is_gguf(model):
         from yarnconv.cli.extend import extend_gguf
 
-        conversion = {"--outtype": outtype != "auto", "--imatrix": imatrix, "--pre": pre}
-        conversion |= {"--split-max-size": split_max_size, "--revision": revision}
-        refuse_with_existing("a GGUF", conversion)
+        refuse_conversion_options(context, "a GGUF")
         extend_gguf(
             Path(model),
             request,
@@ -132,8 +131,7 @@ def gguf(
             as_json=as_json,
         )
         return
-    if trust_generic_keys:
-        raise BadInput("is for GGUFs that are extended", where="--trust-generic-keys")
+    refuse_extension_options(context)
     from yarnconv.cli.convert import convert_to_gguf
     from yarnconv.targets.beside import parse_emission
 
@@ -155,7 +153,11 @@ def gguf(
 @ends_with_exit_code
 @takes_rope_options
 def onnx(
-    model: Model,
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Checkpoint directory, Hub id, or an ONNX model to extend."),
+    ],
     request: RopeRequest,
     dtype: Annotated[
         str, typer.Option("--dtype", help="fp32, fp16, bf16 (for GPUs); int4 or fp8 (matrices).")
@@ -183,12 +185,21 @@ def onnx(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse."""
+    """Write an ONNX decoder for ONNX Runtime that carries the plan, or refuse. Of an ONNX model it exchanges
+    the tables.
+    """
     from yarnconv.cli.convert import convert_to_onnx
+    from yarnconv.cli.extend_onnx import extend_onnx, is_onnx
     from yarnconv.cli.processors import processors
     from yarnconv.targets.beside import parse_emission
+    from yarnconv.targets.onnx.extension import ExtensionOptions
     from yarnconv.targets.onnx.target import OnnxOptions, parse_dialect, parse_kv
 
+    if is_onnx(model):
+        refuse_conversion_options(context, "an ONNX model")
+        extension = ExtensionOptions(max_context=max_context, replace=force, workers=processors())
+        extend_onnx(model, request, extension, output=output, as_json=as_json)
+        return
     options = OnnxOptions(
         dtype=dtype,
         kv=parse_kv(kv),

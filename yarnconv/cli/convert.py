@@ -9,6 +9,7 @@ from pathlib import Path
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, WHOLE, locate, model_name
+from yarnconv.cli.extend_onnx import is_onnx
 from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
@@ -24,11 +25,10 @@ from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
-from yarnconv.targets.onnx.card import check_options
 from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.targets.plan_card import check_options
 from yarnconv.targets.tensorrt import target as tensorrt
 from yarnconv.targets.tensorrt.builder import EXTRAS, Builder, RuntimeName
-from yarnconv.targets.tensorrt.card import check_options as engine_check_options
 from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
@@ -115,7 +115,7 @@ def convert_to_onnx(
         plan = plan_conversion(checkpoint, request)
         job = onnx.prepare(plan, options)
         destination = output or Path(onnx.default_name(plan, options))
-        check = check_options(plan, job.options)
+        check = check_options(request.given, job.options.max_context, plan.rope.target_context)
         extra = _workflow(model, revision, "onnx", check) if "ci" in wanted else []
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
@@ -149,7 +149,7 @@ def _engine_workflow(
     model: str, revision: str | None, source: Source, runtime: RuntimeName
 ) -> list[FileBeside]:
     given, reach = source.provenance["rope_options"], source.rope.target_context
-    options = engine_check_options(given, source.max_context, reach)
+    options = check_options(given, source.max_context, reach)
     return _workflow(model, revision, f"onnx,{EXTRAS[runtime]}", options, judges_without_gpu=False)
 
 
@@ -185,14 +185,6 @@ def convert_to_checkpoint(
     _show(plan, written, as_json=as_json)
 
 
-def _is_onnx(model: str) -> bool:
-    """Whether MODEL is an ONNX file or directory and no checkpoint."""
-    path = Path(model)
-    if path.is_dir():
-        return not (path / "config.json").exists() and any(path.glob("*.onnx"))
-    return path.suffix == ".onnx" and path.is_file()
-
-
 @contextmanager
 def _engine_source(
     model: str, request: RopeRequest, options: tensorrt.TensorRtOptions, revision: str | None
@@ -201,7 +193,7 @@ def _engine_source(
     if is_engine(Path(model)):
         fix = "Give the checkpoint, or an ONNX directory."
         raise BadInput("is an engine's directory", where=model, fix=fix)
-    if _is_onnx(model):
+    if is_onnx(model):
         with open_onnx(Path(model)) as artefact:
             tensorrt.check_choices(options, request, revision)
             yield from_onnx(artefact, request, options.workers)

@@ -6,7 +6,6 @@ import fcntl
 import os
 import struct
 
-from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
 
@@ -22,16 +21,16 @@ _CANNOT = frozenset(
 )
 
 
-def share_range(source: MappedFile, start: int, descriptor: int, offset: int, nbytes: int) -> int:
-    """Let `offset` of an open file share the source's blocks from `start` on: the bytes that it shares from
-    the first whole block on (`-start % BLOCK` bytes in), 0 where the file system cannot.
+def share_range(source: int, start: int, descriptor: int, offset: int, nbytes: int) -> int:
+    """Let `offset` of an open file share the blocks of another, `source`, from `start` on: the bytes that it
+    shares from the first whole block on (`-start % BLOCK` bytes in), 0 where the file system cannot.
     """
     before = -start % BLOCK
     whole = max(nbytes - before, 0) // BLOCK * BLOCK
     if whole == 0 or (start - offset) % BLOCK:
         return 0
     try:
-        argument = _SHARED_RANGE.pack(source.descriptor, start + before, whole, offset + before)
+        argument = _SHARED_RANGE.pack(source, start + before, whole, offset + before)
         fcntl.ioctl(descriptor, _SHARE_RANGE, argument)
     except OSError as error:
         if error.errno not in _CANNOT:
@@ -49,8 +48,8 @@ def reserve(descriptor: int, nbytes: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
-def _copy_by_hand(source: MappedFile, start: int, descriptor: int, offset: int, nbytes: int) -> int:
-    data = os.pread(source.descriptor, min(nbytes, READ_BYTES), start)
+def _copy_by_hand(source: int, start: int, descriptor: int, offset: int, nbytes: int) -> int:
+    data = os.pread(source, min(nbytes, READ_BYTES), start)
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -59,16 +58,18 @@ def _copy_by_hand(source: MappedFile, start: int, descriptor: int, offset: int, 
 
 
 def copy_range(
-    source: MappedFile, start: int, descriptor: int, offset: int, nbytes: int, advance: Advance
+    source: int, start: int, descriptor: int, offset: int, nbytes: int, advance: Advance, *, name: str
 ) -> None:
-    """`nbytes` of `source` from `start` on to `offset` of an open file. advance(bytes) after each chunk."""
+    """`nbytes` of the open file `source` from `start` on to `offset` of another. advance(bytes) after each
+    chunk. name: the source's, for a message.
+    """
     by_kernel = True
     while nbytes:
         # to a whole piece first: kernels copy by 64 KiB, and each that lies across two costs a half more
         step, copied = min(nbytes, -offset % PIECE or CHUNK), 0
         if by_kernel:
             try:
-                copied = os.copy_file_range(source.descriptor, descriptor, step, start, offset)
+                copied = os.copy_file_range(source, descriptor, step, start, offset)
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise
@@ -76,6 +77,6 @@ def copy_range(
         if not by_kernel:
             copied = _copy_by_hand(source, start, descriptor, offset, step)
         if copied == 0:
-            raise BadInput("the file became shorter while it was read", where=source.path.name)
+            raise BadInput("the file became shorter while it was read", where=name)
         start, offset, nbytes = start + copied, offset + copied, nbytes - copied
         advance(copied)

@@ -25,12 +25,31 @@ def command_line(given: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def plan_values(rope: RopePlan, max_context: int, how_declared: str) -> dict[str, Any]:
-    """What the template needs. how_declared: how a client says which context it wants, one sentence."""
+def check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
+    """The options that have `check` expect an artefact: the same request, and tables as long as these."""
+    words = [command_line(given)]
+    if max_context != target_context:
+        words.append(f"--max-context {max_context}")
+    return " ".join(filter(None, words))
+
+
+def plan_values(
+    rope: RopePlan,
+    max_context: int,
+    how_declared: str,
+    *,
+    table_type: str = "float32",
+    guarded: bool = True,
+) -> dict[str, Any]:
+    """What the template needs. how_declared: how a client says which context it wants, one sentence.
+    table_type: of cos and sin. guarded: whether a position without a row gives NaN.
+    """
     layout = lay_out_tables(rope.main_group, rope.original_context, max_context)
     return {
         "max_context": max_context,
         "how_declared": how_declared,
+        "table_type": table_type,
+        "guarded": guarded,
         "facts": rope_facts(rope, with_tables=False),
         "extended": not isinstance(rope.main, Unscaled),
         "is_yarn": isinstance(rope.main, Yarn),

@@ -213,7 +213,7 @@ def _share(file: ExtendedFile, descriptor: int, advance: Advance) -> list[Copied
     """Share what can be shared; what is left to copy."""
     left = []
     for one in file.ranges:
-        shared = share_range(file.part.file, one.source, descriptor, one.target, one.nbytes)
+        shared = share_range(file.part.file.descriptor, one.source, descriptor, one.target, one.nbytes)
         before = -one.source % BLOCK if shared else 0
         behind = before + shared
         left.append(replace(one, nbytes=before))
@@ -223,6 +223,7 @@ def _share(file: ExtendedFile, descriptor: int, advance: Advance) -> list[Copied
 
 
 def _write(path: Path, file: ExtendedFile, advance: Advance) -> None:
+    source = file.part.file
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         left = _share(file, descriptor, advance)
@@ -230,7 +231,15 @@ def _write(path: Path, file: ExtendedFile, advance: Advance) -> None:
             check_free_space(path, file.size, "Free some space, or write elsewhere with -o.")
             reserve(descriptor, file.size)
         for one in left:
-            copy_range(file.part.file, one.source, descriptor, one.target, one.nbytes, advance)
+            copy_range(
+                source.descriptor,
+                one.source,
+                descriptor,
+                one.target,
+                one.nbytes,
+                advance,
+                name=source.path.name,
+            )
         for offset, data in (*file.added, (0, file.header)):
             os.pwrite(descriptor, data, offset)
         os.truncate(descriptor, file.size)  # the last tensor's padding

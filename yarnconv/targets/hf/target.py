@@ -17,7 +17,7 @@ from yarnconv.rope.tables import ntk_base
 from yarnconv.targets.destination import check_destination, kept_places
 from yarnconv.targets.hf.config import extended_config, extended_tokenizer_config, spell
 from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE, TOKENIZER_CONFIG
-from yarnconv.targets.hf.linking import SPACE, copy_file, link_or_copy, would_link
+from yarnconv.targets.linking import SPACE, copy_file, link_or_copy, would_link
 
 COPIED_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
 COPIED_NAMES = frozenset({"LICENSE", "NOTICE"})

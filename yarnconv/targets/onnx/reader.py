@@ -3,7 +3,7 @@
 Large tensors are mapped where they lie and never loaded as a whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAXIMUM_MODEL = 2**31 - 1  # of a protobuf message
 MAXIMUM_ELEMENTS = 2**48
+UNCHECKED = "com.microsoft"  # a domain of which the checker knows no operator
 ELEMENT_BITS = {
     "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "DOUBLE": 64, "INT4": 4, "UINT4": 4,
     "FLOAT8E4M3FN": 8,
@@ -275,6 +276,29 @@ def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTenso
     return StoredTensor(name=name, element=element, shape=shape, data=data)
 
 
+def _is_text(model: "onnx.ModelProto") -> bool:
+    """Whether every string is one: where it is not UTF-8, protobuf gives bytes instead."""
+    import onnx
+
+    stack: list[Any] = [model]
+    while stack:
+        message = stack.pop()
+        if isinstance(message, onnx.TensorProto):  # whose fields would be copied, large ones too
+            strings: list[object] = [message.name, message.doc_string]
+            stack += message.external_data
+        else:
+            strings = []
+            for field, value in message.ListFields():
+                values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+                if field.type == field.TYPE_STRING:
+                    strings += values
+                elif field.type == field.TYPE_MESSAGE:
+                    stack += values
+        if not all(isinstance(text, str) for text in strings):
+            return False
+    return True
+
+
 def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
@@ -286,10 +310,12 @@ def _parse(path: Path) -> Any:
         raise BadInput("is no ONNX model", where=path.name, fix=fix) from None
     if not model.graph.node:
         raise BadInput("holds no graph", where=path.name, fix=fix)
+    if not _is_text(model):
+        raise BadInput("holds names that are no text", where=path.name, fix="Export the model again.")
     return model
 
 
-def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
+def _check_graph(model: "onnx.ModelProto", path: Path, unknown: Collection[str]) -> None:
     """What walks the graph counts on: every node has the inputs of its kind, and no value needs itself."""
     import onnx
 
@@ -299,6 +325,11 @@ def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
     outline.functions.extend(model.functions)
     outline.graph.name = model.graph.name
     outline.graph.node.extend(model.graph.node)
+    for node in outline.graph.node:
+        if node.op_type in unknown and node.domain == "":
+            node.domain = UNCHECKED
+    if UNCHECKED not in {opset.domain for opset in outline.opset_import}:
+        outline.opset_import.add(domain=UNCHECKED, version=1)
     outline.graph.input.extend(model.graph.input)
     outline.graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
@@ -324,11 +355,17 @@ def find_model(artefact: Path) -> Path:
 
 
 @contextmanager
-def open_onnx(artefact: Path, lender: Mapping[str, TensorRef] | None = None) -> Iterator[OnnxModel]:
+def open_onnx(
+    artefact: Path,
+    lender: Mapping[str, TensorRef] | None = None,
+    *,
+    unknown: Collection[str] = frozenset(),
+) -> Iterator[OnnxModel]:
     """Open a model; every tensor's place is checked, none is read.
 
     lender: of a model without its weights, the checkpoint's tensors by name, which stand in for those whose
-    file is not in the directory.
+    file is not in the directory. unknown: operators under the standard's name that it does not define, and
+    that the caller lets be.
     """
     path = find_model(artefact)
     proto, files = _parse(path), _Files(path, lender or {})
@@ -338,7 +375,7 @@ def open_onnx(artefact: Path, lender: Mapping[str, TensorRef] | None = None) -> 
             if initialiser.name in tensors:
                 raise _bad(initialiser.name, "stands twice among the tensors", path)
             tensors[initialiser.name] = _tensor(initialiser, files, path)
-        _check_graph(proto, path)
+        _check_graph(proto, path, unknown)
         yield OnnxModel(path=path, proto=proto, tensors=tensors, files=tuple(files.mapped.values()))
     finally:
         files.close()

@@ -84,6 +84,37 @@ def _tables(graph: Graph, layout: TableLayout, suffix: str) -> list[str]:
     ]
 
 
+def _rounded(values: NDArray[np.float64], element: str) -> NDArray[np.generic]:
+    """Float64 rounded once to an ONNX float type; bfloat16 as its 16 bits."""
+    if element != "BFLOAT16":
+        return values.astype(np.float16) if element == "FLOAT16" else values.astype(np.float32)
+    significand, exponent = np.frexp(values)
+    short = np.ldexp(np.rint(np.ldexp(significand, 8)), exponent - 8)  # to its 8 bits, ties to even
+    bits: NDArray[np.uint32] = short.astype(np.float32).view(np.uint32) >> 16
+    return bits.astype(np.uint16)
+
+
+def bare_table(name: str, which: str, tables: RopeTables, positions: int, element: str) -> ExternalTensor:
+    """The table of cos or sin of one bucket, without a row of NaN: for nodes that look rows up themselves.
+    element: its ONNX type's name, to which float64 is rounded once.
+    """
+    pairs = len(tables.inv_freq)
+
+    def rows(first: int, last: int) -> NDArray[np.generic]:
+        angles = np.arange(first, last, dtype=np.float64)[:, None] * tables.inv_freq
+        values = np.cos(angles) if which == "cos" else np.sin(angles)
+        return _rounded(values * tables.attention_factor, element)
+
+    return ExternalTensor(
+        name=name,
+        element=element,
+        bits=32 if element == "FLOAT" else 16,
+        shape=(positions, pairs),
+        rows=rows,
+        step=max(1, PIECE_VALUES // pairs),
+    )
+
+
 def _per_bucket(graph: Graph, values: Sequence[int], bucket: str | None) -> str:
     """int64[1]: the value of the request's bucket."""
     if bucket is None:

@@ -81,7 +81,9 @@ def _compare_rotations(
             )
 
 
-def _block(tables: RopeTables, cos: Float32Array, sin: Float32Array, first: int) -> tuple[float, int | None]:
+def _block(
+    tables: RopeTables, cos: Float32Array, sin: Float32Array, first: int, rounding: float
+) -> tuple[float, int | None]:
     """(largest difference from the exact table, by the attention factor; first position that is further off
     than rounding explains).
     """
@@ -90,7 +92,7 @@ def _block(tables: RopeTables, cos: Float32Array, sin: Float32Array, first: int)
         off = np.maximum(np.abs(cos - tables.cos(first, last)), np.abs(sin - tables.sin(first, last)))
         off = off.astype(np.float64) / tables.attention_factor
         angles = np.arange(first, last, dtype=np.float64)[:, None] * tables.inv_freq
-        bad = ~(off <= VALUE_ROUNDING + ANGLE_ROUNDING * angles)  # True for NaN
+        bad = ~(off <= rounding + ANGLE_ROUNDING * angles)  # True for NaN
     rows = np.flatnonzero(bad.any(axis=1))
     return float(np.nanmax(off, initial=0.0)), first + int(rows[0]) if len(rows) else None
 
@@ -108,13 +110,23 @@ def _described(tables: RopeTables, cos: Table, sin: Table, offset: int, bad: int
     )
 
 
-def _compare_bucket(tables: RopeTables, cos: Table, sin: Table, offset: int, count: int) -> tuple[str, bool]:
+def compare_bucket(
+    tables: RopeTables,
+    cos: Table,
+    sin: Table,
+    offset: int,
+    count: int,
+    rounding: float = VALUE_ROUNDING,
+) -> tuple[str, bool]:
+    """(what the rows offset..offset+count-1 are, whether they are the bucket's). rounding: of a value, by the
+    type that it is stored in.
+    """
     step = max(1, TABLE_VALUES // len(tables.inv_freq))
     worst = 0.0
     for first in range(0, count, step):
         last = min(first + step, count)
         begin, end = offset + first, offset + last
-        off, bad = _block(tables, cos.float32(begin, end), sin.float32(begin, end), first)
+        off, bad = _block(tables, cos.float32(begin, end), sin.float32(begin, end), first, rounding)
         if bad is not None:
             return _described(tables, cos, sin, offset, bad) if count > 1 else "differs", False
         worst = max(worst, off)
@@ -143,7 +155,7 @@ def _compare_tables(cos: Table, sin: Table, layout: TableLayout, name: str) -> I
         if offset + count > min(cos.shape[0], sin.shape[0]):
             yield FactComparison(key=key, expected=expected, found="too short", agrees=False)
             continue
-        said, agrees = _compare_bucket(tables, cos, sin, offset, count)
+        said, agrees = compare_bucket(tables, cos, sin, offset, count)
         yield FactComparison(key=key, expected=expected, found=said, agrees=agrees)
 
 

@@ -19,7 +19,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
-from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE, RECORD
+from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE
 from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
@@ -28,6 +28,7 @@ from yarnconv.targets.onnx.quantisation import INT4_BLOCK, SCHEMES
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
+from yarnconv.targets.record import RECORD_KEY
 from yarnconv.targets.templates import copy_runner
 
 ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
@@ -252,7 +253,7 @@ def emit(
         linked = _link(plan, job.graph, directory)
         write_pieces(directory / DATA_FILE, job.nbytes, pieces(job.graph.tensors), advance, options.workers)
         record = json.dumps(_record(plan, job.options, directory, options.workers), separators=(",", ":"))
-        model = job.graph.model(DATA_FILE, {RECORD: record})
+        model = job.graph.model(DATA_FILE, {RECORD_KEY: record})
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         config = genai_config(plan, job.options, MODEL_FILE)
         (directory / CONFIG_FILE).write_text(config, encoding="utf-8")

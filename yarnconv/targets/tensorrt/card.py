@@ -6,7 +6,7 @@ from typing import Any
 from yarnconv import __version__
 from yarnconv.model.description import ModelDescription
 from yarnconv.plan import RopePlan
-from yarnconv.targets.plan_card import command_line, plan_values
+from yarnconv.targets.plan_card import check_options, plan_values
 from yarnconv.targets.templates import render
 from yarnconv.targets.tensorrt.builder import EXTRAS
 from yarnconv.targets.tensorrt.triton import hindrances
@@ -30,14 +30,6 @@ def _reach(profiles: Sequence[Mapping[str, Any]]) -> int:
     ]:
         reached = max(further)
     return reached
-
-
-def check_options(given: Mapping[str, Any], max_context: int, target_context: int) -> str:
-    """The options that have `check` expect an engine: those of its plan, and tables as long as these."""
-    words = [command_line(given)]
-    if max_context != target_context:
-        words.append(f"--max-context {max_context}")
-    return " ".join(filter(None, words))
 
 
 def model_card(rope: RopePlan, model: ModelDescription, sidecar: Mapping[str, Any], *, name: str) -> str:

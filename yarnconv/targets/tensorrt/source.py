@@ -25,7 +25,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
 from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
-from yarnconv.targets.onnx.files import RECORD
+from yarnconv.targets.onnx.files import TABLES_FILE
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
@@ -33,7 +33,7 @@ from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
 from yarnconv.targets.onnx.target import graph_facts
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.output_file import write_pieces
-from yarnconv.targets.record import read_record, recorded_request
+from yarnconv.targets.record import RECORD_KEY, read_record, recorded_request
 from yarnconv.targets.templates import runner_names
 from yarnconv.targets.tensorrt.builder import Initialiser
 from yarnconv.targets.tensorrt.files import (
@@ -116,7 +116,7 @@ class _FromCheckpoint:
         data = directory / DATA_FILE
         write_pieces(data, data_bytes(graph.tensors), pieces(graph.tensors), advance, workers)
         record = {**self.plan.provenance, "graph": graph_facts(self.plan.rope, self.options)}
-        model = graph.model(DATA_FILE, {RECORD: json.dumps(record, separators=(",", ":"))})
+        model = graph.model(DATA_FILE, {RECORD_KEY: json.dumps(record, separators=(",", ":"))})
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         for file in {id(b.source.file): b.source.file for b in self.plan.bindings}.values():
             file.forget()  # what was read for the tensors that are made
@@ -191,7 +191,8 @@ def _check_data(artefact: OnnxModel, record: Mapping[str, Any], workers: int) ->
     if not isinstance(recorded, str):
         return ("The ONNX model records no digest of its data: whether that was altered is not known.",)
     data = artefact.directory / ONNX_DATA_FILE
-    others = sorted({file.path.name for file in artefact.files} - {ONNX_DATA_FILE})
+    # every row of the tables is read back from the parsed network, wherever they lie
+    others = sorted({file.path.name for file in artefact.files} - {ONNX_DATA_FILE, TABLES_FILE})
     if not data.is_file() or file_digest(data, workers) != recorded:
         raise BadInput(
             "is not the file that was written with the model: its digest is another",
@@ -266,7 +267,7 @@ def _require_context(graph: "onnx.GraphProto") -> None:
 
 def from_onnx(artefact: OnnxModel, request: RopeRequest, workers: int) -> Source:
     """The source that an ONNX directory of ours is. Raises BadInput where it is none, or was altered."""
-    recorded = artefact.metadata(RECORD)
+    recorded = artefact.metadata(RECORD_KEY)
     if recorded is None:
         raise _bad(artefact.path, "does not say which plan it carries: yarnconv did not write it")
     if request.asks_for_something:

@@ -11,12 +11,11 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.onnx.files import RECORD
 from yarnconv.targets.onnx.placement import stored_weights
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.rope_reading import compare_metadata
 from yarnconv.targets.onnx.target import plan_refusals
-from yarnconv.targets.record import read_record
+from yarnconv.targets.record import RECORD_KEY, read_record
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
 from yarnconv.verify.expectation import Expectation, expect
@@ -82,7 +81,7 @@ def judge_graph(
     max_context: positions that its tables should reach, None for the whole target context. run_whole: runs
     what was made of the graph, all layers, once its float32 copy was judged; raises RuntimeRefused.
     """
-    record = artefact.metadata(RECORD)
+    record = artefact.metadata(RECORD_KEY)
     expectation = expect(checkpoint, request, record)
     plan = _with_head_of_its_own(expectation.plan, artefact)
     if refusals := plan_refusals(plan):

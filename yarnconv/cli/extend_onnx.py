@@ -1,0 +1,53 @@
+"""`yarnconv onnx` of an ONNX model that is there already: its tables are exchanged, its weights stay."""
+
+import time
+from pathlib import Path
+
+from yarnconv.console.messages import print_json
+from yarnconv.console.progress import TerminalProgress
+from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx import extension
+from yarnconv.targets.onnx.extension_writing import emit
+from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.verify.components import require
+
+
+def is_onnx(model: str) -> bool:
+    """Whether MODEL is an ONNX file or directory and no checkpoint."""
+    path = Path(model)
+    if path.is_dir():
+        checkpoint = (path / "config.json").exists() and any(path.glob("*.safetensors"))
+        return not checkpoint and any(path.glob("*.onnx"))
+    return path.suffix == ".onnx" and path.is_file()
+
+
+def extend_onnx(
+    model: str,
+    request: RopeRequest,
+    options: extension.ExtensionOptions,
+    *,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Plan, exchange the tables, write, and say what was written."""
+    require("onnx", "onnx")
+    started = time.perf_counter()
+    with open_onnx(Path(model), unknown=extension.RUNTIME_OPERATORS) as artefact:
+        job = extension.prepare(artefact, request, options)
+        destination = output or Path(extension.default_name(job))
+        progress = TerminalProgress(enabled=not as_json)
+        with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+            files, more = emit(job, destination, options, advance)
+    written = Written(
+        target="onnx",
+        kind=job.dtype,
+        files=[(path, path.stat().st_size) for path in files],
+        notes=[*job.notes, *more],
+        seconds=time.perf_counter() - started,
+        shows_rate=False,
+    )
+    if as_json:
+        print_json(written_document(job.rope, written))
+    else:
+        print_written(job.rope, written)
