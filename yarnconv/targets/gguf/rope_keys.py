@@ -65,8 +65,8 @@ _PLAIN = (
     *("olmoe", "orion", "phi2", "phi3", "phimoe", "plamo", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
     *("qwen3next", "seed_oss", "stablelm", "starcoder2", "xverse"),
 )
-_WITH_TENSOR = ("apertus", "arcee", "deci", "exaone", "llama", "minicpm")
-_GRANITE = ("granite", "granitehybrid", "granitemoe")
+_WITH_TENSOR = ("apertus", "arcee", "deci", "exaone", "granitemoe", "llama", "minicpm")
+_GRANITE = ("granite", "granitehybrid")
 _OF_IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")
 
 ROPE_KEYS = {
