@@ -21,8 +21,8 @@ TOLERANCE = 1e-4 + 3e-8 * np.arange(LENGTH)
 WRONG = 1e-2
 OWN_FACTOR = {"mistral3": 2.0}  # what the file carries already
 NO_TEMPERATURE = ("--method", "ntk-by-parts")
-# the norm behind RoPE takes the temperature off; the pair of mscales is none; not without the windowed layers
-TEMPERATURE_IS_NOTHING = {"hunyuan-dense", "mistral3", "gemma3"}
+# the norm behind RoPE takes the temperature off, or the pair of mscales is none
+TEMPERATURE_IS_NOTHING = {"hunyuan-dense", "llama4", "mistral3"}
 
 
 def tokens():
@@ -102,31 +102,33 @@ def test_yarn(architecture, converted, logits_of):
     options, rope = scaled(architecture, "yarn")
     wanted = reference(directory, TINY[architecture], rope, tokens())
     assert_right(logits_of(plain, *options), wanted)
-    other = ("--method", "linear") if architecture in TEMPERATURE_IS_NOTHING else NO_TEMPERATURE
+    # gemma3 cannot be without one on some of its layers
+    linear = architecture in {*TEMPERATURE_IS_NOTHING, "gemma3"}
+    other = ("--method", "linear") if linear else NO_TEMPERATURE
     wrong = errors(logits_of(plain, *options, *other), wanted)
     assert np.median(wrong[:ORIGINAL_CONTEXT]) > WRONG
     assert np.median(wrong[ORIGINAL_CONTEXT:]) > WRONG
 
 
-@pytest.mark.parametrize("architecture", ["hunyuan-dense", "mistral3"])
+@pytest.mark.parametrize("architecture", sorted(TEMPERATURE_IS_NOTHING))
 def test_where_the_temperature_is_nothing(architecture, converted, logits_of):
-    """As in transformers: Hunyuan normalises behind RoPE, and Ministral's pair of mscales gives 1."""
+    """As in transformers: Hunyuan and Llama 4 normalise behind RoPE, Ministral's pair of mscales gives 1."""
     directory, plain = converted(architecture)
     _, rope = scaled(architecture, "yarn")
     wanted = reference(directory, TINY[architecture], rope, tokens())
     assert_right(logits_of(plain, "--factor", "4", *NO_TEMPERATURE), wanted)
 
 
+METHODS = ("linear", "ntk", "ntk-by-parts", "attention factor")
 # what is special in an architecture; everything else of the product is slow
 SPECIAL = [
-    *(("deepseek2", method) for method in ("linear", "ntk", "ntk-by-parts", "attention factor")),
+    *((f"deepseek{n}", method) for n in (2, 32) for method in METHODS),
     *(("mistral3", method) for method in ("linear", "ntk", "attention factor", "betas", "not truncated")),
     *(("gpt-oss", method) for method in ("linear", "ntk")),
     *(("gemma3", method) for method in ("linear", "ntk")),
-    *((architecture, "betas") for architecture in ("apertus", "arcee", "granite")),
+    *((architecture, "betas") for architecture in ("apertus", "arcee", "granite", "llama4")),
     ("olmo2", "linear"),
 ]
-METHODS = ("linear", "ntk", "ntk-by-parts", "attention factor")
 REFUSED = {("gemma3", "ntk-by-parts"), ("gemma3", "attention factor"), ("olmo2", "ntk")}
 ALL = {(architecture, method) for architecture in TINY for method in METHODS}
 OTHERS = sorted(ALL - set(SPECIAL) - REFUSED)

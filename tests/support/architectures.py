@@ -1,7 +1,8 @@
 """Tiny models of architectures outside our families, and the reference of one with another RoPE.
 
-Two layers suffice for most; OLMo 3's fourth and Gemma 3's sixth are the first that see the whole context, and
-SmolLM3's fourth has no RoPE. Every expert is used, so that rounding cannot choose another one.
+Two layers suffice for most; OLMo 3's fourth and Gemma 3's sixth are the first that see the whole context,
+and the fourth of SmolLM3 and Llama 4 has no RoPE. Every expert is used, so that rounding cannot choose
+another one.
 """
 
 import copy
@@ -45,7 +46,34 @@ ROUTED = {
     "first_k_dense_replace": 1,
     "scoring_func": "sigmoid",
 }
-LATENT = {"q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64}
+LATENT = {
+    "q_lora_rank": 96,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
+    "head_dim": None,
+}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 64, "index_topk": 2048}
+ERNIE_EXPERTS = {
+    "moe_num_experts": 4,
+    "moe_k": 4,
+    "moe_intermediate_size": 96,
+    "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 1,
+    "moe_layer_interval": 1,
+}
+MINIMAX = {**LOCAL_EXPERTS, "scoring_func": "sigmoid", "rotary_dim": 32}
+LLAMA4 = {
+    "num_local_experts": 2,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 4,
+    "no_rope_layers": [1, 1, 1, 0],
+    "intermediate_size_mlp": 192,
+    "interleave_moe_layer_step": 1,
+    "moe_layers": [0, 1, 2, 3],
+    "attention_chunk_size": 8192,
+}
 GRANITE = {"attention_multiplier": 0.125, "embedding_multiplier": 2.0, "residual_multiplier": 0.7}
 # Ministral 3 has a YaRN of its own, and a temperature that grows with the position in original contexts
 MINISTRAL = {
@@ -81,8 +109,12 @@ TINY = {
         Tiny("apertus", "apertus"),
         Tiny("arcee", "arcee"),
         Tiny("command-r", "cohere", config={"tie_word_embeddings": True}),
-        Tiny("deepseek2", "deepseek_v3", config={**LATENT, **ROUTED, "v_head_dim": 64, "head_dim": None}),
+        Tiny("deepseek2", "deepseek_v3", config={**LATENT, **ROUTED}),
+        Tiny("deepseek32", "deepseek_v32", config={**LATENT, **ROUTED, **INDEXER}),
+        Tiny("dots1", "dots1", config=ROUTED),
         Tiny("ernie4_5", "ernie4_5"),
+        Tiny("ernie4_5-moe", "ernie4_5_moe", config=ERNIE_EXPERTS),
+        Tiny("gemma", "gemma", config={"tie_word_embeddings": True}, gelu=True),
         Tiny(
             "gemma3",
             "gemma3_text",
@@ -101,6 +133,8 @@ TINY = {
         Tiny("granite", "granite", config={**GRANITE, "logits_scaling": 3.0}),
         Tiny("granitemoe", "granitemoe", config={**GRANITE, **LOCAL_EXPERTS}),
         Tiny("hunyuan-dense", "hunyuan_v1_dense"),
+        Tiny("llama4", "llama4_text", config=LLAMA4),
+        Tiny("minimax-m2", "minimax_m2", HALF, MINIMAX),
         Tiny("mistral3", "ministral3", MINISTRAL, {"sliding_window": None}),
         Tiny("nemotron", "nemotron", HALF),
         Tiny("olmo", "olmo"),
@@ -126,8 +160,8 @@ def make_tiny(directory: Path, tiny: Tiny, rope=None) -> Path:
         for name, parameter in model.named_parameters():
             if tiny.gelu and (".down_proj." in name or ".c_proj." in name):
                 parameter.zero_()
-            if tiny.architecture == "gemma3" and name.endswith("norm.weight"):
-                parameter -= 1.0  # it adds the one itself
+            if tiny.architecture in {"gemma", "gemma3"} and name.endswith("norm.weight"):
+                parameter -= 1.0  # they add the one themselves
     model.float().save_pretrained(directory)
     if tiny.architecture == "gemma3":  # whose rows the converter counts here
         vocabulary = {"model": {"vocab": [str(i) for i in range(VOCABULARY)]}, "added_tokens": []}

@@ -19,9 +19,9 @@ def keys_read(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKe
     Raises Inexpressible for an architecture that is not known or has no RoPE, and for what acts besides.
     """
     keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
-    window = artefact.scalar(f"{artefact.architecture}.attention.sliding_window", int, 0)
-    if keys.sliding in {"tempered", "apart"} and not window:
-        keys = replace(keys, sliding=None, remark=None)
+    window = f"{artefact.architecture}.attention.sliding_window"
+    if keys.sliding in {"tempered", "apart"} and not artefact.scalar(window, int, 0):
+        keys = replace(keys, sliding=None, remark=None)  # without the key all layers see the whole context
     _refuse_longrope(artefact)
     scaling_type, factor = _scaling(artefact, keys)
     if keys.alpha and _number(artefact, "scaling.alpha", 0.0) > 0.0:
