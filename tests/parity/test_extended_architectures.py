@@ -1,8 +1,8 @@
 """GGUFs of architectures outside our families: converted plain by llama.cpp's own converter, extended by
 their metadata, run in llama.cpp, and held against transformers with the same scaling.
 
-Not here: gemma2 (its soft-capping and GELU alone cost 2e-4), and DeepSeek with a YaRN of its own that has no
-mscales (the converter's file computes something else than transformers already).
+Not here: DeepSeek with a YaRN of its own that has no mscales (the converter's file computes something else
+than transformers already), and what the converter does not read from transformers 5 (gpt-neox, hunyuan-moe).
 """
 
 import json

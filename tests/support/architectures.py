@@ -54,6 +54,7 @@ LATENT = {
     "v_head_dim": 64,
     "head_dim": None,
 }
+GEMMA = {"sliding_window": 64, "query_pre_attn_scalar": 64, "tie_word_embeddings": True}
 INDEXER = {"index_n_heads": 2, "index_head_dim": 64, "index_topk": 2048}
 ERNIE_EXPERTS = {
     "moe_num_experts": 4,
@@ -115,16 +116,12 @@ TINY = {
         Tiny("ernie4_5", "ernie4_5"),
         Tiny("ernie4_5-moe", "ernie4_5_moe", config=ERNIE_EXPERTS),
         Tiny("gemma", "gemma", config={"tie_word_embeddings": True}, gelu=True),
+        Tiny("gemma2", "gemma2", config=GEMMA, gelu=True),
         Tiny(
             "gemma3",
             "gemma3_text",
             {**BY_LAYER, "sliding_attention": {**PLAIN, "rope_theta": 1000.0}},
-            {
-                "num_hidden_layers": 6,
-                "sliding_window": 64,
-                "query_pre_attn_scalar": 64,
-                "tie_word_embeddings": True,
-            },
+            {**GEMMA, "num_hidden_layers": 6},
             gelu=True,
         ),
         Tiny("glm4", "glm4", HALF),
@@ -140,6 +137,7 @@ TINY = {
         Tiny("olmo", "olmo"),
         Tiny("olmo2", "olmo3", BY_LAYER, {"num_hidden_layers": 4, "sliding_window": 64}),
         Tiny("olmoe", "olmoe", config=EXPERTS),
+        Tiny("phi2", "phi", HALF, {"intermediate_size": 512}, gelu=True),
         Tiny("phi3", "phi3", config={"original_max_position_embeddings": ORIGINAL_CONTEXT}),
         Tiny("qwen2moe", "qwen2_moe", config={**EXPERTS, "shared_expert_intermediate_size": 64}),
         Tiny("qwen3moe", "qwen3_moe", config={**EXPERTS, "norm_topk_prob": True}),
@@ -158,9 +156,9 @@ def make_tiny(directory: Path, tiny: Tiny, rope=None) -> Path:
     model = sharp_model(transformers.AutoConfig.for_model(tiny.model_type, **config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if tiny.gelu and (".down_proj." in name or ".c_proj." in name):
+            if tiny.gelu and any(f".{second}." in name for second in ("down_proj", "c_proj", "fc2")):
                 parameter.zero_()
-            if tiny.architecture in {"gemma", "gemma3"} and name.endswith("norm.weight"):
+            if tiny.architecture in {"gemma", "gemma2", "gemma3"} and name.endswith("norm.weight"):
                 parameter -= 1.0  # they add the one themselves
     model.float().save_pretrained(directory)
     if tiny.architecture == "gemma3":  # whose rows the converter counts here

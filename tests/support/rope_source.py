@@ -22,6 +22,7 @@ ARGUMENTS = {
     "apart": {COMMON, UNSCALED},
 }
 OTHER_MODEL = "ocr_rope_type"  # a branch of deepseek2's graph for deepseek2-ocr
+ROPE_CALL = re.compile(r"\bggml_rope_(?:ext|multi)\s*\(")
 # keys of RoPE that change nothing of what a plan says
 BESIDE = {"LLM_KV_ROPE_DIMENSION_SECTIONS", "LLM_KV_ROPE_FREQ_BASE_SWA"}
 
@@ -47,7 +48,7 @@ def balanced(text: str, start: int, pair: str) -> str:
 
 def rope_calls(text: str) -> list[RopeCall]:
     calls = []
-    for match in re.finditer(r"\bggml_rope_(?:ext|multi)\s*\(", text):
+    for match in ROPE_CALL.finditer(text):
         arguments, depth = [""], 0
         for character in balanced(text, match.end() - 1, "()"):
             depth += (character == "(") - (character == ")")
@@ -124,6 +125,14 @@ class RopeSource:
         found = rope_calls(self._graph_file(self._class(name)))
         return [call for call in found if call.rope_type != OTHER_MODEL]
 
+    def uses_the_temperature_besides(self, name: str) -> bool:
+        """Whether its graph computes with attn_factor outside of RoPE."""
+        text = re.sub(r"//[^\n]*", "", self._graph_file(self._class(name)))
+        for match in reversed(list(ROPE_CALL.finditer(text))):
+            end = match.end() + len(balanced(text, match.end() - 1, "()"))
+            text = text[: match.start()] + text[end:]
+        return bool(re.search(r"\battn_factor\b", text))
+
     def keys(self, name: str) -> set[str]:
         """The constants of all keys of RoPE that it reads beyond those that all of them read."""
         return set(re.findall(r"LLM_KV_ROPE_\w+", self._function(self._class(name), "load_arch_hparams")))
@@ -196,6 +205,8 @@ def wrong(source: RopeSource, entry: RopeKeys) -> list[str]:
         *(f"LLM_KV_ROPE_SCALING_YARN_{end}_FACTOR" for end in ("EXT", "ATTN") if entry.ext_factor),
     }
     found += sorted(f"reads {key}" for key in source.keys(entry.name) - known)
+    if source.uses_the_temperature_besides(entry.name) != entry.latent:
+        found.append("attn_factor outside of RoPE")
     if source.leaves_layers_out(entry.name) != ("no RoPE" in (entry.remark or "")):
         found.append("the remark on layers without RoPE")
     if bool(entry.sliding) != ("sliding window" in (entry.remark or "")):

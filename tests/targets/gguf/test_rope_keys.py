@@ -54,6 +54,7 @@ CHANGED = {
     "a temperature that is not handed on": ("qwen2", "ext_factor, attn_factor,", "ext_factor, 1.0f,"),
     "another original context": ("granite", "n_ctx_orig, freq_base", "0, freq_base"),
     "a key that nobody knows": ("stablelm", "LLM_KV_ATTENTION_LAYERNORM_EPS", "LLM_KV_ROPE_SCALING_ALPHA"),
+    "a temperature on the whole head": ("glm4", "1.0f / sqrtf", "attn_factor / sqrtf"),
     "no divisors": ("llama", "inp_pos, rope_factors", "inp_pos, nullptr"),
 }
 
