@@ -280,6 +280,18 @@ def test_deepseeks_pair_of_mscales_follows_the_factor(mscale, extend):
     assert found["rope.scaling.yarn_log_multiplier"] == pytest.approx(0.1 * mscale, rel=1e-6)
 
 
+def test_deepseek_without_a_multiplier(extend):
+    """What the converter makes of a YaRN without mscales: the temperature is on the rest of the head too."""
+    code, found, _, said = extend("deepseek2", "--factor", "2", keys=own_yarn())
+    assert (code, found["rope.scaling.attn_factor"]) == (0, pytest.approx(1.0))
+    assert "rope.scaling.yarn_log_multiplier" not in found
+    assert "which transformers does not" in " ".join(said["plan"]["warnings"])
+    own = own_yarn(**{"scaling.yarn_log_multiplier": 0.1})
+    without = {**own_yarn(), "rope.scaling.attn_factor": 1.0 / AUTOMATIC}
+    for keys in ({}, own, without):
+        assert "transformers does not" not in json.dumps(extend("deepseek2", "--factor", "2", keys=keys)[3])
+
+
 def test_deepseeks_attention_factor(extend):
     """a on cos and sin is the key itself; nothing on the rest of the head."""
     code, found, _, _ = extend("deepseek2", "--factor", "4", "--attention-factor", "1.3")

@@ -2,15 +2,22 @@
 no method has it: refused where it does anything.
 """
 
+import math
 from dataclasses import replace
 
 from yarnconv.errors import Inexpressible
 from yarnconv.targets.gguf.reader import GgufFile
+from yarnconv.targets.gguf.rope import MAGNITUDE_TOLERANCE, runtime_magnitudes
 from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
 from yarnconv.targets.gguf.rope_reading import read_encoding
 
 # longrope's two sets: phi3 and phimoe turn by them whatever the type, and have files without any
 LONGROPE_TENSORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+
+_TEMPERATURE_ON_ALL = (
+    "The file has no yarn_log_multiplier: llama.cpp puts the temperature on queries and keys as a whole too, "
+    "which transformers does not. It is kept so."
+)
 
 
 def keys_read(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKeys:
@@ -23,7 +30,12 @@ def keys_read(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKe
     if keys.sliding in {"tempered", "apart"} and not artefact.scalar(window, int, 0):
         keys = replace(keys, sliding=None, remark=None)  # without the key all layers see the whole context
     _refuse_longrope(artefact)
-    scaling_type, factor = _scaling(artefact, keys)
+    encoding = read_encoding(artefact, keys)
+    scaling_type, factor = encoding.scaling_type, encoding.factor or 1.0
+    if keys.latent and scaling_type == "yarn" and not encoding.log_multiplier:
+        _, whole = runtime_magnitudes(encoding, keys)
+        if not math.isclose(whole, 1.0, rel_tol=MAGNITUDE_TOLERANCE):
+            keys = replace(keys, remark=_TEMPERATURE_ON_ALL)
     if keys.alpha and _number(artefact, "scaling.alpha", 0.0) > 0.0:
         raise Inexpressible("enlarges the base on loading", where=_key(artefact, "scaling.alpha"))
     if keys.sliding == "alike" and scaling_type == "none" and factor != 1.0:
@@ -42,11 +54,6 @@ def _key(artefact: GgufFile, name: str) -> str:
 
 def _number(artefact: GgufFile, name: str, default: float) -> float:
     return float(artefact.scalar(_key(artefact, name), float, default))
-
-
-def _scaling(artefact: GgufFile, keys: RopeKeys) -> tuple[str | None, float]:
-    encoding = read_encoding(artefact, keys)
-    return encoding.scaling_type, encoding.factor or 1.0
 
 
 def _refuse_longrope(artefact: GgufFile) -> None:
