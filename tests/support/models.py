@@ -34,6 +34,16 @@ def make_checkpoint(
 
     deviation: of the matrices' values, instead of one by their width. sharpness: scales q and k."""
     config = transformers.AutoConfig.for_model(**tiny_config(family, **overrides))
+    model = sharp_model(config, seed=seed, deviation=deviation, sharpness=sharpness)
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard or "50GB")
+    # save_pretrained writes transformers 5's spelling; tests that want another edit config.json
+    if tokenizer:
+        write_byte_level(directory, config.vocab_size)
+    return directory
+
+
+def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0):
+    """A seeded model of any architecture, as `make_checkpoint` says."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -46,11 +56,7 @@ def make_checkpoint(
                 parameter.copy_(torch.randn_like(parameter) * scale)
             else:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
-    model.to(dtype).save_pretrained(directory, max_shard_size=shard or "50GB")
-    # save_pretrained writes transformers 5's spelling; tests that want another edit config.json
-    if tokenizer:
-        write_byte_level(directory, config.vocab_size)
-    return directory
+    return model
 
 
 def edit_config(directory: Path, *, remove=(), **values):

@@ -90,6 +90,13 @@ def _yarn(encoding: RopeEncoding, theta: float, rotary_dim: int, keys: RopeKeys)
     elif math.isclose(on_cos, 1.0, rel_tol=MAGNITUDE_TOLERANCE):
         attention_factor = 1.0
     mscale_all_dim = None
+    if keys.log_multiplier == "mistral3" and encoding.log_multiplier and encoding.attention_factor == 1.0:
+        return Yarn(  # a pair too, of which it takes the first for 1
+            **_common(encoding, theta, rotary_dim, keys),
+            factor=factor,
+            mscale=1.0,
+            mscale_all_dim=_shortest(encoding.log_multiplier),
+        )
     if keys.latent and factor > 1.0 and not math.isclose(whole, 1.0, rel_tol=MAGNITUDE_TOLERANCE):
         mscale_all_dim = _shortest((whole - 1.0) / (RUNTIME_COEFFICIENT * math.log(factor)))
         if attention_factor == 1.0:  # DeepSeek's pair, which follows the factor
@@ -147,12 +154,6 @@ def _named_divisors(encoding: RopeEncoding, theta: float, rotary_dim: int) -> Ll
 def _named(encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> Scaling:
     """The scaling that keys and tensors are of, by themselves."""
     theta, factor = _shortest(encoding.freq_base), _shortest(encoding.factor or 1.0)
-    if encoding.scaling_type == "longrope":
-        raise Inexpressible(
-            "it is scaled by longrope, whose two sets of frequencies llama.cpp chooses from by the size of "
-            "its context, and which no other method keeps",
-            where=f"{keys.name}.rope.scaling.type",
-        )
     if encoding.rope_freqs is not None:
         if encoding.scaling_type in {"linear", "yarn"} and factor != 1.0:
             raise Inexpressible(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yarnconv import __version__
 from yarnconv.artifact import check_free_space, staged
-from yarnconv.errors import BadInput
+from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan, provenance
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
@@ -31,7 +31,9 @@ from yarnconv.targets.gguf.file_format import (
 from yarnconv.targets.gguf.output import check_destination, output_paths
 from yarnconv.targets.gguf.reader import GgufFile, GgufPart
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
-from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
+from yarnconv.targets.gguf.rope_keys import RopeKeys
+from yarnconv.targets.gguf.rope_limits import keys_read
+from yarnconv.targets.gguf.rope_reading import read_encoding
 from yarnconv.targets.record import RECORD_KEY
 
 PLACE = 2**16  # bytes
@@ -78,6 +80,26 @@ class ExtensionJob:
         return sum(file.size for file in self.files)
 
 
+def _keeping_original(artefact: GgufFile, encoding: RopeEncoding, keys: RopeKeys) -> RopeEncoding:
+    """With the key that a temperature by position counts from, whether the method needs it or not: left out,
+    it would be the new context.
+    """
+    name = artefact.architecture
+    if not keys.counts_from_original or not artefact.scalar(
+        f"{name}.attention.temperature_scale", float, 0.0
+    ):
+        return encoding
+    original = read_encoding(artefact, keys).original_context_length
+    if encoding.original_context_length not in {None, original}:
+        raise Inexpressible(
+            f"its temperature by position counts from the original context of {original} too, and one key "
+            "says both",
+            where=f"{name}.rope.scaling.original_context_length",
+            fix=f"Give no --original-context, or {original}.",
+        )
+    return replace(encoding, original_context_length=original)
+
+
 def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: RopeKeys) -> Metadata:
     """The source's keys in their order, those of the plan anew."""
     name = artefact.architecture
@@ -88,6 +110,8 @@ def _metadata(artefact: GgufFile, plan: RopePlan, encoding: RopeEncoding, keys: 
     record = provenance(request_of(plan.main), plan)
     new.string(RECORD_KEY, json.dumps(record, separators=(",", ":")))
     dropped = {f"{name}.rope.scale_linear", *(f"{name}.rope.scaling.{key}" for key in _SCALING_KEYS)}
+    if keys.sliding == "alike":
+        dropped.add(f"{name}.rope.freq_base_swa")  # left out, it is freq_base
     if keys.finetuned_is_switch:
         dropped.discard(f"{name}.rope.scaling.finetuned")
     kept = {key: value for key, value in artefact.packed.items() if key not in dropped - new.packed.keys()}
@@ -181,9 +205,9 @@ def prepare_extension(
         )
     if not artefact.tensors:
         raise BadInput("holds no tensors", where=artefact.path.name)
-    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
+    keys = keys_read(artefact, trust_generic_keys=trust_generic_keys)
     plan = plan_carried(read_carried(artefact, keys), request)
-    encoding = encode_rope(plan, keys)
+    encoding = _keeping_original(artefact, encode_rope(plan, keys), keys)
     layouts = [_lay_out(part, None if number else encoding) for number, part in enumerate(artefact.parts)]
     count = sum(len(layout.infos) for layout in layouts)
     files = []

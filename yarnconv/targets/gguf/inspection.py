@@ -6,7 +6,7 @@ from yarnconv.plan import RopePlan
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.reader import GgufFile
-from yarnconv.targets.gguf.rope_keys import rope_keys
+from yarnconv.targets.gguf.rope_limits import keys_read
 from yarnconv.targets.record import RECORD_KEY
 
 
@@ -27,7 +27,7 @@ class GgufFacts:
 def inspect_gguf(artefact: GgufFile) -> GgufFacts:
     """Raises BadInput for keys that nothing reads, Inexpressible where what they say has no name."""
     name = artefact.architecture
-    carried = read_carried(artefact, rope_keys(name, trust_generic_keys=True))
+    carried = read_carried(artefact, keys_read(artefact, trust_generic_keys=True))
     shown = [key for key in artefact.packed if key.startswith(f"{name}.rope.")]
     if RECORD_KEY in artefact.packed:
         shown.append("yarnconv.version")

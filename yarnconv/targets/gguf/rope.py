@@ -76,9 +76,8 @@ class RopeEncoding:
         """Set the keys. A plain model gets none of the scaling keys. finetuned: None leaves that one out."""
         prefix = f"{architecture}.rope"
         metadata.float32(f"{prefix}.freq_base", self.freq_base)
-        if self.scaling_type is None:
-            return
-        metadata.string(f"{prefix}.scaling.type", self.scaling_type)
+        if self.scaling_type is not None:
+            metadata.string(f"{prefix}.scaling.type", self.scaling_type)
         if self.factor is not None:
             metadata.float32(f"{prefix}.scaling.factor", self.factor)
         if self.original_context_length is not None:
@@ -88,7 +87,7 @@ class RopeEncoding:
         for name in ("beta_fast", "beta_slow", "log_multiplier"):
             if (value := getattr(self, name)) is not None:
                 metadata.float32(f"{prefix}.scaling.yarn_{name}", value)
-        if finetuned is not None:
+        if finetuned is not None and self.scaling_type is not None:
             metadata.boolean(f"{prefix}.scaling.finetuned", finetuned)
 
 
@@ -303,6 +302,8 @@ def exact_encodings(plan: RopePlan, keys: RopeKeys) -> tuple[RopeEncoding, ...]:
         exact = [e for e in exact if _is_one(e.attention_factor)]
         if tempered and not exact:
             raise _refuse_tempered(keys)
+    if keys.sliding == "apart" and isinstance(scaling, NtkAware):
+        raise _refuse_enlarged(keys)
     if exact:
         return tuple(exact)
     raise _refuse_frequencies(scaling, candidates, tables, keys)
@@ -318,6 +319,15 @@ def _refuse_tempered(keys: RopeKeys) -> Inexpressible:
         "with a sliding window too",
         where="attention factor",
         fix="Choose --method yarn without --attention-factor, linear or ntk.",
+    )
+
+
+def _refuse_enlarged(keys: RopeKeys) -> Inexpressible:
+    return Inexpressible(
+        f"llama.cpp's {keys.name} architecture has one base for all layers, and would enlarge that of the "
+        "layers with a sliding window too",
+        where="method ntk",
+        fix="Choose --method yarn or linear.",
     )
 
 

@@ -27,8 +27,11 @@ class RopeKeys:
     log_multiplier: whose reading of scaling.yarn_log_multiplier it has; of the first two, multi-head latent
         attention, it changes the softmax scale of the whole head too.
     sliding: layers with a sliding window turn like all others ("alike"), keep their own frequencies but take
-        attn_factor ("tempered"), or keep all of their own ("apart"); None where there are none.
+        attn_factor ("tempered"), or take nothing but freq_base ("apart"); None where there are none.
     finetuned_is_switch: scaling.finetuned = false turns RoPE off.
+    ext_factor: reads scaling.yarn_ext_factor and yarn_attn_factor, by which it goes before the type.
+    alpha: reads scaling.alpha, by which it enlarges freq_base.
+    counts_from_original: attention.temperature_scale grows with the position in original contexts.
     remark: what an extension should say of it.
     """
 
@@ -39,6 +42,9 @@ class RopeKeys:
     log_multiplier: LogMultiplier | None = None
     sliding: Sliding | None = None
     finetuned_is_switch: bool = False
+    ext_factor: bool = False
+    alpha: bool = False
+    counts_from_original: bool = False
     remark: str | None = None
 
     @property
@@ -56,21 +62,12 @@ _ALL_TURN = "Layers with a sliding window are scaled like all others."
 _PLAIN = (
     *("arctic", "bailingmoe", "bailingmoe2", "codeshell", "command-r", "dbrx", "deepseek", "dots1", "dream"),
     *("ernie4_5", "ernie4_5-moe", "falcon", "gemma", "glm4", "glm4moe", "gptneox", "grovemoe"),
-    *(
-        "hunyuan-dense",
-        "hunyuan-moe",
-        "internlm2",
-        "llada-moe",
-        "maincoder",
-        "minimax-m2",
-        "nemotron",
-        "olmo",
-    ),
+    *("hunyuan-moe", "internlm2", "llada-moe", "maincoder", "minimax-m2", "nemotron", "olmo"),
     *("olmoe", "orion", "phi2", "phi3", "phimoe", "plamo", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
     *("qwen3next", "seed_oss", "stablelm", "starcoder2", "xverse"),
 )
-_WITH_TENSOR = ("apertus", "arcee", "deci", "exaone", "llama", "minicpm")
-_GRANITE = ("granite", "granitehybrid", "granitemoe")
+_WITH_TENSOR = ("apertus", "arcee", "deci", "exaone", "granitemoe", "llama", "minicpm")
+_GRANITE = ("granite", "granitehybrid")
 _OF_IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")
 
 ROPE_KEYS = {
@@ -86,8 +83,15 @@ ROPE_KEYS = {
         RopeKeys(name="gemma2", sliding="alike", remark=_ALL_TURN),
         RopeKeys(name="gemma3", sliding="tempered", remark=_OWN_WINDOW),
         RopeKeys(name="olmo2", sliding="apart", remark=_OWN_WINDOW),
-        RopeKeys(name="grok", betas=True, beta_fast=8.0),
-        RopeKeys(name="mistral3", rope_freqs=True, betas=True, log_multiplier="mistral3"),
+        RopeKeys(name="hunyuan-dense", alpha=True),
+        RopeKeys(name="grok", betas=True, beta_fast=8.0, ext_factor=True),
+        RopeKeys(
+            name="mistral3",
+            rope_freqs=True,
+            betas=True,
+            log_multiplier="mistral3",
+            counts_from_original=True,
+        ),
         RopeKeys(name="deepseek2", log_multiplier="deepseek2"),
         RopeKeys(name="deepseek32", log_multiplier="deepseek32"),
         RopeKeys(name="mistral4", log_multiplier="deepseek32"),
