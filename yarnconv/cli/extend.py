@@ -13,13 +13,13 @@ from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.extension import default_name, emit_extension, prepare_extension
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.gguf.rope import encode_rope
-from yarnconv.targets.gguf.rope_keys import rope_keys
+from yarnconv.targets.gguf.rope_limits import keys_read
 
 
 def plan_gguf(source: Path, request: RopeRequest, *, as_json: bool) -> None:
     """`yarnconv plan FILE.gguf`: what an extension would be, or that llama.cpp could not be told it."""
     with open_gguf(source) as artefact:
-        keys = rope_keys(artefact.architecture, trust_generic_keys=not request.asks_for_something)
+        keys = keys_read(artefact, trust_generic_keys=not request.asks_for_something)
         plan = plan_carried(read_carried(artefact, keys), request)
         encode_rope(plan, keys)
     if as_json:

@@ -4,7 +4,7 @@ Source: ggml's `docs/gguf.md`. Little-endian throughout.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain
@@ -215,9 +215,11 @@ class Metadata:
             _array(ValueType.INT32, len(values), struct.pack(f"<{len(values)}i", *values)),
         )
 
-    def pack(self) -> bytes:
-        """All pairs, as they stand in the file."""
-        return b"".join([_string(key) + value for key, value in self.packed.items()])
+    def pieces(self) -> Iterator[bytes]:
+        """All pairs as they stand in the file, in pieces: a vocabulary is copied once, when they are joined."""
+        for key, value in self.packed.items():
+            yield _string(key)
+            yield value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,5 +242,6 @@ class TensorInfo:
 def pack_header(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
     """Everything before the tensor data, padded to the alignment."""
     head = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata.packed))
-    data = head + metadata.pack() + b"".join([tensor.pack() for tensor in tensors])
-    return data.ljust(align(len(data), alignment), b"\0")
+    pieces = [head, *metadata.pieces(), *(tensor.pack() for tensor in tensors)]
+    size = sum(map(len, pieces))
+    return b"".join([*pieces, bytes(align(size, alignment) - size)])
