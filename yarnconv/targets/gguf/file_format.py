@@ -216,7 +216,7 @@ class Metadata:
         )
 
     def pieces(self) -> Iterator[bytes]:
-        """All pairs as they stand in the file, in pieces: a vocabulary is copied once, when they are joined."""
+        """All pairs, in the pieces that a file joins: so a vocabulary is copied once."""
         for key, value in self.packed.items():
             yield _string(key)
             yield value
