@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -13,14 +12,15 @@ from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
-from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.console.result_view import Written, print_written, show_written, written_document
 from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, plan_conversion, rope_facts
+from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.beside import FileBeside
+from yarnconv.targets.beside import Beside, FileBeside
 from yarnconv.targets.check_workflow import WORKFLOW_FILE, Reference, check_workflow
 from yarnconv.targets.gguf import target as gguf
-from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
+from yarnconv.targets.gguf.deployment.files import files_beside, stale_notes
+from yarnconv.targets.gguf.deployment.from_checkpoint import carried_plan, deployment_of_conversion
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.card import check_options
 from yarnconv.targets.onnx.reader import open_onnx
@@ -30,13 +30,6 @@ from yarnconv.targets.tensorrt.card import check_options as engine_check_options
 from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
-
-
-def _show(plan: ConversionPlan, written: Written, *, as_json: bool) -> None:
-    if as_json:
-        print_json(written_document(plan.rope, written))
-    else:
-        print_written(plan.rope, written)
 
 
 def convert_to_gguf(
@@ -67,7 +60,10 @@ def convert_to_gguf(
         destination = output or Path()
         if destination.is_dir():
             destination = destination / gguf.default_name(plan, job.file_type)
-        beside = files_beside(served, plan, job, destination, Reference.of(model, revision), wanted)
+        beside = Beside(notes=stale_notes(destination))
+        if wanted:
+            reference = Reference.of(model, revision)
+            beside = files_beside(deployment_of_conversion(served, plan, job, destination, reference, wanted))
         progress = TerminalProgress(enabled=not as_json)
         with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
             paths = gguf.emit(plan, job, destination, options, advance, beside.files)
@@ -78,12 +74,7 @@ def convert_to_gguf(
         notes=(*job.notes, *beside.notes),
         seconds=time.perf_counter() - started,
     )
-    shown = replace(plan.rope, warnings=served.rope.warnings)
-    if as_json:
-        document = written_document(shown, written)
-        print_json(document if served is plan else {**document, "served": rope_facts(served.rope)})
-    else:
-        print_written(shown, written)
+    show_written(plan.rope, written, served=served.rope, as_json=as_json)
 
 
 def convert_to_onnx(
@@ -116,7 +107,7 @@ def convert_to_onnx(
         notes=job.notes,
         seconds=time.perf_counter() - started,
     )
-    _show(plan, written, as_json=as_json)
+    show_written(plan.rope, written, as_json=as_json)
 
 
 def _workflow(

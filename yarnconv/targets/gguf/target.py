@@ -214,7 +214,7 @@ def emit(
     others = [destination.with_name(file.name) for file in beside]
     sources = {ref.file.path.resolve() for ref in plan.checkpoint.tensors.values()}
     check_destination(sources, paths, "a file of the checkpoint itself")
-    check_beside(others)
+    check_beside(others, sources)
     check_free_space(destination, job.nbytes)
     with staged([*paths, *others]) as temporary:
         for path, file in zip(temporary[: len(paths)], job.files, strict=True):
