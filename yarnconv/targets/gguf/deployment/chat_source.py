@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 # llama.cpp ends an answer at these texts of its vocabulary whatever a file says (`llama-vocab.cpp`, October
 # 2026). At the three that it knows of filling in the middle it ends too, but no answer in a chat has them.
-_ENDS = frozenset(
+ENDS = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
         *("<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
@@ -55,7 +55,7 @@ def ending_tokens(stated: Iterable[int], texts: Mapping[int, str]) -> tuple[tupl
     stated: the ids that a model's files give for it. texts: of the vocabulary, as far as they are known.
     """
     ids = frozenset(stated)
-    found = {token: text for token, text in texts.items() if text and (token in ids or text in _ENDS)}
+    found = {token: text for token, text in texts.items() if text and (token in ids or text in ENDS)}
     none = _no_ends(frozenset(found.values()))
     known = (found[token] for token in sorted(found) if found[token] not in none)
     return tuple(dict.fromkeys(known)), tuple(sorted(ids - found.keys()))

@@ -9,7 +9,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
 from yarnconv.targets.check_workflow import UNKNOWN_REFERENCE
 from yarnconv.targets.gguf.carried import CarriedRope, plan_carried
-from yarnconv.targets.gguf.deployment.chat_source import ChatSource, ending_tokens
+from yarnconv.targets.gguf.deployment.chat_source import ENDS, ChatSource, ending_tokens
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.server import presets_carry
 from yarnconv.targets.gguf.extension import ExtensionJob
@@ -71,7 +71,7 @@ def _texts(artefact: GgufFile, tokens: Sequence[str]) -> dict[int, str]:
     return {
         token: text
         for token, (text, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in _AS_THEY_ARE or (kind == TokenType.NORMAL and text.isascii())
+        if kind in _AS_THEY_ARE or text in ENDS or (kind == TokenType.NORMAL and text.isascii())
     }
 
 
