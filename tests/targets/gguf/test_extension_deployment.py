@@ -295,13 +295,41 @@ def test_a_vocabulary_beyond_all_measure(edited, yarnconv, monkeypatch, tmp_path
     nothing_but(out)
 
 
-def test_an_architecture_that_is_a_command(edited, artefacts, yarnconv, tmp_path):
-    name = "x\n[evil]; rm"
-    file = load(artefacts("llama", "f32"))
-    for key in [key for key in file.keys.packed if key.startswith("llama.")]:
-        file.keys.packed[f"{name}{key.removeprefix('llama')}"] = file.keys.packed.pop(key)
-    file.keys.string("general.architecture", name)
-    path = file.write(tmp_path / "source.gguf")
+def of_architecture(name):
+    """The change that makes a llama's keys those of another architecture."""
+
+    def change(keys):
+        for key in [key for key in keys.packed if key.startswith("llama.")]:
+            keys.packed[f"{name}{key.removeprefix('llama')}"] = keys.packed.pop(key)
+        keys.string("general.architecture", name)
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma3", "olmo2", "deepseek2", "mistral3"])
+@pytest.mark.parametrize("method", ["dynamic-yarn", "dynamic-ntk"])
+def test_flags_that_would_not_do_what_keys_do(method, name, edited, yarnconv, tmp_path):
+    """Layers with a window keep out of flags, and latent attention has a temperature of its own."""
+    (out := tmp_path / "out").mkdir()
+    path = edited(of_architecture(name))
+    arguments = ("gguf", path, *FACTOR, "--method", method, "--emit", "llama-server", "-o", out)
+    code, _, stderr = yarnconv(*arguments)
+    assert code == 3, stderr
+    assert f"llama.cpp's {name} architecture" in " ".join(stderr.split())
+    nothing_but(out)
+
+
+def test_flags_for_an_architecture_with_betas_of_its_own(edited, written):
+    """It would take 8 for beta_fast where no flag says 32."""
+    path = edited(of_architecture("grok"))
+    out, _ = written(path, "--method", "dynamic-yarn", *FACTOR, emit="llama-server")
+    entries = list(sections(out / "model.presets.ini").values())
+    assert "yarn-beta-fast" not in entries[0]
+    assert {(entry["yarn-beta-fast"], entry["yarn-beta-slow"]) for entry in entries[1:]} == {("32", "1")}
+
+
+def test_an_architecture_that_is_a_command(edited, yarnconv, tmp_path):
+    path = edited(of_architecture("x\n[evil]; rm"))
     (out := tmp_path / "out").mkdir()
     for options in (("--emit", "card"), ("--method", "dynamic-yarn", "--emit", "llama-server")):
         code, _, stderr = yarnconv("gguf", path, *FACTOR, "--trust-generic-keys", *options, "-o", out)
