@@ -146,7 +146,7 @@ def test_triton_of_an_onnx_model(checkpoints, yarnconv, tmp_path):
     ids=ascii,
 )
 def test_any_reference_is_a_string(model):
-    reference = Reference(model=model, revision=model, is_local=False)
+    reference = Reference(model=model, revision=model)
     made = check_workflow("a.yml", artefact=model, reference=reference, extras="check", options="")
     job = jobs(made.text)
     assert job["env"] == dict.fromkeys(("ARTEFACT", "REFERENCE", "REVISION"), model)
@@ -156,6 +156,6 @@ def test_any_reference_is_a_string(model):
 def test_who_the_reference_is(tmp_path):
     (tmp_path / "model").mkdir()
     assert Reference.of(str(tmp_path / "model"), None) == Reference(
-        model="model", revision=None, is_local=True
+        model="model", remark="the checkpoint: a directory of this repository, or better a Hub id"
     )
-    assert Reference.of("org/name", "main") == Reference(model="org/name", revision="main", is_local=False)
+    assert Reference.of("org/name", "main") == Reference(model="org/name", revision="main")

@@ -119,6 +119,8 @@ def gguf(
     as_json: AsJson = False,
 ) -> None:
     """Write a GGUF for llama.cpp that carries the plan, or refuse. Of a GGUF the tensors stay as they are."""
+    from yarnconv.targets.beside import parse_emission
+
     if is_gguf(model):
         from yarnconv.cli.extend import extend_gguf
 
@@ -127,13 +129,13 @@ def gguf(
             Path(model),
             request,
             trust_generic_keys=trust_generic_keys,
+            wanted=parse_emission(emit, "gguf"),
             output=output,
             as_json=as_json,
         )
         return
     refuse_extension_options(context)
     from yarnconv.cli.convert import convert_to_gguf
-    from yarnconv.targets.beside import parse_emission
 
     convert_to_gguf(
         model,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
@@ -14,14 +13,16 @@ from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
-from yarnconv.console.result_view import Written, print_written, written_document
+from yarnconv.console.result_view import Written, print_written, show_written, written_document
 from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, plan_conversion, rope_facts
+from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.beside import FileBeside
+from yarnconv.targets.beside import Beside, FileBeside
 from yarnconv.targets.check_workflow import WORKFLOW_FILE, Reference, check_workflow
 from yarnconv.targets.gguf import target as gguf
-from yarnconv.targets.gguf.deployment.files import carried_plan, files_beside
+from yarnconv.targets.gguf.deployment.files import files_beside
+from yarnconv.targets.gguf.deployment.from_checkpoint import carried_plan, deployment_of_conversion
+from yarnconv.targets.gguf.deployment.names import stale_notes
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
@@ -32,13 +33,6 @@ from yarnconv.targets.tensorrt.builder import EXTRAS, Builder, RuntimeName
 from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
-
-
-def _show(plan: ConversionPlan, written: Written, *, as_json: bool) -> None:
-    if as_json:
-        print_json(written_document(plan.rope, written))
-    else:
-        print_written(plan.rope, written)
 
 
 def convert_to_gguf(
@@ -74,7 +68,13 @@ def convert_to_gguf(
         destination = output or Path()
         if destination.is_dir():
             destination = destination / gguf.default_name(plan, kind)
-        beside = files_beside(served, plan, job, destination, Reference.of(model, revision), wanted)
+        beside = Beside(notes=stale_notes(destination))
+        if wanted:
+            reference = Reference.of(model, revision)
+            deployment = deployment_of_conversion(
+                served, plan, job, destination, reference, wanted, kind=kind
+            )
+            beside = files_beside(deployment)
         progress = TerminalProgress(enabled=not as_json)
         if quantisation is not None:
             made = emit_quantised(plan, job, destination, quantisation, options, progress, beside.files)
@@ -89,12 +89,7 @@ def convert_to_gguf(
         notes=(*notes, *beside.notes),
         seconds=time.perf_counter() - started,
     )
-    shown = replace(plan.rope, warnings=served.rope.warnings)
-    if as_json:
-        document = written_document(shown, written)
-        print_json(document if served is plan else {**document, "served": rope_facts(served.rope)})
-    else:
-        print_written(shown, written)
+    show_written(plan.rope, written, served=served.rope, as_json=as_json)
 
 
 def convert_to_onnx(
@@ -127,7 +122,7 @@ def convert_to_onnx(
         notes=job.notes,
         seconds=time.perf_counter() - started,
     )
-    _show(plan, written, as_json=as_json)
+    show_written(plan.rope, written, as_json=as_json)
 
 
 def _workflow(
@@ -182,7 +177,7 @@ def convert_to_checkpoint(
         shows_rate=False,
         how_chosen="the length of the sequence",
     )
-    _show(plan, written, as_json=as_json)
+    show_written(plan.rope, written, as_json=as_json)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yarnconv.console.messages import print_findings, print_warnings, printable
-from yarnconv.console.plan_view import rope_table
+from yarnconv.console.plan_view import print_runtime_warnings, rope_table, runtime_warnings
 from yarnconv.plan import rope_facts
 from yarnconv.targets.gguf.inspection import GgufFacts
 
@@ -21,6 +21,7 @@ def gguf_facts_document(path: Path, facts: GgufFacts) -> dict[str, Any]:
         "architecture": facts.architecture,
         "outtype": facts.weight_type.lower(),
         **rope_facts(facts.plan),
+        "runtime_warnings": runtime_warnings(facts.plan),
         "keys": facts.keys,
         "findings": list(facts.findings),
     }
@@ -42,6 +43,7 @@ def print_gguf_facts(path: Path, facts: GgufFacts) -> None:
         keys.add_row(Text(printable(key), style="dim"), Text(_shown(value)))
     console.print(keys)
     print_warnings(console, facts.plan.warnings)
+    print_runtime_warnings(console, facts.plan)
     print_findings(console, facts.findings)
     if not facts.findings:
         console.print("llama.cpp reads of these keys what stands above them.")

@@ -131,18 +131,25 @@ def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_toke
     return table
 
 
+def runtime_warnings(plan: RopePlan) -> dict[str, list[str]]:
+    """What to know of the plan in one runtime only, by its name."""
+    found = key_shift_warning(plan)
+    return {} if found is None else {"llama.cpp": [found]}
+
+
+def print_runtime_warnings(console: Console, plan: RopePlan) -> None:
+    """Each with its runtime's name before it."""
+    for name, warnings in runtime_warnings(plan).items():
+        print_warnings(console, (f"{name}: {warning}" for warning in warnings))
+
+
 def print_rope_plan(plan: RopePlan, title: str) -> None:
     """The plan of an artefact, of which nothing but its RoPE is known."""
     console = Console(highlight=False, markup=False)
     console.print(Text(printable(title), style="bold"))
     console.print(rope_table(plan))
     print_warnings(console, plan.warnings)
-
-
-def runtime_warnings(plan: RopePlan) -> dict[str, list[str]]:
-    """What to know of the plan in one runtime only, by its name."""
-    found = key_shift_warning(plan)
-    return {} if found is None else {"llama.cpp": [found]}
+    print_runtime_warnings(console, plan)
 
 
 def print_plan(
@@ -157,8 +164,7 @@ def print_plan(
     console.print(Text(title, style="bold"))
     console.print(_facts_table(plan, description, pretraining_tokens))
     print_warnings(console, plan.warnings)
-    for name, warnings in runtime_warnings(plan).items():
-        print_warnings(console, (f"{name}: {warning}" for warning in warnings))
+    print_runtime_warnings(console, plan)
 
 
 def plan_document(

@@ -1,14 +1,14 @@
 """What a conversion wrote, for people and as JSON; the same for every target."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from yarnconv.console.messages import print_warnings, printable
+from yarnconv.console.messages import print_json, print_warnings, printable
 from yarnconv.console.plan_view import gigabytes
 from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
@@ -68,3 +68,15 @@ def print_written(plan: RopePlan, written: Written) -> None:
     for note in written.notes:
         console.print(f"  note: {printable(note)}")
     print_warnings(console, plan.warnings)
+
+
+def show_written(plan: RopePlan, written: Written, *, served: RopePlan | None = None, as_json: bool) -> None:
+    """plan: what the artefact carries. served: what flags make of it, where runtimes need them."""
+    shown = plan if served is None else replace(plan, warnings=served.warnings)
+    if not as_json:
+        print_written(shown, written)
+        return
+    document = written_document(shown, written)
+    if served is not None and served is not plan:
+        document["served"] = rope_facts(served)
+    print_json(document)

@@ -1,7 +1,7 @@
 """Files beside an artefact that runtimes, or people, start from: written with it or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,13 @@ def is_ours(path: Path) -> bool:
         return MARK.encode() in b"\n".join(file.read(400).splitlines()[:2])
 
 
-def check_beside(paths: Sequence[Path]) -> None:
-    """Refuse to replace anything but what was written here before."""
+def check_beside(paths: Sequence[Path], sources: Set[Path] = frozenset()) -> None:
+    """Refuse to replace anything but what was written here before. sources: resolved; whatever stands in
+    them, they stay.
+    """
     for path in paths:
+        if path.resolve() in sources:
+            raise BadInput("would be written over the source", where=str(path), fix="Give another -o.")
         if path.is_symlink() or (path.exists() and (not path.is_file() or not is_ours(path))):
             raise BadInput(
                 "the file exists and yarnconv did not write it",

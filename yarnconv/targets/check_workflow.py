@@ -9,26 +9,35 @@ from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.templates import render
 
 WORKFLOW_FILE = "check.yml"  # in a directory that is an artefact
+_LOCAL = "the checkpoint: a directory of this repository, or better a Hub id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
     """The checkpoint that an artefact is checked against, as another machine can name it.
 
-    model: a Hub id, or of a local checkpoint its name. revision: of a Hub id.
+    model: a Hub id, or of a local checkpoint its name. revision: of a Hub id. remark: what to put there
+    instead, where the name is no other machine's.
     """
 
     model: str
-    revision: str | None
-    is_local: bool
+    revision: str | None = None
+    remark: str | None = None
 
     @classmethod
     def of(cls, model: str, revision: str | None) -> "Reference":
         """The reference that MODEL on a command line stands for."""
         path = Path(model)
         if path.exists():
-            return cls(model=model_name(path if path.is_dir() else path.parent), revision=None, is_local=True)
-        return cls(model=model, revision=revision, is_local=False)
+            return cls(model=model_name(path if path.is_dir() else path.parent), remark=_LOCAL)
+        return cls(model=model, revision=revision)
+
+
+# of an artefact of which nobody knows what it was made of
+UNKNOWN_REFERENCE = Reference(
+    model="MODEL",
+    remark="the checkpoint that the artefact was made of: its Hub id, or a directory of this repository",
+)
 
 
 def check_workflow(

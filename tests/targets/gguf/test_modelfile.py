@@ -11,7 +11,7 @@ from tests.support.models import edit_config, make_checkpoint
 from yarnconv.targets.gguf.deployment.chat_format import NotLearned, learn_chat_format
 from yarnconv.targets.gguf.deployment.go_template import go_text
 
-BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 CHATML = """{% if messages[0].role != 'system' %}<|im_start|>system
 You are kind.<|im_end|>
 {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
@@ -138,7 +138,7 @@ def test_a_vocabulary_that_adds_nothing_first(go, written):
 def test_a_vocabulary_that_does_not_say_whether_it_adds(go, written):
     _, text, document = written(HEADERS, tokenizer=undecided)
     assert values(text, "TEMPLATE") == []
-    assert "do not say who adds it" in " ".join(document["notes"])
+    assert "nothing says who adds it" in " ".join(document["notes"])
     model, text, _ = written(CHATML, tokenizer=undecided)
     assert go.render(values(text, "TEMPLATE")[0], CONVERSATIONS) == transformers_prompts(model)
 
@@ -153,7 +153,7 @@ def test_an_answer_that_stands_last_stays_open(go, written):
 
 
 NOT_LEARNED = {
-    "no template": (None, "the checkpoint has none"),
+    "no template": (None, "there is none"),
     "endless": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too long"),
     "one endless expression": ("{{ 3 ** (10 ** 10) }}", "it takes too long"),
     "large": ("{% for i in range(99999) %}{{ 'abcdefgh' }}{% endfor %}", "renders to more than"),
@@ -209,7 +209,7 @@ def test_what_it_says_beside_the_template(written):
     assert text.startswith("# Written by yarnconv")
     assert values(text, "FROM") == ["./model.gguf"]
     assert values(text, "num_ctx") == ["1024"]
-    assert values(text, "stop") == ["<|eot_id|>", EOS]
+    assert values(text, "stop") == [EOS, EOT]
     assert "--no-context-shift" in text
     assert document["files"][1]["path"].endswith("model.Modelfile")
     _, text, _ = written(CHATML, "--method", "none")
@@ -224,18 +224,18 @@ LOST = ("two\nlines", "bell\x07", "\u200b", "x" * 201)
 def test_stop_tokens_of_a_stranger(written):
     ids = list(range(266, 266 + len(STOPS) + len(LOST)))
     _, text, document = written(CHATML, generation={"eos_token_id": ids}, special=(*STOPS, *LOST))
-    assert values(text, "stop") == [*STOPS, EOS]
+    assert values(text, "stop") == [EOS, EOT, *STOPS]
     assert f"{len(LOST)} tokens that end an answer cannot be written" in " ".join(document["notes"])
     assert [found[0] for found in parse_modelfile(text)] == [
         "FROM",
-        *["PARAMETER"] * (2 + len(STOPS)),
+        *["PARAMETER"] * (3 + len(STOPS)),
         "TEMPLATE",
     ]
 
 
 def test_a_token_whose_text_nobody_knows(written):
     _, text, document = written(CHATML, eos_token=None, generation={"eos_token_id": 3})
-    assert values(text, "stop") == []
+    assert values(text, "stop") == [EOS, EOT]  # at which llama.cpp ends, whatever a checkpoint says
     assert "The text of tokens that end an answer (" in " ".join(document["notes"])
 
 

@@ -19,8 +19,8 @@ from yarnconv.plan import RopePlan, provenance
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
+from yarnconv.targets.beside import FileBeside, check_beside
 from yarnconv.targets.copying import BLOCK, copy_range, reserve, share_range
-from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -28,11 +28,11 @@ from yarnconv.targets.gguf.file_format import (
     align,
     pack_header,
 )
+from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.gguf.output import check_destination, output_paths
 from yarnconv.targets.gguf.reader import GgufFile, GgufPart
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.rope_keys import RopeKeys
-from yarnconv.targets.gguf.rope_limits import keys_read
 from yarnconv.targets.gguf.rope_reading import read_encoding
 from yarnconv.targets.record import RECORD_KEY
 
@@ -193,10 +193,8 @@ def _extended_file(part: GgufPart, metadata: Metadata, layout: _Layout, *, padde
     )
 
 
-def prepare_extension(
-    artefact: GgufFile, request: RopeRequest, *, trust_generic_keys: bool = False
-) -> ExtensionJob:
-    """Lay out the files. Raises Inexpressible where the file's architecture cannot be told the plan."""
+def check_extension(artefact: GgufFile, request: RopeRequest) -> None:
+    """Raise BadInput where there is nothing to ask or nothing to extend."""
     if not request.asks_for_something:
         raise BadInput(
             "nothing is asked for that would change the file",
@@ -205,8 +203,10 @@ def prepare_extension(
         )
     if not artefact.tensors:
         raise BadInput("holds no tensors", where=artefact.path.name)
-    keys = keys_read(artefact, trust_generic_keys=trust_generic_keys)
-    plan = plan_carried(read_carried(artefact, keys), request)
+
+
+def prepare_extension(artefact: GgufFile, plan: RopePlan, keys: RopeKeys) -> ExtensionJob:
+    """Lay out the files. Raises Inexpressible where the file's architecture cannot be told the plan."""
     encoding = _keeping_original(artefact, encode_rope(plan, keys), keys)
     layouts = [_lay_out(part, None if number else encoding) for number, part in enumerate(artefact.parts)]
     count = sum(len(layout.infos) for layout in layouts)
@@ -221,7 +221,7 @@ def prepare_extension(
         encoding=encoding,
         files=tuple(files),
         kind=artefact.weight_type.lower(),
-        notes=() if encoding.note is None else (encoding.note,),
+        notes=tuple(note for note in (encoding.note, key_shift_warning(plan)) if note is not None),
     )
 
 
@@ -271,14 +271,21 @@ def _write(path: Path, file: ExtendedFile, advance: Advance) -> None:
         os.close(descriptor)
 
 
-def emit_extension(job: ExtensionJob, destination: Path, advance: Advance) -> list[Path]:
-    """Write the job's files; all of them appear, or none. Returns their paths.
+def emit_extension(
+    job: ExtensionJob, destination: Path, advance: Advance, beside: Sequence[FileBeside] = ()
+) -> list[Path]:
+    """Write the job's files and those beside them; all of them appear, or none. Returns their paths.
 
     Raises BadInput for a destination that is the source or no GGUF, and where there is no room.
     """
     paths = output_paths(destination, len(job.files))
-    check_destination({file.part.file.path.resolve() for file in job.files}, paths, "the source itself")
-    with staged(paths) as temporary:
-        for path, file in zip(temporary, job.files, strict=True):
+    others = [destination.with_name(file.name) for file in beside]
+    sources = {file.part.file.path.resolve() for file in job.files}
+    check_destination(sources, paths, "the source itself")
+    check_beside(others, sources)
+    with staged([*paths, *others]) as temporary:
+        for path, file in zip(temporary[: len(paths)], job.files, strict=True):
             _write(path, file, advance)
-    return paths
+        for path, text in zip(temporary[len(paths) :], beside, strict=True):
+            text.write(path)
+    return [*paths, *others]

@@ -15,7 +15,12 @@ from yarnconv.errors import Inexpressible
 from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, method_name
 from yarnconv.rope.tables import magnitude, reached_context, static_scalings
-from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW, RUNTIME_COEFFICIENT
+from yarnconv.targets.gguf.rope_keys import (
+    RUNTIME_BETA_FAST,
+    RUNTIME_BETA_SLOW,
+    RUNTIME_COEFFICIENT,
+    RopeKeys,
+)
 
 # of the attention factor; float32 rounds it by 6e-8
 FACTOR_TOLERANCE = 1e-6
@@ -62,31 +67,31 @@ def _granted_context(original_context: int, factor: float) -> int:
 
 
 def _yarn_flags(
-    scaling: DynamicYarn, factor: float, attention_factor: float, context: int, architecture: str
+    scaling: DynamicYarn, factor: float, attention_factor: float, context: int, keys: RopeKeys
 ) -> list[tuple[str, str]]:
     flags = [
         ("rope-scaling", "yarn"),
         ("rope-scale", f"{factor:.9g}"),
         ("yarn-orig-ctx", str(scaling.original_context)),
     ]
-    if (scaling.beta_fast, scaling.beta_slow) != (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW):
+    if keys.betas or (scaling.beta_fast, scaling.beta_slow) != (RUNTIME_BETA_FAST, RUNTIME_BETA_SLOW):
         flags.append(("yarn-beta-fast", f"{scaling.beta_fast:.9g}"))
         flags.append(("yarn-beta-slow", f"{scaling.beta_slow:.9g}"))
-    keys = []
+    overrides = []
     automatic = magnitude(factor, RUNTIME_COEFFICIENT)
     if not math.isclose(attention_factor, automatic, rel_tol=FACTOR_TOLERANCE):
-        keys.append(f"{architecture}.rope.scaling.attn_factor=float:{attention_factor / automatic:.9g}")
+        overrides.append(f"{keys.name}.rope.scaling.attn_factor=float:{attention_factor / automatic:.9g}")
     if _granted_context(scaling.original_context, factor) < context:
         # a file that has the factor itself keeps its context_length
-        keys.append(f"{architecture}.rope.scaling.factor=float:{factor:.9g}")
-        keys.append(f"{architecture}.context_length=int:{context}")
-    if keys:
-        flags.append(("override-kv", ",".join(keys)))
+        overrides.append(f"{keys.name}.rope.scaling.factor=float:{factor:.9g}")
+        overrides.append(f"{keys.name}.context_length=int:{context}")
+    if overrides:
+        flags.append(("override-kv", ",".join(overrides)))
     return flags
 
 
-def launch_buckets(rope: RopePlan, architecture: str) -> tuple[LaunchBucket, ...]:
-    """The buckets of a dynamic plan, from factor 1 on. architecture: llama.cpp's name of it.
+def launch_buckets(rope: RopePlan, keys: RopeKeys) -> tuple[LaunchBucket, ...]:
+    """The buckets of a dynamic plan, from factor 1 on. keys: what llama.cpp's architecture reads.
 
     Raises Inexpressible where no flags say one of them exactly.
     """
@@ -95,6 +100,9 @@ def launch_buckets(rope: RopePlan, architecture: str) -> tuple[LaunchBucket, ...
     if isinstance(scaling, DynamicYarn) and not scaling.truncate:
         what = "no flag of llama.cpp switches the truncation of the correction range off"
         raise Inexpressible(what, where=where, fix="Leave out --no-truncate, or write another target.")
+    if keys.sliding is not None or keys.log_multiplier is not None:
+        what = f"llama.cpp's {keys.name} architecture makes of flags something else than of a file's keys"
+        raise Inexpressible(what, where=where, fix="Choose --method yarn, or write another target.")
     found = []
     for tables, static in zip(rope.main_group.buckets, static_scalings(scaling), strict=True):
         if tables.softmax_multiplier != 1.0:
@@ -102,11 +110,11 @@ def launch_buckets(rope: RopePlan, architecture: str) -> tuple[LaunchBucket, ...
         context = reached_context(rope.original_context, tables.factor)
         flags: list[tuple[str, str]] = []
         if tables.factor > 1.0 and isinstance(scaling, DynamicYarn):
-            flags = _yarn_flags(scaling, tables.factor, tables.attention_factor, context, architecture)
+            flags = _yarn_flags(scaling, tables.factor, tables.attention_factor, context, keys)
         elif tables.factor > 1.0:
             flags = [
                 ("rope-freq-base", f"{static.theta:.9g}"),
-                ("override-kv", f"{architecture}.context_length=int:{context}"),
+                ("override-kv", f"{keys.name}.context_length=int:{context}"),
             ]
         found.append(LaunchBucket(factor=tables.factor, context=context, flags=tuple(flags)))
     return tuple(found)

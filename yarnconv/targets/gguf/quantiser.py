@@ -227,8 +227,9 @@ def emit_quantised(
     """
     (path,) = output_paths(destination, 1)
     others = [destination.with_name(one.name) for one in beside]
-    check_destination(checkpoint_files(plan), [path], OWN_FILE)
-    check_beside(others)
+    sources = checkpoint_files(plan)
+    check_destination(sources, [path], OWN_FILE)
+    check_beside(others, sources)
     (file,) = job.files
     quantisation, notes = _matched(quantisation, file)
     _check_memory(quantisation)

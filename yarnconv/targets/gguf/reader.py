@@ -210,12 +210,30 @@ class GgufFile:
 
     def scalar(self, key: str, kind: type, default: Any = None) -> Any:
         """The value of a key that must be of one kind (str, bool, int, float); `default` if absent."""
+        if self._is_array(key):
+            raise _bad(self.path, f"is a list, not a value of type {kind.__name__}", key)
         value = self.value(key, default)
         if value is default:
             return value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise _bad(self.path, f"is {value!r:.80}, not a value of type {kind.__name__}", key)
         return value
+
+    def _is_array(self, key: str) -> bool:
+        return self.packed.get(key, b"")[:4] == ValueType.ARRAY.to_bytes(4, "little")
+
+    def array(self, key: str, kind: type, most: int) -> list[Any]:
+        """The list of a key, of values of one kind (str, int) and of `most` at most; empty if absent."""
+        if key not in self.packed:
+            return []
+        if not self._is_array(key):
+            raise _bad(self.path, "is no list", key)
+        if (count := int.from_bytes(self.packed[key][8:16], "little")) > most:
+            raise _bad(self.path, f"is a list of {count} values; no more than {most} are read", key)
+        values: list[Any] = self.value(key)
+        if values and type(values[0]) is not kind:  # lists are of one type
+            raise _bad(self.path, f"is a list of other values than {kind.__name__}", key)
+        return values
 
     @property
     def weight_type(self) -> str:

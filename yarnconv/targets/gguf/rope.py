@@ -248,7 +248,7 @@ def _refuse_dynamic(plan: RopePlan, keys: RopeKeys) -> Inexpressible:
             where="method longrope",
             fix="Give another --method, such as yarn with --factor.",
         )
-    buckets = launch_buckets(plan, keys.name)
+    buckets = launch_buckets(plan, keys)
     lines = [f"  {bucket.command_line}" for bucket in buckets if bucket.factor > 1.0]
     return Inexpressible(
         "a GGUF holds one set of frequencies and llama.cpp does not change it with the length",

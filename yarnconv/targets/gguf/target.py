@@ -218,8 +218,9 @@ def emit(
     """Write the job's files and those beside them; all of them appear, or none. Returns their paths."""
     paths = output_paths(destination, len(job.files))
     others = [destination.with_name(file.name) for file in beside]
-    check_destination(checkpoint_files(plan), paths, OWN_FILE)
-    check_beside(others)
+    sources = checkpoint_files(plan)
+    check_destination(sources, paths, OWN_FILE)
+    check_beside(others, sources)
     check_free_space(destination, job.nbytes)
     with staged([*paths, *others]) as temporary:
         for path, file in zip(temporary[: len(paths)], job.files, strict=True):

@@ -31,6 +31,11 @@ _ADDED_SCORE = -1000.0
 _UNUSED_SCORE = -10000.0
 
 
+def id_key(role: str) -> str:
+    """The key of a special token's id."""
+    return f"tokenizer.ggml.{_ID_KEYS.get(role, role)}_token_id"
+
+
 class TokenType(IntEnum):
     """llama.cpp's kinds of token."""
 
@@ -251,7 +256,7 @@ def write_vocabulary(
         metadata.strings("tokenizer.ggml.merges", vocabulary.merges)
     special = special_tokens(files, model_config, vocab_size)
     for role, token_id in special.ids.items():
-        metadata.uint32(f"tokenizer.ggml.{_ID_KEYS.get(role, role)}_token_id", token_id)
+        metadata.uint32(id_key(role), token_id)
     for role, adds in special.adds.items():
         if role in {"bos", "eos", "sep"}:
             metadata.boolean(f"tokenizer.ggml.add_{role}_token", adds)

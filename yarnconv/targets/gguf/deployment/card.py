@@ -3,22 +3,16 @@
 from typing import Any
 
 from yarnconv import __version__
-from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import rope_facts
 from yarnconv.rope.scaling import Unscaled, Yarn
 from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
-from yarnconv.targets.gguf.deployment.modelfile import modelfile_name, ollama_name
-from yarnconv.targets.gguf.deployment.server import needs_flags, presets, script_name
+from yarnconv.targets.gguf.deployment.modelfile import ollama_name
+from yarnconv.targets.gguf.deployment.names import card_name, modelfile_name, script_name
+from yarnconv.targets.gguf.deployment.server import needs_flags, presets
 from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, OLLAMA_CAVEAT, key_shift_warning
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
-from yarnconv.targets.plan_card import command_line
 from yarnconv.targets.templates import render
-
-
-def card_name(stem: str) -> str:
-    """The card beside a model, by its name without .gguf."""
-    return f"{stem}.md"
 
 
 def _carried_by(encoding: RopeEncoding) -> str:
@@ -31,16 +25,17 @@ def _carried_by(encoding: RopeEncoding) -> str:
 
 def model_card(deployment: Deployment) -> FileBeside:
     """The card in Markdown."""
-    plan, wanted, stem = deployment.served, deployment.wanted, deployment.stem
-    rope, served = plan.rope, needs_flags(plan.rope)
-    named = zip(presets(plan), rope.main_group.buckets, strict=True) if served else ()
+    rope, wanted, stem = deployment.served, deployment.wanted, deployment.stem
+    served = needs_flags(rope)
+    named = zip(presets(deployment), rope.main_group.buckets, strict=True) if served else ()
     carried = "the presets beside it" if served else _carried_by(deployment.encoding)
     values: dict[str, Any] = {
         "mark": MARK,
         "version": __version__,
-        "name": model_name(plan.checkpoint.directory),
-        "family": plan.description.family,
-        "layers": len(plan.description.layers),
+        "name": deployment.name,
+        "kind": deployment.kind,
+        "layers": deployment.layers,
+        "extended_from": deployment.extended_from,
         "dtype": deployment.dtype,
         "facts": rope_facts(rope, with_tables=False),
         "extended": not isinstance(rope.main, Unscaled),
@@ -64,6 +59,6 @@ def model_card(deployment: Deployment) -> FileBeside:
         "modelfile": modelfile_name(stem) if "ollama" in wanted else None,
         "ollama_caveat": OLLAMA_CAVEAT,
         "ollama_name": ollama_name(stem),
-        "rope_options": command_line(deployment.carried.request.given),
+        "rope_options": deployment.check_options,
     }
     return FileBeside(name=card_name(stem), text=render("gguf/README.md", values))

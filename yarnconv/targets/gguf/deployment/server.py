@@ -4,18 +4,17 @@ A dynamic plan stands in no GGUF. Its file is a plain one and the presets carry 
 llama-server runs the file once for each of them, and a request names the one that its context needs.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from yarnconv import __version__
-from yarnconv.checkpoint.hub import model_name
-from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, RopePlan, plan_conversion
-from yarnconv.rope.request import RopeRequest
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Unscaled, method_name
 from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
+from yarnconv.targets.gguf.deployment.names import presets_name, script_name
 from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, LaunchBucket, key_shift_warning, launch_buckets
-from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.targets.templates import plain_name, render
 
 # what ends a value in llama-server's presets, and nothing there quotes it
@@ -27,19 +26,26 @@ def needs_flags(rope: RopePlan) -> bool:
     return isinstance(rope.main, DynamicYarn | DynamicNtk)
 
 
-def carrier(plan: ConversionPlan) -> ConversionPlan:
-    """The plan of the plain file of which presets make a dynamic plan. Raises Inexpressible where none do."""
-    if found := structure_refusals(plan):
-        raise found[0]
-    launch_buckets(plan.rope, plan.family.gguf.architecture)
-    plain = RopeRequest(method="none", use_profile=plan.request.use_profile)
-    return plan_conversion(plan.checkpoint, plain)
+def presets_carry(rope: RopePlan, wanted: Collection[str]) -> bool:
+    """Whether presets beside a GGUF are to carry the plan, and the GGUF itself a plain one.
+
+    Raises Inexpressible where something else is wanted that cannot.
+    """
+    if not needs_flags(rope) or "llama-server" not in wanted:
+        return False
+    if "ollama" in wanted:
+        raise Inexpressible(
+            "a Modelfile has no parameters for YaRN or a RoPE base",
+            where=f"method {method_name(rope.main)}",
+            fix="Leave ollama out of --emit, or choose --method yarn.",
+        )
+    return True
 
 
-def presets(plan: ConversionPlan) -> list[tuple[str, LaunchBucket]]:
+def presets(deployment: Deployment) -> list[tuple[str, LaunchBucket]]:
     """Each bucket of a dynamic plan, by the name that a request gives."""
-    name = plain_name(model_name(plan.checkpoint.directory))
-    buckets = launch_buckets(plan.rope, plan.family.gguf.architecture)
+    name = plain_name(deployment.name)
+    buckets = launch_buckets(deployment.served, deployment.keys)
     return [(f"{name}-{bucket.context}", bucket) for bucket in buckets]
 
 
@@ -55,19 +61,9 @@ def _values(rope: RopePlan) -> dict[str, Any]:
     }
 
 
-def script_name(stem: str) -> str:
-    """The script beside a model, by its name without .gguf."""
-    return f"{stem}.llama-server.sh"
-
-
-def presets_name(stem: str) -> str:
-    """The presets beside a model, by its name without .gguf."""
-    return f"{stem}.presets.ini"
-
-
 def static_script(deployment: Deployment) -> FileBeside:
     """Serves a file that carries its plan."""
-    rope = deployment.served.rope
+    rope = deployment.served
     values = {**_values(rope), "model": deployment.model, "context": rope.target_context}
     text = render("gguf/llama-server.sh", values)
     return FileBeside(name=script_name(deployment.stem), text=text, executable=True)
@@ -75,16 +71,16 @@ def static_script(deployment: Deployment) -> FileBeside:
 
 def dynamic_files(deployment: Deployment) -> list[FileBeside]:
     """The presets of a dynamic plan, and the script that starts the router with them."""
-    plan, stem, model = deployment.served, deployment.stem, deployment.model
+    stem, model = deployment.stem, deployment.model
     if any(letter in _ENDS_A_VALUE for letter in model) or model != model.strip():
         raise BadInput(
             f"{model!r} cannot be named in llama-server's presets, where ; and # begin a comment",
             where="-o",
             fix="Give another name.",
         )
-    named = presets(plan)
+    named = presets(deployment)
     values = {
-        **_values(plan.rope),
+        **_values(deployment.served),
         "model_path": f"./{model}",
         "presets_file": presets_name(stem),
         "presets": [
