@@ -70,15 +70,18 @@ def measure(command, *, allowed=(0,), stdout=subprocess.DEVNULL) -> Cost:
     return Cost(seconds, anonymous, proportional, status)
 
 
-def measure_rounds(commands, runs, out: Path) -> dict[str, list[Cost]]:
+def measure_rounds(commands, runs, out: Path, *, before=lambda: None) -> dict[str, list[Cost]]:
     """Costs of every command, name -> argv, over so many rounds, each in another order and each command with
-    an empty directory `out`. A round more than that comes first, fills the page cache and is not counted."""
+    an empty directory `out`. A round more than that comes first, fills the page cache and is not counted.
+
+    before: called before each command."""
     costs = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in random.sample(sorted(commands.items()), len(commands)):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
             os.sync()  # nobody pays for writing back another's output
+            before()
             cost = measure(command)
             if run:
                 costs[name].append(cost)

@@ -10,11 +10,10 @@ from yarnconv.targets.check_workflow import UNKNOWN_REFERENCE, check_workflow
 from yarnconv.targets.gguf.deployment.card import model_card
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import modelfile
-from yarnconv.targets.gguf.deployment.names import stale_notes, workflow_name
+from yarnconv.targets.gguf.deployment.names import presets_name, stale_notes, workflow_name
 from yarnconv.targets.gguf.deployment.server import (
     dynamic_files,
     needs_flags,
-    presets_name,
     static_script,
 )
 from yarnconv.targets.gguf.launch import key_shift_warning
