@@ -103,6 +103,19 @@ def test_an_onnx_directory(checkpoints, yarnconv, tmp_path):
     assert run(job, place) == (0, True)
 
 
+def test_an_onnx_model_that_was_there_already(onnx_artefacts, checkpoints, yarnconv, tmp_path):
+    """Which checkpoint it was made of nobody knows: once it is named, the workflow checks it."""
+    place = tmp_path / "onnx"
+    options = ("--factor", "4", "--max-context", "512", "--emit", "ci")
+    code, stdout, stderr = yarnconv("onnx", onnx_artefacts("llama"), *options, "-o", place)
+    assert code == 0, stderr
+    assert "name it in check.yml instead of MODEL" in " ".join(stdout.split())
+    job = jobs((place / "check.yml").read_text())
+    assert job["env"]["REFERENCE"] == "MODEL"
+    job["env"]["REFERENCE"] = str(checkpoints("llama"))
+    assert run(job, place) == (0, True)
+
+
 def test_an_engine(checkpoints, engines, tmp_path):
     """No GPU ran it: not judged, which is no failure of the artefact's, and is said."""
     pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")

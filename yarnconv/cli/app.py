@@ -158,7 +158,7 @@ def onnx(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Checkpoint directory, Hub id, or an ONNX model to extend."),
+        typer.Argument(metavar="MODEL|ONNX", help="Checkpoint directory, Hub id, or an ONNX model to extend."),
     ],
     request: RopeRequest,
     dtype: Annotated[
@@ -200,7 +200,8 @@ def onnx(
     if is_onnx(model):
         refuse_conversion_options(context, "an ONNX model")
         extension = ExtensionOptions(max_context=max_context, replace=force, workers=processors())
-        extend_onnx(model, request, extension, output=output, as_json=as_json)
+        wanted = parse_emission(emit, "onnx")
+        extend_onnx(model, request, extension, wanted=wanted, output=output, as_json=as_json)
         return
     options = OnnxOptions(
         dtype=dtype,
@@ -233,7 +234,8 @@ def check(
         Path,
         typer.Argument(
             metavar="ARTEFACT",
-            help="GGUF (of a split model the first file), ONNX directory or file, or engine directory.",
+            help="GGUF (of a split model the first file), ONNX directory or file, or directory of a "
+            "checkpoint or an engine.",
         ),
     ],
     request: RopeRequest,

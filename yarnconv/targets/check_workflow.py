@@ -40,6 +40,11 @@ UNKNOWN_REFERENCE = Reference(
 )
 
 
+def unknown_reference_note(what: str, name: str) -> str:
+    """what: the artefact. name: of the file to complete."""
+    return f"Which checkpoint {what} was made of is not known here: name it in {name} instead of MODEL."
+
+
 def check_workflow(
     name: str,
     *,

@@ -5,6 +5,7 @@ The weights' files are hard-linked, or copied where that cannot be done; the sou
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.plan import provenance
 from yarnconv.progress import Advance
+from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination
 from yarnconv.targets.linking import SPACE, link_or_copy, would_link
 from yarnconv.targets.onnx.card import extended_card
@@ -95,10 +97,14 @@ def _check_place(job: Extension, destination: Path, options: ExtensionOptions) -
 
 
 def emit(
-    job: Extension, destination: Path, options: ExtensionOptions, advance: Advance
+    job: Extension,
+    destination: Path,
+    options: ExtensionOptions,
+    advance: Advance,
+    extra: Sequence[FileBeside] = (),
 ) -> tuple[list[Path], tuple[str, ...]]:
     """Write the directory; it appears whole or not at all. Returns its files, the one to open first, and what
-    to know of them.
+    to know of them. extra: what else is to stand in it.
     """
     from onnx import helper
 
@@ -120,7 +126,9 @@ def emit(
             (directory / name).write_text(text, encoding="utf-8")
         for path in job.beside:
             shutil.copyfile(path, directory / path.name)
+        for file in extra:
+            file.write(directory / file.name)
         runner = copy_runner("onnx", directory) if job.lookup.rows is not None else []
     names = [job.model.path.name, *(path.name for path in job.data), TABLES_FILE, *texts]
-    names += [path.name for path in (*job.beside, *runner)]
+    names += [path.name for path in (*job.beside, *runner)] + [file.name for file in extra]
     return [destination / name for name in names], LINKED if any(linked) else COPIED if linked else ()

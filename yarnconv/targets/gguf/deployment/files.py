@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from yarnconv.errors import BadInput
 from yarnconv.rope.scaling import method_name
 from yarnconv.targets.beside import Beside, FileBeside
-from yarnconv.targets.check_workflow import UNKNOWN_REFERENCE, check_workflow
+from yarnconv.targets.check_workflow import UNKNOWN_REFERENCE, check_workflow, unknown_reference_note
 from yarnconv.targets.gguf.deployment.card import model_card
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import modelfile
@@ -59,8 +59,7 @@ def _workflow(deployment: Deployment) -> FileBeside:
 def _reference_notes(deployment: Deployment) -> list[str]:
     if deployment.reference != UNKNOWN_REFERENCE:
         return []
-    name = workflow_name(deployment.stem)
-    return [f"Which checkpoint the GGUF was made of is not known here: name it in {name} instead of MODEL."]
+    return [unknown_reference_note("the GGUF", workflow_name(deployment.stem))]
 
 
 def files_beside(deployment: Deployment) -> Beside:
