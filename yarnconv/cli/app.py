@@ -158,7 +158,7 @@ def onnx(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL|ONNX", help="Checkpoint directory, Hub id, or an ONNX model to extend."),
+        typer.Argument(metavar="MODEL|ONNX", help="Checkpoint directory, Hub id, or an ONNX model."),
     ],
     request: RopeRequest,
     dtype: Annotated[
