@@ -207,6 +207,7 @@ def of_architecture(name):
         for key in [key for key in keys.packed if key.startswith("llama.")]:
             keys.packed[f"{name}{key.removeprefix('llama')}"] = keys.packed.pop(key)
         keys.string("general.architecture", name)
+        keys.uint32(f"{name}.attention.sliding_window", 64)  # without it gemma3 and olmo2 have one RoPE
 
     return change
 
