@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -67,6 +67,21 @@ def termination_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While it is cleaned up, nothing interrupts: whoever presses Ctrl-C twice means it no more than once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:
     """Rename all, the first file last, with interrupts held back: half of one model and half of another
     would load. An older split model loses its first file first, so that at no moment is it a mixture.
@@ -120,10 +135,11 @@ def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
                 destination.rename(old)
             path.rename(destination)
     finally:
-        if old.exists() and not destination.exists():
-            old.rename(destination)
-        for leftover in (path, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        with undisturbed():
+            if old.exists() and not destination.exists():
+                old.rename(destination)
+            for leftover in (path, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
@@ -140,6 +156,6 @@ def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
             yield paths
             _publish(paths, destinations)
     finally:
-        for path in paths:
-            with suppress(FileNotFoundError):
-                path.unlink()
+        with undisturbed():
+            for path in paths:
+                path.unlink(missing_ok=True)

@@ -20,11 +20,11 @@ def made_values(model: Path, seed=0):
     }
 
 
-def write_gguf(path: Path, values, *, count=8) -> Path:
+def write_gguf(path: Path, values, *, count=8, dataset="words.txt") -> Path:
     writer = gguf.GGUFWriter(path, "")
     writer.kv_data[0].clear()
     writer.add_string("general.type", "imatrix")
-    writer.add_array("imatrix.datasets", ["words.txt"])
+    writer.add_array("imatrix.datasets", [dataset])
     writer.add_uint32("imatrix.chunk_count", 3)
     writer.add_uint32("imatrix.chunk_size", 512)
     for name, found in values.items():

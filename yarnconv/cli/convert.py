@@ -23,6 +23,7 @@ from yarnconv.targets.gguf import target as gguf
 from yarnconv.targets.gguf.deployment.files import files_beside
 from yarnconv.targets.gguf.deployment.from_checkpoint import carried_plan, deployment_of_conversion
 from yarnconv.targets.gguf.deployment.names import stale_notes
+from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
@@ -65,9 +66,7 @@ def convert_to_gguf(
         plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
         kind, notes = quantisation.type if quantisation else job.file_type.name.lower(), job.notes
-        destination = output or Path()
-        if destination.is_dir():
-            destination = destination / gguf.default_name(plan, kind)
+        destination = destination_of(output, gguf.default_name(plan, kind))
         beside = Beside(notes=stale_notes(destination))
         if wanted:
             reference = Reference.of(model, revision)

@@ -19,6 +19,7 @@ from yarnconv.targets.gguf.extension import (
     emit_extension,
     prepare_extension,
 )
+from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.gguf.rope import encode_rope
 from yarnconv.targets.gguf.rope_limits import keys_read
@@ -60,9 +61,7 @@ def extend_gguf(
 
             plan = carried_extension(own, served, request, keys, wanted)
         job = prepare_extension(artefact, plan, keys)
-        destination = output or Path()
-        if destination.is_dir():
-            destination = destination / default_name(artefact, plan)
+        destination = destination_of(output, default_name(artefact, plan))
         beside = Beside(notes=stale_notes(destination))
         if wanted:
             beside = files_beside(deployment_of_extension(artefact, served, job, keys, destination, wanted))

@@ -49,6 +49,6 @@ def inspect(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an artefact's own bytes say of its RoPE. Exit 1 if what was recorded of it says otherwise."""
+    """Show what an artefact's own bytes say of its RoPE. Exit 1 if something does not agree."""
     look = _inspect_gguf if is_gguf(str(artefact)) else _inspect_engine
     raise typer.Exit(look(artefact, as_json))

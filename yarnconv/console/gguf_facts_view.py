@@ -1,5 +1,6 @@
 """What a GGUF says of its RoPE, for people and as JSON."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from yarnconv.plan import rope_facts
 from yarnconv.targets.gguf.inspection import GgufFacts
 
 
+def _in_json(value: object) -> object:
+    """JSON has no infinity: a number that is none is its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def gguf_facts_document(path: Path, facts: GgufFacts) -> dict[str, Any]:
     """`inspect --json`: what the file carries as the plan that would make it, and its keys."""
     return {
@@ -22,7 +28,7 @@ def gguf_facts_document(path: Path, facts: GgufFacts) -> dict[str, Any]:
         "outtype": facts.weight_type.lower(),
         **rope_facts(facts.plan),
         "runtime_warnings": runtime_warnings(facts.plan),
-        "keys": facts.keys,
+        "keys": {key: _in_json(value) for key, value in facts.keys.items()},
         "findings": list(facts.findings),
     }
 

@@ -131,6 +131,8 @@ def _rotary_dim(config: JsonObject, parameters: JsonObject, where: str) -> int:
     share = _number(parameters, "partial_rotary_factor", where)
     if share is None:
         share = _number(config, "partial_rotary_factor", "")
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise _fail("partial_rotary_factor", f"partial_rotary_factor is {share!r}, not a share from 0 to 1")
     return int(head_dim(config) * (1.0 if share is None else share))
 
 

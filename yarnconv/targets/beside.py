@@ -20,7 +20,8 @@ class FileBeside:
 
     def write(self, path: Path) -> None:
         """Write it whole."""
-        path.write_text(self.text, encoding="utf-8")
+        with path.open("x", encoding="utf-8", newline="") as file:  # never through a link to something else
+            file.write(self.text)
         if self.executable:
             mode = path.stat().st_mode
             path.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it

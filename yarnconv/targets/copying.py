@@ -48,12 +48,17 @@ def reserve(descriptor: int, nbytes: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
-def _copy_by_hand(source: int, start: int, descriptor: int, offset: int, nbytes: int) -> int:
-    data = os.pread(source, min(nbytes, READ_BYTES), start)
+def write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """All of `data` at `offset`: a disk that fills up takes a part and says so only at the next one."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _copy_by_hand(source: int, start: int, descriptor: int, offset: int, nbytes: int) -> int:
+    data = os.pread(source, min(nbytes, READ_BYTES), start)
+    write_all(descriptor, data, offset)
     return len(data)
 
 

@@ -247,6 +247,8 @@ def test_llama_3s_own_scaling_has_a_name(yarnconv, tmp_path):
     document = extended(yarnconv, path, tmp_path / "x.gguf", "--factor", "32")
     assert document["plan"]["original_context"] == 8192
     assert "trained with llama3 frequencies" in " ".join(document["plan"]["warnings"])
+    shorter = extended(yarnconv, path, tmp_path / "shorter.gguf", "--factor", "4")["plan"]
+    assert "by this plan it reaches 32768" in " ".join(shorter["warnings"])
     with open_gguf(tmp_path / "x.gguf") as after:
         assert "rope_freqs.weight" not in after.tensors
     file.rows["rope_freqs.weight"] = (file.rows["rope_freqs.weight"].view(np.float32) * 1.5).view(np.uint8)
@@ -326,6 +328,71 @@ def test_a_source_that_is_cut_while_it_is_read(artefacts, yarnconv, tmp_path, mo
     code, _, stderr = yarnconv("gguf", artefacts("llama", "f32"), "--factor", "4", "-o", tmp_path / "x.gguf")
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert "became shorter" in stderr
+
+
+def test_a_disk_that_fills_up(artefacts, yarnconv, tmp_path, monkeypatch):
+    """The kernel takes a part of a write, and says at the next one that there is no room."""
+    room = [100_000]
+
+    def scarce(descriptor, data, offset, write=os.pwrite):
+        if room[0] == 0:
+            raise OSError(28, os.strerror(28))
+        written = write(descriptor, bytes(data[: room[0]]), offset)
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(copying.os, "pwrite", scarce)
+    file = load(artefacts("llama", "f32"))
+    file.keys.string("general.description", "x" * 200_000)
+    source = file.write(tmp_path / "source.gguf")
+    code, _, stderr = yarnconv("gguf", source, "--factor", "4", "-o", tmp_path / "x.gguf")
+    assert (code, [p.name for p in tmp_path.iterdir()]) == (2, ["source.gguf"])
+    assert "No space left" in stderr
+
+
+def test_names_that_end_alike(artefacts, yarnconv, tmp_path):
+    """Only .gguf is a suffix: x.q4 and x.q8 are two models."""
+    for name in ("x.q4", "x.q8", "x.gguf"):
+        extended(yarnconv, artefacts("llama", "q8_0"), tmp_path / name, "--factor", "4", "--emit", "card")
+    assert {p.name for p in tmp_path.glob("*.md")} == {"x.q4.md", "x.q8.md", "x.md"}
+    part = tmp_path / "y-00001-of-00002.gguf"
+    code, _, stderr = yarnconv("gguf", artefacts("llama", "q8_0"), "--factor", "4", "-o", part)
+    assert (code, part.exists()) == (2, False)
+    assert "a part of a split model" in stderr
+
+
+def test_what_lies_beside_a_link_lies_beside_the_file(artefacts, yarnconv, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "real" / "target.gguf")
+    options = ("--factor", "4", "--emit", "llama-server")
+    extended(yarnconv, artefacts("llama", "q8_0"), tmp_path / "link.gguf", *options)
+    assert {p.name for p in (tmp_path / "real").iterdir()} == {"target.gguf", "target.llama-server.sh"}
+    assert (tmp_path / "link.gguf").is_symlink()
+
+
+def test_the_source_under_another_name(artefacts, yarnconv, tmp_path):
+    """The same file by another path, as a bind mount has it."""
+    source, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    shutil.copy(artefacts("llama", "q8_0"), source)
+    other.hardlink_to(source)
+    before = digest(source)
+    code, _, stderr = yarnconv("gguf", source, "--factor", "4", "-o", other)
+    assert (code, digest(other)) == (2, before)
+    assert "the destination is the source itself" in stderr
+
+
+def test_a_context_that_the_scaling_does_not_reach(artefacts, yarnconv, tmp_path):
+    """llama-server caps requests at context_length, whatever the scaling."""
+    for value, said in ((9999, True), (1025, False)):
+        file = load(artefacts("llama", "f32", "--factor", "4"))
+        file.keys.uint32("llama.context_length", value)
+        path = file.write(tmp_path / "edited.gguf")
+        code, stdout, _ = yarnconv("inspect", path, "--json")
+        assert (code, bool(json.loads(stdout)["findings"])) == (int(said), said)
+    file.keys.uint32("llama.context_length", 4096)
+    path = file.write(tmp_path / "edited.gguf")
+    warnings = extended(yarnconv, path, tmp_path / "x.gguf", "--factor", "2")["plan"]["warnings"]
+    assert "The file states a context of 4096 positions; by this plan it reaches 2048." in warnings
 
 
 def test_the_file_name_of_one_part(artefacts, checkpoints, yarnconv, tmp_path):

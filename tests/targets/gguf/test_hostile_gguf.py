@@ -1,5 +1,6 @@
 """GGUFs as strangers send them: each a clear message and exit 2, whatever their lengths claim."""
 
+import json
 import struct
 from dataclasses import replace
 
@@ -78,6 +79,14 @@ HOSTILE = {
     "two tensors at one place": (build([], [tensor(), tensor("u")]), "lies over another tensor"),
     "two that overlap": (build([], [tensor(), tensor("u", (8,), offset=32)]), "lies over another"),
     "a key of 70000 bytes": (build([pair("k" * 70000, U32, b"\0" * 4)]), "a key of 70000"),
+    "a key that is no text": (
+        build([struct.pack("<Q", 2) + b"k\xff" + struct.pack("<II", U32, 0)]),
+        "the name of a key is no text",
+    ),
+    "a tensor's name that is no text": (
+        build([], [struct.pack("<Q", 1) + b"\xfe" + struct.pack("<IQIQ", 1, 32, 0, 0)]),
+        "the name of a tensor is no text",
+    ),
     "one part of nine": (
         build([ARCHITECTURE, pair("split.count", 2, struct.pack("<H", 9))], [tensor()]),
         "is one of 9 files",
@@ -316,3 +325,10 @@ def test_a_header_that_fills_a_sparse_file(tmp_path):
         file.truncate(size + 4096)
     with pytest.raises(BadInput, match="a header of more than"), open_gguf(path):
         pass
+
+
+def test_a_number_that_json_has_not(artefacts, yarnconv, tmp_path):
+    file = load(artefacts("llama", "f32", "--factor", "4"))
+    file.keys.float32("llama.rope.scaling.strange", float("inf"))
+    code, stdout, _ = yarnconv("inspect", file.write(tmp_path / "edited.gguf"), "--json")
+    assert (code, json.loads(stdout)["keys"]["llama.rope.scaling.strange"]) == (0, "inf")

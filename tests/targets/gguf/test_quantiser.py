@@ -16,6 +16,7 @@ from tests.support.processes import start
 from tests.support.quantise import quantise
 from yarnconv.targets.gguf.imatrix import read_imatrix
 from yarnconv.targets.gguf.quantiser import NEED_IMATRIX, QUANTISED_TYPES
+from yarnconv.targets.gguf.reader import open_gguf
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 WITHOUT_IMATRIX = sorted(set(QUANTISED_TYPES) - NEED_IMATRIX)
@@ -231,8 +232,10 @@ def test_what_llama_cpp_refuses_leaves_nothing(convert, tmp_path, model):
     assert "llama.cpp does not quantise it" in stderr
 
 
+# the second press comes while it cleans up
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(sent, tmp_path):
+def test_an_interrupt_leaves_nothing(sent, times, tmp_path):
     model = make_checkpoint(
         tmp_path / "model", "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=12
     )
@@ -246,9 +249,11 @@ def test_an_interrupt_leaves_nothing(sent, tmp_path):
             break
         time.sleep(0.01)
     assert process.poll() is None, "it was over before it could be interrupted"
-    process.send_signal(sent)
+    for _ in range(times):
+        process.send_signal(sent)
+        time.sleep(0.003)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 130 or times > 1, stderr
     assert list(out.iterdir()) == []
 
 
@@ -300,6 +305,17 @@ def test_what_was_never_seen_weighs_one(as_float, tmp_path):
     name, values = next(iter(made_values(as_float).items()))
     read = read_imatrix(write_gguf(tmp_path / "i.gguf", {name: values}, count=0))
     assert (read.values[name] == 1).all()
+
+
+def test_names_of_data_sets(convert, as_float, tmp_path):
+    """One that is cut is cut between two letters, and one that is no text is no crash."""
+    path = write_gguf(tmp_path / "i.gguf", made_values(as_float), dataset="\u00e9" * 100)
+    written, _, stderr, code = convert("q4_k_m", "--imatrix", path)
+    assert code == 0, stderr
+    with open_gguf(written) as file:
+        assert file.value("quantize.imatrix.dataset") == "\u00e9" * 63
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xfe"))
+    assert convert("q4_k_m", "--imatrix", path)[3] == 0
 
 
 def test_another_models(convert, as_float, tmp_path, imatrices):

@@ -303,10 +303,13 @@ def test_shards_and_their_index(extend, tmp_path):
 
     source = make_checkpoint(tmp_path / "source", "llama", shard="1MB")
     out, _ = extend(source, "--factor", "4")
-    shards = sorted(source.glob("*.safetensors*"))
+    shards = sorted(source.glob("*.safetensors"))
     assert len(shards) > 2
     for path in shards:
         assert path.samefile(out / path.name)
+    index = source / "model.safetensors.index.json"  # which people edit where it lies
+    assert (out / index.name).read_bytes() == index.read_bytes()
+    assert not index.samefile(out / index.name)
     rotary(out)
 
 

@@ -315,7 +315,9 @@ def test_data_of_two_places(edited, extend):  # noqa: F811
     assert "twice" in extend(editor.save(), "--factor", "4", code=2)
 
 
-@pytest.mark.parametrize("name", ["genai_config.json", "README.md", "model.onnx", "model.onnx.tables"])
+@pytest.mark.parametrize(
+    "name", ["genai_config.json", "README.md", "check.yml", "model.onnx", "model.onnx.tables"]
+)
 def test_data_under_a_name_that_is_written_to(name, edited, extend):  # noqa: F811
     """A hard link of that name would let the source be overwritten."""
     editor = edited("builder")
@@ -328,7 +330,7 @@ def test_data_under_a_name_that_is_written_to(name, edited, extend):  # noqa: F8
         if entry.key == "offset":
             entry.value = "0" if "tables" not in name else entry.value
     editor.save()
-    for text in ("genai_config.json", "README.md"):
+    for text in ("genai_config.json", "README.md", "check.yml"):
         path = editor.directory / text
         path.write_text((path.read_text() if path.exists() else "") + " " * 1024)
     assert "a name that is taken" in extend(editor.directory, "--factor", "4", code=2)

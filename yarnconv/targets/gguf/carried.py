@@ -17,7 +17,7 @@ from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Linear, Llama3, LongRope, Scaling, Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
-from yarnconv.rope.tables import buckets, magnitude
+from yarnconv.rope.tables import buckets, extended_context, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
     MAGNITUDE_TOLERANCE,
@@ -39,17 +39,18 @@ MODEL_TYPES = {"qwen3moe": "qwen3_moe"}  # where llama.cpp's name is not transfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedRope:
-    """What a GGUF carries. maximum: the context without the scaling. notes: on how it was understood.
-    finding: what is wrong with what was recorded of it, if anything.
+    """What a GGUF carries. context: the one that it states; maximum: the one without the scaling. notes: on
+    how it was understood. findings: what does not agree.
     """
 
     rope: ConfigRope
+    context: int
     maximum: int
     layers: int
     head_dim: int
     profile: Profile | None
     notes: tuple[str, ...]
-    finding: str | None
+    findings: tuple[str, ...]
 
 
 def _positive(artefact: GgufFile, name: str, largest: int, default: int | None = None) -> int:
@@ -249,6 +250,16 @@ def _by_keys(
         raise BadInput(error.what, where=where, fix=error.fix) from None
 
 
+def _context_findings(scaling: Scaling, context: int) -> list[str]:
+    """Whether the stated context is the one that the scaling reaches; servers cap requests at the stated."""
+    if isinstance(scaling, Unscaled | Llama3 | LongRope) or scaling.factor == 1.0:
+        return []
+    reached = extended_context(scaling)
+    if abs(context - reached) < scaling.factor:  # a fraction of a position at the most, times the factor
+        return []
+    return [f"context_length is {context}, and {scaling.original_context} x {scaling.factor:g} is {reached}"]
+
+
 def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
     """Raises BadInput for keys that no runtime could read, Inexpressible for a RoPE that has no name."""
     context = _positive(artefact, "context_length", 2**31 - 1)
@@ -257,23 +268,26 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
     encoding = read_encoding(artefact, keys)
     _refuse_unreadable(artefact, encoding, rotary_dim, keys)
     scaling, finetuned = _recorded(artefact, rotary_dim, keys)
-    notes, finding = () if keys.remark is None else (keys.remark,), None
+    notes = () if keys.remark is None else (keys.remark,)
+    findings: list[str] = []
     if scaling is None or is_dynamic(scaling) or not carries(encoding, buckets(scaling)[-1], keys):
         if scaling is not None:
-            finding = f"it was recorded as {method_name(scaling)}, and its keys carry something else"
+            findings.append(f"it was recorded as {method_name(scaling)}, and its keys carry something else")
         scaling, said = _by_keys(artefact, encoding, rotary_dim, keys, context)
         notes, finetuned = (*notes, *said), None
+    findings += _context_findings(scaling, context)
     key = f"{artefact.architecture}.rope.scaling.finetuned"
     rope = ConfigRope(groups={None: scaling}, finetuned=artefact.scalar(key, bool, finetuned))
     model_type = MODEL_TYPES.get(artefact.architecture, artefact.architecture)
     return CarriedRope(
         rope=rope,
+        context=context,
         maximum=context if isinstance(scaling, Unscaled | Llama3 | LongRope) else scaling.original_context,
         layers=_positive(artefact, "block_count", MAXIMUM_LAYERS),
         head_dim=head_dim,
         profile=recognise({"model_type": model_type, "max_position_embeddings": context}, rope),
         notes=notes,
-        finding=finding,
+        findings=tuple(findings),
     )
 
 
@@ -287,4 +301,11 @@ def plan_carried(carried: CarriedRope, request: RopeRequest) -> RopePlan:
         layers=carried.layers,
         head_dim=carried.head_dim,
     )
-    return replace(plan, warnings=(*carried.notes, *plan.warnings))
+    notes = carried.notes
+    if request.asks_for_something and plan.target_context < carried.context:
+        notes = (
+            f"The file states a context of {carried.context} positions; by this plan it reaches "
+            f"{plan.target_context}.",
+            *notes,
+        )
+    return replace(plan, warnings=(*notes, *plan.warnings))

@@ -8,19 +8,20 @@ system that shares blocks between files copies nothing at all.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yarnconv import __version__
-from yarnconv.artifact import check_free_space, staged
+from yarnconv.artifact import check_free_space
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan, provenance
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
-from yarnconv.targets.beside import FileBeside, check_beside
-from yarnconv.targets.copying import BLOCK, copy_range, reserve, share_range
+from yarnconv.targets.beside import FileBeside
+from yarnconv.targets.copying import BLOCK, copy_range, reserve, share_range, write_all
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -29,7 +30,7 @@ from yarnconv.targets.gguf.file_format import (
     pack_header,
 )
 from yarnconv.targets.gguf.launch import key_shift_warning
-from yarnconv.targets.gguf.output import check_destination, output_paths
+from yarnconv.targets.gguf.output import published, stem_of
 from yarnconv.targets.gguf.reader import GgufFile, GgufPart
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.rope_keys import RopeKeys
@@ -227,7 +228,7 @@ def prepare_extension(artefact: GgufFile, plan: RopePlan, keys: RopeKeys) -> Ext
 
 def default_name(artefact: GgufFile, plan: RopePlan) -> str:
     """The source's name and what was done to it."""
-    stem = artefact.path.name.removesuffix(".gguf")
+    stem = stem_of(artefact.path)
     if len(artefact.parts) > 1:
         stem = stem.rpartition("-of-")[0].rpartition("-")[0]
     return f"{stem}{plan.suffix or '-plain'}.gguf"
@@ -246,27 +247,46 @@ def _share(file: ExtendedFile, descriptor: int, advance: Advance) -> list[Copied
     return [one for one in left if one.nbytes]
 
 
-def _write(path: Path, file: ExtendedFile, advance: Advance) -> None:
-    source = file.part.file
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        left = _share(file, descriptor, advance)
-        if sum(one.nbytes for one in left) > file.size // 2:
-            check_free_space(path, file.size, "Free some space, or write elsewhere with -o.")
-            reserve(descriptor, file.size)
-        for one in left:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenFile:
+    """A file that is being written. left: what could not be shared."""
+
+    file: ExtendedFile
+    descriptor: int
+    left: Sequence[CopiedRange]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are still to be written."""
+        copied = sum(one.nbytes for one in self.left)
+        return copied + len(self.file.header) + sum(len(data) for _, data in self.file.added)
+
+    def fill(self, advance: Advance) -> None:
+        """Copy and write what was not shared."""
+        source = self.file.part.file
+        if self.nbytes > self.file.size // 2:
+            reserve(self.descriptor, self.file.size)
+        for one in self.left:
             copy_range(
                 source.descriptor,
                 one.source,
-                descriptor,
+                self.descriptor,
                 one.target,
                 one.nbytes,
                 advance,
                 name=source.path.name,
             )
-        for offset, data in (*file.added, (0, file.header)):
-            os.pwrite(descriptor, data, offset)
-        os.truncate(descriptor, file.size)  # the last tensor's padding
+        for offset, data in (*self.file.added, (0, self.file.header)):
+            write_all(self.descriptor, data, offset)
+        os.truncate(self.descriptor, self.file.size)  # the last tensor's padding
+
+
+@contextmanager
+def _opened(path: Path, file: ExtendedFile, advance: Advance) -> Iterator[_OpenFile]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield _OpenFile(file=file, descriptor=descriptor, left=_share(file, descriptor, advance))
     finally:
         os.close(descriptor)
 
@@ -278,14 +298,15 @@ def emit_extension(
 
     Raises BadInput for a destination that is the source or no GGUF, and where there is no room.
     """
-    paths = output_paths(destination, len(job.files))
-    others = [destination.with_name(file.name) for file in beside]
     sources = {file.part.file.path.resolve() for file in job.files}
-    check_destination(sources, paths, "the source itself")
-    check_beside(others, sources)
-    with staged([*paths, *others]) as temporary:
-        for path, file in zip(temporary[: len(paths)], job.files, strict=True):
-            _write(path, file, advance)
-        for path, text in zip(temporary[len(paths) :], beside, strict=True):
-            text.write(path)
-    return [*paths, *others]
+    count = len(job.files)
+    with published(destination, count, sources, "the source itself", beside) as place, ExitStack() as stack:
+        files = [
+            stack.enter_context(_opened(path, file, advance))
+            for path, file in zip(place.temporary, job.files, strict=True)
+        ]
+        needed = sum(file.nbytes for file in files)
+        check_free_space(destination, needed, "Free some space, or write elsewhere with -o.")
+        for file in files:
+            file.fill(advance)
+    return place.files

@@ -37,5 +37,5 @@ def inspect_gguf(artefact: GgufFile) -> GgufFacts:
         parts=len(artefact.parts),
         plan=plan_carried(carried, RopeRequest()),
         keys={key: artefact.value(key) for key in (f"{name}.context_length", *shown)},
-        findings=() if carried.finding is None else (carried.finding,),
+        findings=carried.findings,
     )

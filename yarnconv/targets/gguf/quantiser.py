@@ -12,14 +12,14 @@ from typing import Any, get_args
 
 import numpy as np
 
-from yarnconv.artifact import check_free_space, staged, termination_as_interrupt
+from yarnconv.artifact import check_free_space, termination_as_interrupt, undisturbed
 from yarnconv.errors import BadInput, RuntimeCrashed, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
-from yarnconv.targets.beside import FileBeside, check_beside
+from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.gguf.file_format import align
 from yarnconv.targets.gguf.imatrix import LOOKED_UP, SHOWN_DATASET, Imatrix, match_imatrix, read_imatrix
-from yarnconv.targets.gguf.output import check_destination, output_paths
+from yarnconv.targets.gguf.output import published
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.gguf.target import OWN_FILE, GgufJob, GgufOptions, OutType, checkpoint_files
 from yarnconv.targets.gguf.writer import OutputFile, write_file
@@ -225,38 +225,36 @@ def emit_quantised(
     """Write the file and those beside it; all of them appear, or none. job: of the checkpoint's own types, in
     one file.
     """
-    (path,) = output_paths(destination, 1)
-    others = [destination.with_name(one.name) for one in beside]
-    sources = checkpoint_files(plan)
-    check_destination(sources, [path], OWN_FILE)
-    check_beside(others, sources)
     (file,) = job.files
     quantisation, notes = _matched(quantisation, file)
     _check_memory(quantisation)
     sizes = {tensor.name: tensor.nbytes for tensor, _ in file.tensors}
-    with termination_as_interrupt(), Quantiser(quantisation, options.workers) as quantiser:
+    with (
+        termination_as_interrupt(),
+        published(destination, 1, checkpoint_files(plan), OWN_FILE, beside) as place,
+        Quantiser(quantisation, options.workers) as quantiser,
+    ):
+        (temporary,) = place.temporary
+        whole = temporary.with_suffix(".float")
         try:
             forecast = quantiser.forecast(file)
-            check_free_space(path, job.nbytes + forecast.nbytes, ELSEWHERE)
-            with staged([path, *others]) as (temporary, *texts):
-                whole = temporary.with_suffix(".float")
-                try:
-                    with progress.stage(f"Writing {path.name}", job.nbytes, is_bytes=True) as advance:
-                        write_file(whole, file, advance, options.workers)
-                    title = f"Quantising {path.name}"
-                    with progress.stage(title, sum(sizes.values()), is_bytes=True) as advance:
-                        quantiser.quantise(whole, temporary, listen=_follow(sizes, advance))
-                    kinds = _types_note(temporary)
-                    for place, one in zip(texts, beside, strict=True):
-                        one.write(place)
-                finally:
-                    quantiser.close()  # before what it may be writing goes
-                    whole.unlink(missing_ok=True)
+            check_free_space(destination, job.nbytes + forecast.nbytes, ELSEWHERE)
+            with progress.stage(f"Writing {destination.name}", job.nbytes, is_bytes=True) as advance:
+                write_file(whole, file, advance, options.workers)
+            title = f"Quantising {destination.name}"
+            with progress.stage(title, sum(sizes.values()), is_bytes=True) as advance:
+                quantiser.quantise(whole, temporary, listen=_follow(sizes, advance))
+            kinds = _types_note(temporary)
         except RuntimeRefused as error:
-            raise BadInput(f"llama.cpp does not quantise it ({error.what})", where=str(path)) from None
+            what = f"llama.cpp does not quantise it ({error.what})"
+            raise BadInput(what, where=str(destination)) from None
         except RuntimeCrashed as error:
-            raise RuntimeCrashed(error.what, where=str(path), fix=error.fix) from None
+            raise RuntimeCrashed(error.what, where=str(destination), fix=error.fix) from None
+        finally:
+            with undisturbed():
+                quantiser.close()  # before what it may be writing goes
+                whole.unlink(missing_ok=True)
     return QuantisedGguf(
-        paths=(path, *others),
+        paths=tuple(place.files),
         notes=(*job.notes, *notes, *_fallback_notes(forecast), kinds),
     )

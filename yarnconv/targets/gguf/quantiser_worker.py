@@ -10,6 +10,7 @@ An answer {"refused": reason} means that llama.cpp would not do it and said so.
 """
 
 import ctypes
+import os
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[3]))
 from yarnconv.worker_side import Answer, Refused, serve
 
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+LONGEST_VALUE = 127  # bytes of a text that a key is given
 TENSOR = re.compile(r"\[ *\d+/ *\d+\] (\S+)")
 FALLBACK = re.compile(
     r"warning: (\S+) +- ncols +\d+ not divisible by +\d+ \(required for type +(\S+)\)"
@@ -89,7 +91,8 @@ class Parameters:
                 slot.tag, slot.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
             else:
                 slot.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
-                slot.value.val_str = value.encode()[:127]
+                data = value.encode(errors="replace")[:LONGEST_VALUE]
+                slot.value.val_str = data.decode(errors="ignore").encode()  # no half of a letter at its end
         return found
 
 
@@ -97,7 +100,7 @@ def quantise(request: dict[str, Any], log: Log, answer: Answer) -> dict[str, Any
     """Do what is asked for."""
     log.begin(answer)
     parameters = Parameters(request)
-    source, destination = request["path"].encode(), request["out"].encode()
+    source, destination = os.fsencode(request["path"]), os.fsencode(request["out"])
     failed = llama_cpp.llama_model_quantize(source, destination, ctypes.byref(parameters.structure))
     if failed:
         raise Refused(" | ".join(log.errors) or "llama.cpp does not quantise it, and does not say why")

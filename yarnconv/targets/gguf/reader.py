@@ -78,6 +78,15 @@ class _Cursor:
         start = self.skip(size)
         return bytes(self.data[start : start + size]).decode("utf-8", errors="surrogateescape")
 
+    def name(self, what: str) -> str:
+        """The name of something, which is UTF-8."""
+        text = self.text()
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _bad(self.path, f"the name of {what} is no text", text[:40]) from None
+        return text
+
     def value_type(self) -> ValueType:
         """The type of the value that follows."""
         number = self.number(SCALARS[ValueType.UINT32])
@@ -255,7 +264,7 @@ class GgufFile:
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
     packed: dict[str, bytes] = {}
     for _ in range(count):
-        key = cursor.text()
+        key = cursor.name("a key")
         if len(key) > MAXIMUM_KEY:
             raise _bad(cursor.path, f"a key of {len(key)} characters", key[:40])
         start = cursor.position
@@ -269,7 +278,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
 def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
     """(name, shape, type, offset from the start of the data)."""
     uint32 = SCALARS[ValueType.UINT32]
-    name = cursor.text()
+    name = cursor.name("a tensor")
     if len(name) > MAXIMUM_NAME:
         raise _bad(cursor.path, f"a tensor's name of {len(name)} characters", name[:40])
     dimensions = cursor.number(uint32)
@@ -335,6 +344,11 @@ def _refuse_overlap(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
         if tensor.offset < end:
             raise _bad(path, "lies over another tensor", tensor.name)
         end = tensor.offset + tensor.nbytes
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is named as a part of a split model."""
+    return _SHARD.fullmatch(path.name) is not None
 
 
 def _shard_paths(path: Path) -> list[Path]:

@@ -7,18 +7,18 @@ from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
-from yarnconv.artifact import check_free_space, staged
+from yarnconv.artifact import check_free_space
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
-from yarnconv.targets.beside import FileBeside, check_beside
+from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, Metadata, TensorType
 from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
-from yarnconv.targets.gguf.output import check_destination, output_paths
+from yarnconv.targets.gguf.output import published
 from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.rope_keys import rope_keys
@@ -216,15 +216,9 @@ def emit(
     beside: Sequence[FileBeside] = (),
 ) -> list[Path]:
     """Write the job's files and those beside them; all of them appear, or none. Returns their paths."""
-    paths = output_paths(destination, len(job.files))
-    others = [destination.with_name(file.name) for file in beside]
-    sources = checkpoint_files(plan)
-    check_destination(sources, paths, OWN_FILE)
-    check_beside(others, sources)
-    check_free_space(destination, job.nbytes)
-    with staged([*paths, *others]) as temporary:
-        for path, file in zip(temporary[: len(paths)], job.files, strict=True):
+    sources, count = checkpoint_files(plan), len(job.files)
+    with published(destination, count, sources, OWN_FILE, beside) as place:
+        check_free_space(destination, job.nbytes)
+        for path, file in zip(place.temporary, job.files, strict=True):
             write_file(path, file, advance, options.workers)
-        for path, text in zip(temporary[len(paths) :], beside, strict=True):
-            text.write(path)
-    return [*paths, *others]
+    return place.files

@@ -114,8 +114,13 @@ def _small_files(directory: Path) -> tuple[Path, ...]:
 
 def _weight_files(plan: ConversionPlan) -> tuple[Path, ...]:
     shards = {ref.file.path.name: ref.file.path for ref in plan.checkpoint.tensors.values()}
+    return tuple(shards[name] for name in sorted(shards))
+
+
+def _index(plan: ConversionPlan) -> tuple[Path, ...]:
+    """Copied and not linked: people edit JSON where it lies."""
     index = plan.checkpoint.directory / INDEX_FILE
-    return (*(shards[name] for name in sorted(shards)), *([index] if index.exists() else []))
+    return (index,) if index.exists() else ()
 
 
 def _notes(plan: ConversionPlan) -> tuple[str, ...]:
@@ -164,7 +169,7 @@ def prepare(plan: ConversionPlan) -> HfJob:
     return HfJob(
         documents=documents,
         weights=_weight_files(plan),
-        copied=_small_files(directory),
+        copied=(*_small_files(directory), *_index(plan)),
         notes=_notes(plan),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yarnconv.errors import BadInput
+from yarnconv.targets.check_workflow import WORKFLOW_FILE
 from yarnconv.targets.onnx.cache_reading import MODEL_CONFIG
 from yarnconv.targets.onnx.extended_graph import ExtendedGraph
 from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, TABLES_FILE
@@ -19,6 +20,12 @@ def _is_own_file(path: Path, model: OnnxModel) -> bool:
     return path.is_file() and (inside or not path.is_symlink())
 
 
+def written_names(model: OnnxModel) -> set[str]:
+    """What may be written anew into the directory of the extended model."""
+    fixed = {CONFIG_FILE, CARD_FILE, TABLES_FILE, WORKFLOW_FILE}
+    return {model.path.name, *fixed, *runner_names("onnx")}
+
+
 def data_files(model: OnnxModel, graph: ExtendedGraph) -> tuple[Path, ...]:
     """What the weights that stay lie in."""
     from onnx import TensorProto
@@ -32,7 +39,7 @@ def data_files(model: OnnxModel, graph: ExtendedGraph) -> tuple[Path, ...]:
             what = f"{tensor.name[:80]} states the place of its data twice"
             raise BadInput(what, where=model.path.name, fix="Export the model again.")
         names.add(place["location"])
-    own = {model.path.name, CONFIG_FILE, CARD_FILE, MODEL_CONFIG, TABLES_FILE, *runner_names("onnx")}
+    own = {MODEL_CONFIG, *written_names(model)}
     if clash := names & own:  # what is written under that name would go through the link into the source
         what = f"weights lie in a file called {min(clash)[:80]}, a name that is taken"
         raise BadInput(what, where=model.path.name, fix="Export the model again.")
@@ -41,8 +48,7 @@ def data_files(model: OnnxModel, graph: ExtendedGraph) -> tuple[Path, ...]:
 
 def files_beside(model: OnnxModel, data: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """(what is copied, names of what is left out)."""
-    written = {model.path.name, CONFIG_FILE, CARD_FILE, TABLES_FILE, *runner_names("onnx")}
-    own = written | {path.name for path in data} | {file.path.name for file in model.files}
+    own = written_names(model) | {path.name for path in data} | {file.path.name for file in model.files}
     copied, left = list[Path](), list[Path]()
     for path in sorted(model.directory.iterdir()):
         if path.name in own:

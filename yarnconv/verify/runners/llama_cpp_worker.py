@@ -65,7 +65,7 @@ def loaded_model(path: str, log: Log, *, vocabulary_only: bool = False) -> Itera
     # the accelerated weight layouts of some CPUs crash on q8_0 batches, and are not what is judged
     params.use_extra_bufts = False
     params.vocab_only = vocabulary_only
-    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise log.refusal("llama.cpp does not load the file")
     try:

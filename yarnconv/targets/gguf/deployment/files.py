@@ -23,7 +23,7 @@ _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")  # of those that llama.cpp h
 
 def _check_names(deployment: Deployment, files: Sequence[FileBeside]) -> None:
     model, architecture = deployment.model, deployment.keys.name
-    if not model.isprintable() or "\\" in model or model.startswith("-"):
+    if not model.isprintable() or "\\" in model or model.startswith("-") or model != model.strip():
         what = f"{model!r} holds letters with which the files beside it cannot name it"
         raise BadInput(what, where="-o", fix="Give another name.")
     if not _ARCHITECTURE.fullmatch(architecture):

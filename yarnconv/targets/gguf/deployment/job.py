@@ -7,7 +7,7 @@ from pathlib import Path
 from yarnconv.plan import RopePlan
 from yarnconv.targets.check_workflow import Reference
 from yarnconv.targets.gguf.deployment.chat_source import ChatSource
-from yarnconv.targets.gguf.output import output_paths
+from yarnconv.targets.gguf.output import output_paths, stem_of
 from yarnconv.targets.gguf.rope import RopeEncoding
 from yarnconv.targets.gguf.rope_keys import RopeKeys
 
@@ -46,7 +46,7 @@ class Deployment:
     @property
     def stem(self) -> str:
         """The GGUF's name without .gguf."""
-        return self.destination.stem
+        return stem_of(self.destination)
 
     @property
     def model(self) -> str:

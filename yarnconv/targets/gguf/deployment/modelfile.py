@@ -63,7 +63,7 @@ def modelfile(deployment: Deployment) -> Beside:
     """The Modelfile of a static plan, and what to say of it."""
     rope, stem = deployment.served, deployment.stem
     if deployment.parts > 1:
-        fix = "Leave ollama out of --emit, or make one file of it (without --split-max-size)."
+        fix = "Leave ollama out of --emit, or make one file of it."
         raise BadInput("a Modelfile names one file", where="--emit ollama", fix=fix)
     chat = deployment.read_chat()
     template: str | None

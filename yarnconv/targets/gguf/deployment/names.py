@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yarnconv.targets.beside import FileBeside, is_ours
+from yarnconv.targets.gguf.output import stem_of
 
 
 def script_name(stem: str) -> str:
@@ -33,7 +34,7 @@ def workflow_name(stem: str) -> str:
 
 def stale_notes(destination: Path, files: Sequence[FileBeside] = ()) -> tuple[str, ...]:
     """What was written beside an older file of this name, and is not written again."""
-    stem, written = destination.stem, {file.name for file in files}
+    stem, written = stem_of(destination), {file.name for file in files}
     names = (name(stem) for name in (script_name, presets_name, modelfile_name, card_name, workflow_name))
     places = (destination.with_name(name) for name in names if name not in written)
     return tuple(
