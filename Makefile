@@ -27,6 +27,8 @@ test-slow: $(VENV)/.installed-for-tests
 
 bench: $(VENV)/.installed-for-tests
 	$(BIN)/python -m tests.bench.gguf_bench
+	$(BIN)/python -m tests.bench.extension_bench
+	$(BIN)/python -m tests.bench.kquant_bench
 	$(BIN)/python -m tests.bench.check_bench
 	$(BIN)/python -m tests.bench.onnx_bench
 	$(BIN)/python -m tests.bench.onnx_large_bench
