@@ -213,3 +213,42 @@ def test_full_output_is_no_bug(checkpoints):
         command = [sys.executable, "-m", "yarnconv", "plan", str(checkpoints("llama")), "--json"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 2, result.stderr
+
+
+def test_names_of_types(yarnconv, checkpoints, tmp_path):
+    """As the Hub writes them, and what somebody may have meant."""
+    path = tmp_path / "m.gguf"
+    assert yarnconv("gguf", checkpoints("llama"), "--outtype", "Q8_0", "-o", path)[0] == 0
+    code, _, stderr = yarnconv("gguf", checkpoints("llama"), "--outtype", "q4km", "-o", path)
+    assert code == 2
+    assert "Did you mean q4_k_m" in " ".join(stderr.split())
+
+
+def test_a_slash_means_a_directory(yarnconv, checkpoints, tmp_path):
+    code, _, stderr = yarnconv("gguf", checkpoints("llama"), "-o", f"{tmp_path}/new/")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "no such directory" in stderr
+    assert yarnconv("gguf", checkpoints("llama"), "-o", f"{tmp_path}/")[0] == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+def test_whoever_reads_has_gone(checkpoints):
+    command = [sys.executable, "-m", "yarnconv", "plan", str(checkpoints("llama")), "--factor", "4", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert process.returncode == 141
+    process.stderr.close()
+
+
+def test_a_checkpoint_that_shrinks(yarnconv, checkpoints, tmp_path):
+    """A factor of a checkpoint's is one in all: asked for less than it has, it says so."""
+    out = tmp_path / "extended"
+    assert yarnconv("hf", checkpoints("llama"), "--factor", "4", "-o", out)[0] == 0
+
+    def warnings(factor):
+        return " ".join(json.loads(yarnconv("plan", out, "--factor", factor, "--json")[1])["warnings"])
+
+    assert "The context shrinks from 1024 to 512 positions" in warnings(2)
+    assert "give --factor 8" in warnings(2)
+    assert "The context shrinks" not in warnings(8)

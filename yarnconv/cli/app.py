@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from yarnconv.cli.existing import is_gguf, refuse_conversion_options, refuse_extension_options
+from yarnconv.cli.existing import is_gguf, is_onnx, refuse_conversion_options, refuse_extension_options
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import (
     AsJson,
@@ -16,6 +16,7 @@ from yarnconv.cli.root import (
     Revision,
     app,
     ends_with_exit_code,
+    parse_place,
     parse_size,
 )
 from yarnconv.errors import BadInput
@@ -113,7 +114,8 @@ def gguf(
     ] = False,
     emit: Emit = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File or directory to write to [.].")
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="File or directory to write to [.]."),
     ] = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -130,7 +132,7 @@ def gguf(
             request,
             trust_generic_keys=trust_generic_keys,
             wanted=parse_emission(emit, "gguf"),
-            output=output,
+            output=parse_place(output),
             as_json=as_json,
         )
         return
@@ -145,7 +147,7 @@ def gguf(
         split_max_size=parse_size(split_max_size, "--split-max-size"),
         wanted=parse_emission(emit, "gguf"),
         imatrix=imatrix,
-        output=output,
+        output=parse_place(output),
         revision=revision,
         as_json=as_json,
     )
@@ -191,7 +193,7 @@ def onnx(
     the tables.
     """
     from yarnconv.cli.convert import convert_to_onnx
-    from yarnconv.cli.extend_onnx import extend_onnx, is_onnx
+    from yarnconv.cli.extend_onnx import extend_onnx
     from yarnconv.cli.processors import processors
     from yarnconv.targets.beside import parse_emission
     from yarnconv.targets.onnx.extension import ExtensionOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, WHOLE, locate, model_name
-from yarnconv.cli.extend_onnx import is_onnx
+from yarnconv.cli.existing import is_onnx
 from yarnconv.cli.processors import processors
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
@@ -50,6 +50,7 @@ def convert_to_gguf(
     as_json: bool,
 ) -> None:
     """`yarnconv gguf`."""
+    outtype = outtype.lower()  # llama.cpp and the Hub write Q4_K_M
     quantisation = choose_type(outtype, imatrix, split_max_size)
     if quantisation is not None:
         require("llama", "llama_cpp")

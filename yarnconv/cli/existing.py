@@ -21,6 +21,15 @@ def is_gguf(model: str) -> bool:
     return path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
 
 
+def is_onnx(model: str) -> bool:
+    """Whether MODEL is an ONNX file or directory and no checkpoint."""
+    path = Path(model)
+    if path.is_dir():
+        checkpoint = (path / "config.json").exists() and any(path.glob("*.safetensors"))
+        return not checkpoint and any(path.glob("*.onnx"))
+    return path.suffix == ".onnx" and path.is_file()
+
+
 def _refuse_given(context: typer.Context, names: Iterable[str], what: str, fix: str) -> None:
     """Raise BadInput for the first option that was given, its default spelled out too: nothing asked for is
     dropped.

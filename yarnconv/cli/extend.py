@@ -19,6 +19,7 @@ from yarnconv.targets.gguf.extension import (
     emit_extension,
     prepare_extension,
 )
+from yarnconv.targets.gguf.launch import launch_buckets, needs_flags
 from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.gguf.rope import encode_rope
@@ -30,7 +31,10 @@ def plan_gguf(source: Path, request: RopeRequest, *, as_json: bool) -> None:
     with open_gguf(source) as artefact:
         keys = keys_read(artefact, trust_generic_keys=not request.asks_for_something)
         plan = plan_carried(read_carried(artefact, keys), request)
-        encode_rope(plan, keys)
+        if needs_flags(plan):
+            launch_buckets(plan, keys)
+        else:
+            encode_rope(plan, keys)
     if as_json:
         facts = {**rope_facts(plan), "runtime_warnings": runtime_warnings(plan)}
         print_json({"model": str(source), "architecture": keys.name, **facts})

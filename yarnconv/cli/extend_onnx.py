@@ -23,15 +23,6 @@ from yarnconv.targets.plan_card import check_options
 from yarnconv.verify.components import require
 
 
-def is_onnx(model: str) -> bool:
-    """Whether MODEL is an ONNX file or directory and no checkpoint."""
-    path = Path(model)
-    if path.is_dir():
-        checkpoint = (path / "config.json").exists() and any(path.glob("*.safetensors"))
-        return not checkpoint and any(path.glob("*.onnx"))
-    return path.suffix == ".onnx" and path.is_file()
-
-
 def _workflow(job: extension.Extension) -> Beside:
     """The workflow that checks the model. Raises BadInput for one that `check` does not read."""
     if job.lookup.rows is None:

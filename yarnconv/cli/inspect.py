@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from yarnconv.cli.existing import is_gguf
+from yarnconv.cli.existing import is_gguf, is_onnx
 from yarnconv.cli.root import AsJson, app, ends_with_exit_code
+from yarnconv.errors import BadInput
+from yarnconv.targets.tensorrt.files import SIDECAR
 
 DISAGREES = 1
 
@@ -41,6 +43,16 @@ def _inspect_engine(path: Path, as_json: bool) -> int:
     return DISAGREES if facts.findings else 0
 
 
+def _refuse_others(path: Path) -> None:
+    """What there is another command for."""
+    if is_onnx(str(path)) and not (path / SIDECAR).exists():
+        fix = "`yarnconv check` judges it; `yarnconv onnx` extends it, and says what it carries."
+        raise BadInput("is an ONNX model", where=str(path), fix=fix)
+    if (path / "config.json").exists():
+        fix = "`yarnconv plan` shows what it carries, `yarnconv check` judges it."
+        raise BadInput("is a checkpoint", where=str(path), fix=fix)
+
+
 @app.command()
 @ends_with_exit_code
 def inspect(
@@ -50,5 +62,6 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what an artefact's own bytes say of its RoPE. Exit 1 if something does not agree."""
+    _refuse_others(artefact)
     look = _inspect_gguf if is_gguf(str(artefact)) else _inspect_engine
     raise typer.Exit(look(artefact, as_json))

@@ -14,6 +14,7 @@ from yarnconv.errors import BadInput, YarnconvError
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
 
 app = typer.Typer(
     name="yarnconv",
@@ -66,7 +67,7 @@ def ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to tell
-            raise typer.Exit(1) from None
+            raise typer.Exit(EXIT_CLOSED_PIPE) from None
         except (typer.Exit, typer.Abort):
             raise
         except OSError as error:
@@ -100,6 +101,13 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+def parse_place(text: str | None) -> Path | None:
+    """Where a file goes. What ends with a slash is a directory, and has to be there."""
+    if text is not None and text.endswith("/") and not Path(text).is_dir():
+        raise BadInput("no such directory", where=text, fix="Create it, or name a file.")
+    return None if text is None else Path(text)
 
 
 def parse_size(text: str | None, where: str) -> int | None:

@@ -192,10 +192,24 @@ def _difference(own: Scaling, new: Scaling) -> str:
     return ", ".join(changed)
 
 
+def _shrinks(own: Scaling, new: Scaling) -> list[str]:
+    """A factor of a checkpoint's is one in all, and not on top of its own."""
+    if isinstance(own, Unscaled | Llama3 | LongRope) or isinstance(new, Unscaled):
+        return []
+    before, after = extended_context(own), extended_context(new)
+    if after >= before:
+        return []
+    return [
+        f"The context shrinks from {before} to {after} positions: factors count from the original context. "
+        f"For {new.factor:g} on top give --factor {own.factor * new.factor:g}."
+    ]
+
+
 def _warnings(own: Scaling, new: Scaling, finetuned: bool) -> list[str]:
     warnings = []
     if not isinstance(own, Unscaled) and new != own:
-        warnings.append(f"The model's own scaling is replaced, on your word: {_difference(own, new)}.")
+        warnings.append(f"The model's own scaling is replaced: {_difference(own, new)}.")
+        warnings += _shrinks(own, new)
         if isinstance(own, Llama3 | LongRope):
             warnings.append(
                 f"Its weights were trained with {method_name(own)} frequencies, which "

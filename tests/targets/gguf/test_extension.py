@@ -303,6 +303,16 @@ def test_dynamic_methods_are_refused(artefacts, yarnconv, tmp_path):
     assert "--rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 256" in stderr
 
 
+def test_a_dynamic_plan_is_shown_and_no_file_is_judged_by_it(artefacts, checkpoints, yarnconv):
+    options = ("--factor", "4", "--method", "dynamic-yarn")
+    code, stdout, _ = yarnconv("plan", artefacts("llama", "f32"), *options, "--json")
+    assert (code, json.loads(stdout)["method"]) == (0, "dynamic-yarn")
+    arguments = (artefacts("llama", "f32"), "--reference", checkpoints("llama"), *options)
+    code, _, stderr = yarnconv("check", *arguments)
+    assert code == 3
+    assert "checked with --method none" in " ".join(stderr.split())
+
+
 def test_a_full_disk(artefacts, yarnconv, tmp_path, monkeypatch):
     free = shutil._ntuple_diskusage(0, 0, SLACK_BYTES)
     monkeypatch.setattr("yarnconv.artifact.shutil.disk_usage", lambda path: free)

@@ -249,7 +249,10 @@ def test_hostile_directories(case, copied, inspect, yarnconv, check, checkpoints
 
 
 def test_what_is_no_engine(inspect, tmp_path, checkpoints):
-    for path in (tmp_path, checkpoints("llama"), tmp_path / "none"):
+    for path in (tmp_path, tmp_path / "none"):
         code, _, stderr = inspect(path)
         assert code == 2
         assert "yarnconv.json" in stderr
+    code, _, stderr = inspect(checkpoints("llama"))
+    assert code == 2
+    assert "is a checkpoint" in stderr

@@ -61,6 +61,11 @@ def key_shift_warning(rope: RopePlan) -> str | None:
     return KEY_SHIFT_WARNING if factors - {1.0} else None
 
 
+def needs_flags(rope: RopePlan) -> bool:
+    """Whether no GGUF holds the plan but flags of llama.cpp may say it."""
+    return isinstance(rope.main, DynamicYarn | DynamicNtk)
+
+
 def _granted_context(original_context: int, factor: float) -> int:
     """The context that llama.cpp reckons with under YaRN flags; float32 may cost it the last position."""
     return int(np.float32(original_context) / (np.float32(1.0) / np.float32(factor)))

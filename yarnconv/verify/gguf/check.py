@@ -38,8 +38,9 @@ def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, 
     try:
         keys = compare_metadata(plan, artefact)
     except Inexpressible as error:
-        if is_dynamic(plan.rope.main):
-            raise  # no GGUF holds it, so there is nothing to judge
+        if is_dynamic(plan.rope.main):  # no GGUF holds it, so there is nothing to judge
+            fix = "A plain file with presets is checked with --method none; presets are not judged."
+            raise Inexpressible(error.what, where=error.where, fix=fix) from None
         return Verdict(outcome="fails", reason=f"no keys can say the plan: {error.what}"), ()
     except NotJudged as error:
         return Verdict(outcome="not_judged", reason=str(error)), ()

@@ -9,8 +9,8 @@ from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import ollama_name
 from yarnconv.targets.gguf.deployment.names import card_name, modelfile_name, script_name
-from yarnconv.targets.gguf.deployment.server import needs_flags, presets
-from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, OLLAMA_CAVEAT, key_shift_warning
+from yarnconv.targets.gguf.deployment.server import presets
+from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, OLLAMA_CAVEAT, key_shift_warning, needs_flags
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
 from yarnconv.targets.templates import render
 

@@ -13,10 +13,9 @@ from yarnconv.targets.gguf.deployment.modelfile import modelfile
 from yarnconv.targets.gguf.deployment.names import presets_name, stale_notes, workflow_name
 from yarnconv.targets.gguf.deployment.server import (
     dynamic_files,
-    needs_flags,
     static_script,
 )
-from yarnconv.targets.gguf.launch import key_shift_warning
+from yarnconv.targets.gguf.launch import key_shift_warning, needs_flags
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")  # of those that llama.cpp has
 

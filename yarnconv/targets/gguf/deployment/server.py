@@ -10,20 +10,21 @@ from typing import Any
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan
-from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Unscaled, method_name
+from yarnconv.rope.scaling import Unscaled, method_name
 from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.names import presets_name, script_name
-from yarnconv.targets.gguf.launch import KEEP_CACHE_EXACT, LaunchBucket, key_shift_warning, launch_buckets
+from yarnconv.targets.gguf.launch import (
+    KEEP_CACHE_EXACT,
+    LaunchBucket,
+    key_shift_warning,
+    launch_buckets,
+    needs_flags,
+)
 from yarnconv.targets.templates import plain_name, render
 
 # what ends a value in llama-server's presets, and nothing there quotes it
 _ENDS_A_VALUE = ";#"
-
-
-def needs_flags(rope: RopePlan) -> bool:
-    """Whether no GGUF holds the plan but flags of llama.cpp may say it."""
-    return isinstance(rope.main, DynamicYarn | DynamicNtk)
 
 
 def presets_carry(rope: RopePlan, wanted: Collection[str]) -> bool:
