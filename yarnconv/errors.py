@@ -4,7 +4,6 @@ Every message answers three questions: what was found, where, and what to do abo
 that is not a `YarnconvError` is a bug and keeps its stack trace (exit 70).
 """
 
-from difflib import get_close_matches
 from typing import TypeVar
 
 Choice = TypeVar("Choice", bound=str)
@@ -70,6 +69,8 @@ def one_of(text: str, known: tuple[Choice, ...], where: str) -> Choice:
     for choice in known:
         if text == choice:
             return choice
+    from difflib import get_close_matches  # here, because most commands name nothing wrong
+
     close: list[str] = get_close_matches(text.lower(), list(map(str, known)), n=2, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise BadInput(f"{text!r} is not known", where=where, fix=f"{hint}Choose one of {', '.join(known)}.")

@@ -20,6 +20,14 @@ EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", "1", "-tb", "1", "-ng
 STARTS_WITHIN = 120.0  # seconds, on two busy processors
 
 
+# options of a dynamic plan that no preset carries, and a part of the message
+REFUSED_EMISSIONS = [
+    (["--method", "dynamic-yarn", "--no-truncate", "--emit", "llama-server"], "no flag of llama.cpp"),
+    (["--method", "dynamic-yarn", "--emit", "all"], "a Modelfile has no parameters"),
+    (["--method", "dynamic-yarn", "--emit", "card"], "--emit llama-server"),
+]
+
+
 def require_server() -> Path:
     """The binary, or a skipped test."""
     found = find_server()

@@ -19,6 +19,7 @@ from yarnconv.rope.scaling import (
     LongRope,
     NtkAware,
     Scaling,
+    Stretched,
     Unscaled,
     Yarn,
     is_dynamic,
@@ -93,7 +94,7 @@ def _factor(request: RopeRequest, own: Scaling, original: int, method: str) -> f
         return request.factor
     if request.target_context is not None:
         return request.target_context / original
-    if not isinstance(own, Unscaled | Llama3 | LongRope):  # whose factor is not a ratio of contexts
+    if isinstance(own, Stretched):
         return own.factor
     raise BadInput(
         f"method {method} needs to know how far to extend",
@@ -194,7 +195,7 @@ def _difference(own: Scaling, new: Scaling) -> str:
 
 def _shrinks(own: Scaling, new: Scaling) -> list[str]:
     """A factor of a checkpoint's is one in all, and not on top of its own."""
-    if isinstance(own, Unscaled | Llama3 | LongRope) or isinstance(new, Unscaled):
+    if not isinstance(own, Stretched) or isinstance(new, Unscaled):
         return []
     before, after = extended_context(own), extended_context(new)
     if after >= before:
@@ -232,7 +233,7 @@ def on_top_of(own: Scaling, request: RopeRequest) -> tuple[RopeRequest, tuple[st
     extending once by the product, from the original context. With an original context given, the factor
     counts from that one.
     """
-    if isinstance(own, Unscaled | Llama3 | LongRope) or own.factor == 1.0:
+    if not isinstance(own, Stretched) or own.factor == 1.0:
         return request, ()
     if request.factor is None or request.original_context is not None:
         return request, ()

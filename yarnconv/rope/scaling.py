@@ -220,6 +220,8 @@ class LongRope(_Extended):
 
 Scaling = Unscaled | Linear | NtkAware | DynamicNtk | Yarn | DynamicYarn | Llama3 | LongRope
 Extended = Linear | NtkAware | DynamicNtk | Yarn | DynamicYarn | Llama3 | LongRope
+# those whose factor is a ratio of contexts; Llama3's and LongRope's are numbers of their formulae
+Stretched = Linear | NtkAware | DynamicNtk | Yarn | DynamicYarn
 
 
 def method_name(scaling: Scaling) -> str:

@@ -18,6 +18,13 @@ def kept_places(plan: ConversionPlan) -> list[tuple[Path, str]]:
     return [(plan.checkpoint.directory, "the checkpoint"), *weights]
 
 
+def refuse_inside(destination: Path, directory: Path, what: str) -> None:
+    """Refuse a destination within the source's own directory. what: how a message calls that."""
+    if destination.resolve().is_relative_to(directory.resolve()):
+        what = f"the destination lies inside {what}"
+        raise BadInput(what, where=str(destination), fix="Give another -o.")
+
+
 def check_destination(destination: Path, keeps: Sequence[tuple[Path, str]], *, replace: bool) -> None:
     """Refuse a destination that replacing would cost more than an older artefact."""
     if destination.exists() and not destination.is_dir():

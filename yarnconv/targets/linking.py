@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from yarnconv.artifact import check_free_space
@@ -23,6 +24,11 @@ def copy_file(source: Path, destination: Path, advance: Advance) -> None:
 def would_link(source: Path, directory: Path) -> bool:
     """Whether both lie on one file system, so that a link takes no room."""
     return source.stat().st_dev == directory.stat().st_dev
+
+
+def copied_bytes(sources: Iterable[Path], directory: Path) -> int:
+    """What those of the files take in a directory that cannot be linked there."""
+    return sum(path.stat().st_size for path in sources if not would_link(path, directory))
 
 
 def link_or_copy(source: Path, destination: Path, advance: Advance) -> bool:

@@ -83,6 +83,13 @@ def measured_sharpness(
     return sharpness(wanted, rounded, doubled)
 
 
+def with_whole(structure: Verdict, problem: str | None) -> Verdict:
+    """The structure verdict once the artefact itself was run. problem: what is wrong with all its layers."""
+    if problem is None or structure.outcome == "fails":
+        return structure
+    return Verdict(outcome="fails", reason=f"the model itself, all layers: {problem}")
+
+
 def not_held(reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
     """For information only."""
     return NOT_HELD

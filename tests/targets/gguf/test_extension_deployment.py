@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.support.llama_server import LlamaServer, bash_accepts, require_server
+from tests.support.llama_server import REFUSED_EMISSIONS, LlamaServer, bash_accepts, require_server
 from tests.support.markdown import assert_tidy
 from tests.support.modelfile import parse_modelfile
 from tests.support.models import ORIGINAL_CONTEXT
@@ -290,15 +290,7 @@ def test_a_static_plan_in_the_server(artefacts, checkpoints, written):
     assert error <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--method", "dynamic-yarn", "--no-truncate", "--emit", "llama-server"], "no flag of llama.cpp"),
-        (["--method", "dynamic-yarn", "--emit", "all"], "a Modelfile has no parameters"),
-        (["--method", "dynamic-yarn", "--emit", "card"], "--emit llama-server"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("options", "words"), REFUSED_EMISSIONS, ids=str)
 def test_refused(options, words, artefacts, yarnconv, tmp_path):
     code, _, stderr = yarnconv("gguf", artefacts("llama", "f32"), *FACTOR, *options, "-o", tmp_path)
     assert code == 3

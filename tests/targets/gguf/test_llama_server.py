@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.key_shift import measure
-from tests.support.llama_server import LlamaServer, bash_accepts, require_server
+from tests.support.llama_server import REFUSED_EMISSIONS, LlamaServer, bash_accepts, require_server
 from tests.support.models import ORIGINAL_CONTEXT, reference_logits, sample_tokens
 from yarnconv.targets.gguf.launch import KEY_SHIFT_WARNING
 
@@ -157,15 +157,7 @@ def test_the_file_is_plain_and_the_presets_carry_the_plan(written, check, checkp
     assert report["expected"]["method"] == "none"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--method", "dynamic-yarn", "--no-truncate", "--emit", "llama-server"], "no flag of llama.cpp"),
-        (["--method", "dynamic-yarn", "--emit", "all"], "a Modelfile has no parameters"),
-        (["--method", "dynamic-yarn", "--emit", "card"], "--emit llama-server"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("options", "words"), REFUSED_EMISSIONS, ids=str)
 def test_refused(options, words, checkpoints, yarnconv, tmp_path):
     code, _, stderr = yarnconv("gguf", checkpoints("llama"), "--factor", "4", *options, "-o", tmp_path)
     assert code == 3

@@ -340,9 +340,9 @@ def test_across_file_systems(checkpoints, yarnconv, tmp_path):
 
 def test_a_full_disk_is_seen_before(checkpoints, yarnconv, tmp_path, monkeypatch):
     from yarnconv import artifact
-    from yarnconv.targets.hf import target
+    from yarnconv.targets import linking
 
-    monkeypatch.setattr(target, "would_link", lambda source, directory: False)
+    monkeypatch.setattr(linking, "would_link", lambda source, directory: False)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(artifact.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
     code, _, stderr = yarnconv("hf", checkpoints("llama"), "--factor", "4", "-o", tmp_path / "out")

@@ -15,7 +15,7 @@ from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan, plan_artefact
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.scaling import Linear, Llama3, LongRope, Scaling, Unscaled, Yarn, is_dynamic, method_name
+from yarnconv.rope.scaling import Linear, Llama3, Scaling, Stretched, Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets, extended_context, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
@@ -252,7 +252,7 @@ def _by_keys(
 
 def _context_findings(scaling: Scaling, context: int) -> list[str]:
     """Whether the stated context is the one that the scaling reaches; servers cap requests at the stated."""
-    if isinstance(scaling, Unscaled | Llama3 | LongRope) or scaling.factor == 1.0:
+    if not isinstance(scaling, Stretched) or scaling.factor == 1.0:
         return []
     reached = extended_context(scaling)
     if abs(context - reached) < scaling.factor:  # a fraction of a position at the most, times the factor
@@ -282,7 +282,7 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
     return CarriedRope(
         rope=rope,
         context=context,
-        maximum=context if isinstance(scaling, Unscaled | Llama3 | LongRope) else scaling.original_context,
+        maximum=scaling.original_context if isinstance(scaling, Stretched) else context,
         layers=_positive(artefact, "block_count", MAXIMUM_LAYERS),
         head_dim=head_dim,
         profile=recognise({"model_type": model_type, "max_position_embeddings": context}, rope),

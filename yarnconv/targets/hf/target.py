@@ -14,10 +14,10 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, NtkAware, Yarn
 from yarnconv.rope.tables import ntk_base
-from yarnconv.targets.destination import check_destination, kept_places
+from yarnconv.targets.destination import check_destination, kept_places, refuse_inside
 from yarnconv.targets.hf.config import extended_config, extended_tokenizer_config, spell
 from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE, TOKENIZER_CONFIG
-from yarnconv.targets.linking import SPACE, copy_file, link_or_copy, would_link
+from yarnconv.targets.linking import SPACE, copied_bytes, copy_file, link_or_copy
 
 COPIED_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
 COPIED_NAMES = frozenset({"LICENSE", "NOTICE"})
@@ -181,9 +181,7 @@ def default_name(plan: ConversionPlan) -> str:
 
 def _check_place(plan: ConversionPlan, destination: Path, *, replace: bool) -> None:
     check_destination(destination, kept_places(plan), replace=replace)
-    if destination.resolve().is_relative_to(plan.checkpoint.directory.resolve()):
-        what = "the destination lies inside the checkpoint"
-        raise BadInput(what, where=str(destination), fix="Give another -o.")
+    refuse_inside(destination, plan.checkpoint.directory, "the checkpoint")
 
 
 def emit(
@@ -191,9 +189,8 @@ def emit(
 ) -> HfArtefact:
     """Write the directory; it appears whole or not at all."""
     _check_place(plan, destination, replace=replace)
-    # what is linked takes no room
-    unlinked = [path for path in job.weights if not would_link(path, destination.resolve().parent)]
-    needed = sum(path.stat().st_size for path in (*unlinked, *job.copied))
+    needed = copied_bytes(job.weights, destination.resolve().parent)
+    needed += sum(path.stat().st_size for path in job.copied)
     check_free_space(destination, needed + sum(map(len, job.documents.values())), SPACE)
     with staged_directory(destination, replace=replace) as directory:
         linked = [link_or_copy(path, directory / path.name, advance) for path in job.weights]

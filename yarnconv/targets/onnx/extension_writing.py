@@ -15,8 +15,8 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import provenance
 from yarnconv.progress import Advance
 from yarnconv.targets.beside import FileBeside
-from yarnconv.targets.destination import check_destination
-from yarnconv.targets.linking import SPACE, link_or_copy, would_link
+from yarnconv.targets.destination import check_destination, refuse_inside
+from yarnconv.targets.linking import SPACE, copied_bytes, link_or_copy
 from yarnconv.targets.onnx.card import extended_card
 from yarnconv.targets.onnx.extension import Extension, ExtensionOptions, old_record
 from yarnconv.targets.onnx.external_data import pieces
@@ -82,17 +82,16 @@ def _card(job: Extension) -> str:
 
 
 def _check_place(job: Extension, destination: Path, options: ExtensionOptions) -> None:
-    own = {job.model.path.resolve().parent, job.model.directory.resolve()}
+    own = (job.model.path.resolve().parent, job.model.directory)
     keeps = [(job.model.directory, "the model itself"), (job.model.path, "the model itself")]
     keeps += [(path, "the model's weights") for path in job.data]
     check_destination(destination, keeps, replace=options.replace)
-    if any(destination.resolve().is_relative_to(directory) for directory in own):
-        what = "the destination lies inside the model's own directory"
-        raise BadInput(what, where=str(destination), fix="Give another -o.")
+    for directory in own:
+        refuse_inside(destination, directory, "the model's own directory")
     check_directory(destination.parent)
-    copied = [path for path in job.data if not would_link(path, destination.parent)]
     needed = job.table_bytes + HEADROOM_BYTES + job.graph.proto.ByteSize()
-    needed += sum(path.stat().st_size for path in (*copied, *job.beside))
+    needed += copied_bytes(job.data, destination.parent)
+    needed += sum(path.stat().st_size for path in job.beside)
     check_free_space(destination, needed, SPACE)
 
 

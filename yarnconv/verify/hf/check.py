@@ -22,8 +22,8 @@ from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
 from yarnconv.verify.hf.weights import judge_weights
 from yarnconv.verify.reference import computed_keys, reference_version
 from yarnconv.verify.report import CheckReport
-from yarnconv.verify.structure import NOT_RUN
-from yarnconv.verify.verdict import Verdict, conclude_facts
+from yarnconv.verify.structure import NOT_RUN, with_whole
+from yarnconv.verify.verdict import conclude_facts
 
 DEPTH_AND_VOCABULARY = frozenset({"model_type", "num_hidden_layers", "vocab_size"})
 
@@ -73,8 +73,7 @@ def _check_open(
     structure, windows = judge_structure(case)
     gc.collect()  # a transformers model is a cycle
     as_is = run_as_is(case) if windows else NOT_RUN
-    if as_is.problem is not None and structure.outcome != "fails":
-        structure = Verdict(outcome="fails", reason=f"the model itself, all layers: {as_is.problem}")
+    structure = with_whole(structure, as_is.problem)
     version = reference_version()
     return CheckReport(
         artifact=str(artefact.directory),

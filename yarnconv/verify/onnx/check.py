@@ -25,8 +25,8 @@ from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import AsIs, CheckReport
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
-from yarnconv.verify.structure import NOT_RUN
-from yarnconv.verify.verdict import Verdict, conclude_facts
+from yarnconv.verify.structure import NOT_RUN, with_whole
+from yarnconv.verify.verdict import conclude_facts
 from yarnconv.worker import RuntimeRefused
 
 
@@ -102,15 +102,13 @@ def judge_graph(
     weights, tensors = judge_weights(case)
     structure, windows = judge_structure(case)
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
-    as_is = NOT_RUN
+    as_is, problem = NOT_RUN, None
     if windows:
         try:
             as_is = run_whole(case, weights.outcome == "holds")
             problem = as_is.problem
         except RuntimeRefused as error:
             problem = error.what
-        if problem is not None and structure.outcome != "fails":
-            structure = Verdict(outcome="fails", reason=f"the model itself, all layers: {problem}")
     report = CheckReport(
         artifact=str(artefact.path),
         reference=str(checkpoint.directory),
@@ -120,7 +118,7 @@ def judge_graph(
         seed=options.seed,
         layers=case.layers,
         all_layers=len(plan.description.layers),
-        structure=structure,
+        structure=with_whole(structure, problem),
         weights=weights,
         metadata=conclude_facts(keys),
         windows=windows,
