@@ -82,19 +82,35 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Interrupts that arrive in between count at its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # an ignored one stays ignored, and one that nobody handles ends the process as ever: after the end
+    caught = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
 def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:
     """Rename all, the first file last, with interrupts held back: half of one model and half of another
     would load. An older split model loses its first file first, so that at no moment is it a mixture.
     """
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
+    with held_back():
         if len(paths) > 1:
             destinations[0].unlink(missing_ok=True)
         for path, destination in reversed(list(zip(paths, destinations, strict=True))):
             path.replace(destination)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextmanager

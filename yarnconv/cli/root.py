@@ -52,6 +52,12 @@ def _report(error: YarnconvError) -> None:
     print_error(error)
 
 
+def _met_an_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C broke something on its way up: a library's lock that was just being released."""
+    context = error.__context__
+    return context is not None and (isinstance(context, KeyboardInterrupt) or _met_an_interrupt(context))
+
+
 def ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     """Errors of the user's without a stack trace, bugs with one, each with its exit code."""
 
@@ -74,6 +80,9 @@ def ends_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
             _report(BadInput(error.strerror or str(error), where=str(error.filename or "") or None))
             raise typer.Exit(BadInput.exit_code) from None
         except Exception as error:
+            if _met_an_interrupt(error):
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(EXIT_INTERRUPTED) from None
             import traceback
 
             traceback.print_exc()

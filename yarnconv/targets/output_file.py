@@ -3,10 +3,10 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from yarnconv.progress import Advance
+from yarnconv.targets.threads import share_out
 
 WRITE_BYTES = 2**16  # written at once; see Output
 
@@ -54,30 +54,18 @@ class Buffer:
 Piece = Callable[[Output, Buffer], None]
 
 
-def _worker(pieces: Iterator[Piece], lock: threading.Lock, stop: threading.Event, output: Output) -> None:
-    buffer = Buffer()
-    while not stop.is_set():
-        with lock:
-            piece = next(pieces, None)
-        if piece is None:
-            return
-        piece(output, buffer)
-
-
 def write_pieces(path: Path, size: int, pieces: Iterator[Piece], advance: Advance, workers: int) -> None:
     """Write a file of `size` bytes. advance(bytes) is called from the workers."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         output = Output(descriptor, advance)
-        lock, stop = threading.Lock(), threading.Event()
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            jobs = [pool.submit(_worker, pieces, lock, stop, output) for _ in range(workers)]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()  # also on Ctrl-C: each worker ends after the piece in its hands
-            for job in jobs:
-                job.result()
+
+        def work(pieces: Iterator[Piece]) -> None:
+            buffer = Buffer()
+            for piece in pieces:
+                piece(output, buffer)
+
+        share_out(pieces, work, workers)
         os.truncate(descriptor, size)  # the last part's padding
     finally:
         os.close(descriptor)
