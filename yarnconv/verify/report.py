@@ -43,9 +43,24 @@ class AsIs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Which mistake explains the artefact's logits.
+
+    label: code of the hypothesis that explains them within the tolerance; None where none does.
+    explanation: one or two sentences for people, with the remedy. distances: by the code of each hypothesis,
+    how far the artefact's logits are from what it predicts: relative error of the worst position, the nearest
+    first.
+    """
+
+    label: str | None
+    explanation: str
+    distances: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """layers: how many of all layers the structure was judged with. remark: what to make of it, where the
-    verdicts alone do not say.
+    verdicts alone do not say. diagnosis: None where nobody asked why.
     """
 
     artifact: str
@@ -64,6 +79,7 @@ class CheckReport:
     tensors: Sequence[TensorComparison]
     as_is: AsIs
     remark: str | None = None
+    diagnosis: Diagnosis | None = None
 
     @property
     def parity(self) -> bool | None:
@@ -126,5 +142,5 @@ def report_document(report: CheckReport) -> dict[str, Any]:
             ],
         },
         "remark": report.remark,
-        "diagnosis": None,
+        "diagnosis": None if report.diagnosis is None else asdict(report.diagnosis),
     }
