@@ -414,5 +414,6 @@ def test_no_engine_is_seen_in_it(extend, checkpoints, yarnconv, tmp_path):
     from yarnconv.targets.tensorrt.sidecar import is_engine
 
     assert not is_engine(out)
-    assert yarnconv("inspect", out)[0] == 2
+    code, stdout, _ = yarnconv("inspect", out, "--json")
+    assert (code, json.loads(stdout)["target"]) == (0, "checkpoint")
     assert yarnconv("plan", out)[0] == 0

@@ -13,11 +13,12 @@ import numpy as np
 
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan, plan_artefact
+from yarnconv.rope.identify import LLAMA3
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.scaling import Linear, Llama3, Scaling, Stretched, Unscaled, Yarn, is_dynamic, method_name
+from yarnconv.rope.scaling import Linear, Llama3, Scaling, Stretched, Unscaled, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
-from yarnconv.rope.tables import buckets, extended_context, magnitude
+from yarnconv.rope.tables import buckets, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
     MAGNITUDE_TOLERANCE,
@@ -31,8 +32,7 @@ from yarnconv.targets.record import RECORD_KEY, read_record
 
 MAXIMUM_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")  # any other aborts llama.cpp
-# (factor, low_freq_factor, high_freq_factor, original context) of Llama 3.1 and 3.2
-LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
+
 LLAMA3_TOLERANCE = 1e-5  # converters compute the divisors in float32; the sets differ by a factor of 4
 MODEL_TYPES = {"qwen3moe": "qwen3_moe"}  # where llama.cpp's name is not transformers'
 
@@ -40,7 +40,7 @@ MODEL_TYPES = {"qwen3moe": "qwen3_moe"}  # where llama.cpp's name is not transfo
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedRope:
     """What a GGUF carries. context: the one that it states; maximum: the one without the scaling. notes: on
-    how it was understood. findings: what does not agree.
+    how it was understood. recorded: what this tool wrote down of it, whether or not it is so.
     """
 
     rope: ConfigRope
@@ -50,10 +50,11 @@ class CarriedRope:
     head_dim: int
     profile: Profile | None
     notes: tuple[str, ...]
-    findings: tuple[str, ...]
+    recorded: Scaling | None
 
 
-def _positive(artefact: GgufFile, name: str, largest: int, default: int | None = None) -> int:
+def positive(artefact: GgufFile, name: str, largest: int, default: int | None = None) -> int:
+    """A key of the architecture's own. Raises BadInput where it is missing or not from 1 to `largest`."""
     key = f"{artefact.architecture}.{name}"
     value = artefact.scalar(key, int, default)
     if value is None:
@@ -63,18 +64,18 @@ def _positive(artefact: GgufFile, name: str, largest: int, default: int | None =
     return int(value)
 
 
-def _head_dim(artefact: GgufFile) -> int:
+def head_dim_of(artefact: GgufFile) -> int:
     """Dimensions of a head of queries and keys; of latent attention before they are absorbed."""
     largest = 2**20
     for name in ("attention.key_length_mla", "attention.key_length"):
         if f"{artefact.architecture}.{name}" in artefact.packed:
-            return _positive(artefact, name, largest)
+            return positive(artefact, name, largest)
     heads = artefact.value(f"{artefact.architecture}.attention.head_count")
     if isinstance(heads, list):  # one for each layer; some have none
         heads = max((one for one in heads if isinstance(one, int)), default=None)
     if not isinstance(heads, int) or heads <= 0:
         raise BadInput("neither the size nor the number of heads is given", where=artefact.path.name)
-    return _positive(artefact, "embedding_length", 2**31) // heads
+    return positive(artefact, "embedding_length", 2**31) // heads
 
 
 def _shortest(value: float) -> float:
@@ -212,8 +213,8 @@ def _with_linear_original(
     )
 
 
-def _refuse_unreadable(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys) -> None:
-    """What no runtime reads, and what would not be what it seems."""
+def check_readable(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int) -> None:
+    """Refuse what no runtime reads."""
     prefix = f"{artefact.architecture}.rope"
     if encoding.scaling_type not in SCALING_TYPES:
         raise BadInput(
@@ -226,6 +227,11 @@ def _refuse_unreadable(artefact: GgufFile, encoding: RopeEncoding, rotary_dim: i
             f"has {len(encoding.rope_freqs)} divisors, not {rotary_dim // 2}",
             where=f"{artefact.path.name}: rope_freqs.weight",
         )
+
+
+def _refuse_other_layers(artefact: GgufFile, encoding: RopeEncoding, keys: RopeKeys) -> None:
+    """What would not be what it seems."""
+    prefix = f"{artefact.architecture}.rope"
     if keys.finetuned_is_switch and artefact.scalar(f"{prefix}.scaling.finetuned", bool, True) is False:
         raise Inexpressible("its RoPE is switched off", where=f"{prefix}.scaling.finetuned")
     sliding_base = artefact.scalar(f"{prefix}.freq_base_swa", float, encoding.freq_base)
@@ -250,32 +256,19 @@ def _by_keys(
         raise BadInput(error.what, where=where, fix=error.fix) from None
 
 
-def _context_findings(scaling: Scaling, context: int) -> list[str]:
-    """Whether the stated context is the one that the scaling reaches; servers cap requests at the stated."""
-    if not isinstance(scaling, Stretched) or scaling.factor == 1.0:
-        return []
-    reached = extended_context(scaling)
-    if abs(context - reached) < scaling.factor:  # a fraction of a position at the most, times the factor
-        return []
-    return [f"context_length is {context}, and {scaling.original_context} x {scaling.factor:g} is {reached}"]
-
-
 def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
     """Raises BadInput for keys that no runtime could read, Inexpressible for a RoPE that has no name."""
-    context = _positive(artefact, "context_length", 2**31 - 1)
-    head_dim = _head_dim(artefact)
-    rotary_dim = _positive(artefact, "rope.dimension_count", head_dim, head_dim)
+    context = positive(artefact, "context_length", 2**31 - 1)
+    head_dim = head_dim_of(artefact)
+    rotary_dim = positive(artefact, "rope.dimension_count", head_dim, head_dim)
     encoding = read_encoding(artefact, keys)
-    _refuse_unreadable(artefact, encoding, rotary_dim, keys)
-    scaling, finetuned = _recorded(artefact, rotary_dim, keys)
-    notes = () if keys.remark is None else (keys.remark,)
-    findings: list[str] = []
+    check_readable(artefact, encoding, rotary_dim)
+    _refuse_other_layers(artefact, encoding, keys)
+    recorded, finetuned = _recorded(artefact, rotary_dim, keys)
+    scaling, notes = recorded, () if keys.remark is None else (keys.remark,)
     if scaling is None or is_dynamic(scaling) or not carries(encoding, buckets(scaling)[-1], keys):
-        if scaling is not None:
-            findings.append(f"it was recorded as {method_name(scaling)}, and its keys carry something else")
         scaling, said = _by_keys(artefact, encoding, rotary_dim, keys, context)
         notes, finetuned = (*notes, *said), None
-    findings += _context_findings(scaling, context)
     key = f"{artefact.architecture}.rope.scaling.finetuned"
     rope = ConfigRope(groups={None: scaling}, finetuned=artefact.scalar(key, bool, finetuned))
     model_type = MODEL_TYPES.get(artefact.architecture, artefact.architecture)
@@ -283,11 +276,11 @@ def read_carried(artefact: GgufFile, keys: RopeKeys) -> CarriedRope:
         rope=rope,
         context=context,
         maximum=scaling.original_context if isinstance(scaling, Stretched) else context,
-        layers=_positive(artefact, "block_count", MAXIMUM_LAYERS),
+        layers=positive(artefact, "block_count", MAXIMUM_LAYERS),
         head_dim=head_dim,
         profile=recognise({"model_type": model_type, "max_position_embeddings": context}, rope),
         notes=notes,
-        findings=tuple(findings),
+        recorded=recorded,
     )
 
 

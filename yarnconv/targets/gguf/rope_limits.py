@@ -12,7 +12,8 @@ from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
 from yarnconv.targets.gguf.rope_reading import read_encoding
 
 # longrope's two sets: phi3 and phimoe turn by them whatever the type, and have files without any
-LONGROPE_TENSORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+LONGROPE_LONG, LONGROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+LONGROPE_TENSORS = (LONGROPE_LONG, LONGROPE_SHORT)
 
 _TEMPERATURE_ON_ALL = (
     "The file has no yarn_log_multiplier: llama.cpp puts the temperature on queries and keys as a whole too, "
@@ -20,15 +21,21 @@ _TEMPERATURE_ON_ALL = (
 )
 
 
+def keys_of(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKeys:
+    """What the file's architecture reads, by the file's own window. Raises Inexpressible as `rope_keys`."""
+    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
+    window = f"{artefact.architecture}.attention.sliding_window"
+    if keys.sliding in {"tempered", "apart"} and not artefact.scalar(window, int, 0):
+        return replace(keys, sliding=None, remark=None)  # without the key all layers see the whole context
+    return keys
+
+
 def keys_read(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKeys:
     """What the file's architecture reads, in this file.
 
     Raises Inexpressible for an architecture that is not known or has no RoPE, and for what acts besides.
     """
-    keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
-    window = f"{artefact.architecture}.attention.sliding_window"
-    if keys.sliding in {"tempered", "apart"} and not artefact.scalar(window, int, 0):
-        keys = replace(keys, sliding=None, remark=None)  # without the key all layers see the whole context
+    keys = keys_of(artefact, trust_generic_keys=trust_generic_keys)
     _refuse_longrope(artefact)
     encoding = read_encoding(artefact, keys)
     scaling_type, factor = encoding.scaling_type, encoding.factor or 1.0

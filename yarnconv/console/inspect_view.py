@@ -1,0 +1,201 @@
+"""What an artefact was found to carry, for people and as JSON."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from yarnconv.console.messages import print_warnings, printable
+from yarnconv.console.plan_view import rope_table, runtime_warnings
+from yarnconv.plan import rope_facts
+from yarnconv.rope.identify import Fit, Temperature
+from yarnconv.rope.scaling import Stretched, Unscaled, Yarn, method_name
+from yarnconv.rope.tables import correction_range, count_regimes
+from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
+from yarnconv.targets.findings import Finding, Severity
+from yarnconv.targets.rope_findings import described
+
+_STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "note": "dim"}
+_TEMPERATURES: dict[Temperature, str] = {
+    "none": "no temperature",
+    "full": "by its formula",
+    "missing": "the temperature is missing",
+    "twice": "the temperature is applied twice",
+    "relogged": "the temperature was put through its formula again",
+    "other": "of no formula",
+}
+
+
+def _in_json(value: object) -> object:
+    """JSON has no infinity: a number that is none is its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fit_facts(fit: Fit) -> dict[str, Any]:
+    """A fit by the names that `plan --json` has for its facts."""
+    scaling = fit.scaling
+    yarn = scaling if isinstance(scaling, Yarn) else None
+    extended = scaling if not isinstance(scaling, Unscaled) else None
+    low, high = correction_range(yarn) if yarn else (None, None)
+    return {
+        "method": fit.method,
+        "factor": extended.factor if extended else None,
+        "original_context": extended.original_context if extended else None,
+        "rope_theta": scaling.theta if scaling else None,
+        "beta_fast": yarn.beta_fast if yarn else None,
+        "beta_slow": yarn.beta_slow if yarn else None,
+        "truncate": yarn.truncate if yarn else None,
+        "low": low,
+        "high": high,
+        "regimes": count_regimes(scaling) if scaling else None,
+    }
+
+
+def _bucket_document(bucket: CarriedBucket) -> dict[str, Any]:
+    observed = bucket.observation
+    return {
+        **_fit_facts(bucket.fit),
+        "temperature": bucket.fit.temperature,
+        "residual": bucket.fit.residual,
+        "uncertainty": _in_json(float(observed.uncertainty.max())),
+        "reach": bucket.reach,
+        "broken": bucket.broken,
+        "attention_factor": _in_json(observed.attention_factor),
+        "softmax_scale_multiplier": observed.softmax_multiplier,
+        "inv_freq": [_in_json(value) for value in observed.inv_freq.tolist()],
+    }
+
+
+def _group_document(group: CarriedGroup) -> dict[str, Any]:
+    return {
+        "layers": group.layers,
+        "source": group.source,
+        "element": group.element,
+        "buckets": [_bucket_document(bucket) for bucket in group.buckets],
+    }
+
+
+def _unplanned_facts(facts: Inspected) -> dict[str, Any]:
+    """The facts of a plan, of an artefact that carries none with a name."""
+    longest = facts.groups[0].buckets[-1] if facts.groups and facts.groups[0].buckets else None
+    context = next((c.context for c in facts.claims if c.context), None)
+    if longest is None:
+        return {"method": "none" if not facts.groups else "unknown", "target_context": context}
+    observed = longest.observation
+    return {
+        **_fit_facts(longest.fit),
+        "target_context": context,
+        "rotary_dim": 2 * len(observed.inv_freq),
+        "attention_factor": _in_json(observed.attention_factor),
+        "softmax_scale_multiplier": observed.softmax_multiplier,
+        "inv_freq": [_in_json(value) for value in observed.inv_freq.tolist()],
+    }
+
+
+def _claim_document(claim: Claims) -> dict[str, Any]:
+    return {
+        "source": claim.source,
+        "says": described(claim.scaling) if claim.scaling else None,
+        "method": method_name(claim.scaling) if claim.scaling else None,
+        "original_context": claim.original_context,
+        "context": claim.context,
+    }
+
+
+def inspected_document(artifact: str, facts: Inspected) -> dict[str, Any]:
+    """`inspect --json`: the plan that it carries, where one can be named, and what was read."""
+    plan = facts.plan
+    return {
+        "artifact": artifact,
+        "target": facts.target,
+        **facts.identity,
+        **(rope_facts(plan) if plan else _unplanned_facts(facts)),
+        **({"runtime_warnings": runtime_warnings(plan)} if plan else {}),
+        "carried": [_group_document(group) for group in facts.groups],
+        "claims": [_claim_document(claim) for claim in facts.claims],
+        "keys": {key: _in_json(value) for key, value in facts.details.items()},
+        "notes": list(facts.notes),
+        "findings": [asdict(finding) for finding in facts.findings],
+    }
+
+
+def _shown(value: object) -> str:
+    return printable(f"{value:.7g}" if isinstance(value, float) else str(value))[:100]
+
+
+def _temperature(bucket: CarriedBucket) -> str:
+    observed, fit = bucket.observation, bucket.fit
+    text = f"{observed.attention_factor:.6g} on cos and sin ({_TEMPERATURES[fit.temperature]})"
+    if observed.softmax_multiplier != 1.0:
+        text += f"; softmax scale x {observed.softmax_multiplier:.6g}"
+    return text
+
+
+def _method(bucket: CarriedBucket) -> Text:
+    fit = bucket.fit
+    if bucket.broken is not None:
+        return Text(f"damaged: {printable(bucket.broken)}", style="bold red")
+    if fit.scaling is None:
+        return Text("unknown: no method explains its frequencies", style="bold yellow")
+    text = Text(described(fit.scaling))
+    return text.append(f"  (frequencies within {fit.residual:.1e})", style="dim")
+
+
+def _group_rows(group: CarriedGroup) -> Iterator[tuple[str, Text]]:
+    element = f", {group.element}" if group.element else ""
+    yield "layers", Text(printable(f"{group.layers}, by {group.source}{element}")[:300])
+    if not group.buckets:
+        yield "carries", Text("no RoPE")
+    for bucket in group.buckets:
+        reach = "" if bucket.reach is None else f" up to {bucket.reach}"
+        yield f"carries{reach}", _method(bucket)
+        if not isinstance(bucket.fit.scaling, Unscaled) or bucket.fit.temperature == "other":
+            yield "temperature", Text(_temperature(bucket))
+
+
+def _carried_table(facts: Inspected) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for group in facts.groups:
+        for name, value in _group_rows(group):
+            table.add_row(name, value)
+    for claim in facts.claims:
+        said = [] if claim.scaling is None else [described(claim.scaling)]
+        said += [f"context {claim.context}"] if claim.context else []
+        table.add_row(printable(claim.source)[:60], Text(", ".join(said) or "says nothing of RoPE", "dim"))
+    return table
+
+
+def _findings_table(findings: tuple[Finding, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        text = Text(f"{finding.code}: ", style="bold").append(printable(finding.message), "not bold")
+        text.append(f"\n{printable(finding.remedy)}", style="dim not bold")
+        table.add_row(Text(finding.severity, style=_STYLES[finding.severity]), text)
+    return table
+
+
+def print_inspected(artifact: str, facts: Inspected) -> None:
+    """What it carries, what it says, and what is odd about it."""
+    console = Console(highlight=False, markup=False)
+    console.print(Text(printable(f"{artifact} ({facts.title})"), style="bold"))
+    console.print(_carried_table(facts))
+    if facts.plan is not None and isinstance(facts.plan.main, Stretched):
+        console.print(Text("as a plan", style="bold"), rope_table(facts.plan), sep="\n")
+    if facts.details:
+        keys = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for key, value in facts.details.items():
+            keys.add_row(Text(printable(key), style="dim"), Text(_shown(value)))
+        console.print(Text("as it stands there", style="bold"), keys, sep="\n")
+    print_warnings(console, (*facts.notes, *(facts.plan.warnings if facts.plan else ())))
+    if facts.findings:
+        console.print(Group(Text("findings", style="bold"), _findings_table(facts.findings)))
+    else:
+        console.print(Text("nothing odd was found", style="green"))

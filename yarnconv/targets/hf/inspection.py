@@ -1,0 +1,169 @@
+"""What a config.json asks of RoPE, and what of it transformers does not hear."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarnconv.checkpoint.json_files import read_json_object
+from yarnconv.errors import BadInput
+from yarnconv.model.family import find_family, with_defaults
+from yarnconv.plan import RopePlan, plan_rope
+from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Fit, temperature_of
+from yarnconv.rope.observation import Observation
+from yarnconv.rope.profiles import recognise
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.resolve import resolve
+from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
+from yarnconv.rope.spelling import ConfigRope, read_rope
+from yarnconv.rope.tables import buckets, extended_context, static_scalings
+from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
+from yarnconv.targets.findings import Finding
+from yarnconv.targets.hf.files import CONFIG_FILE
+from yarnconv.targets.rope_findings import claim_findings
+
+EXACT = 1e-12  # of numbers that were computed here
+
+
+def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigRope]:
+    """The config with its family's defaults, where it is one of a known family, and its RoPE."""
+    try:
+        filled = with_defaults(find_family(config), config)
+    except BadInput:
+        filled = dict(config)
+    return filled, read_rope(filled)
+
+
+def claims_of(config: Mapping[str, Any], request: RopeRequest, source: str) -> Claims:
+    """What an artefact of this checkpoint should carry under the rope options, of a family known or not."""
+    filled, rope = _read(config)
+    maximum = filled["max_position_embeddings"]
+    profile = recognise(filled, rope) if request.use_profile else None
+    resolved = resolve(rope, request, profile, maximum)
+    return Claims(
+        source=source,
+        scaling=resolved.main,
+        original_context=resolved.original_context,
+        context=resolved.target_context,
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, or that of a directory."""
+    return read_json_object(path / CONFIG_FILE if path.is_dir() else path)
+
+
+def carried_group(scaling: Scaling | None, layers: str, source: str) -> CarriedGroup:
+    """A scaling as what an artefact would carry of it, without a fault."""
+    if scaling is None:
+        return CarriedGroup(layers=layers, source=source, buckets=())
+    tables, statics = buckets(scaling), static_scalings(scaling)
+    alone = statics if len(statics) == len(tables) else (scaling,) * len(tables)
+    return CarriedGroup(
+        layers=layers,
+        source=source,
+        buckets=tuple(
+            CarriedBucket(
+                observation=Observation(
+                    inv_freq=table.inv_freq,
+                    uncertainty=np.full(len(table.inv_freq), EXACT),
+                    attention_factor=table.attention_factor,
+                    softmax_multiplier=table.softmax_multiplier,
+                ),
+                fit=Fit(
+                    scaling=static,
+                    temperature=temperature_of(table.attention_factor, static, MAGNITUDE_TOLERANCE),
+                    attention_factor=table.attention_factor,
+                    residual=0.0,
+                ),
+            )
+            for table, static in zip(tables, alone, strict=True)
+        ),
+    )
+
+
+def _ignored(what: str, remedy: str) -> Finding:
+    return Finding(code="config-ignored", severity="warning", message=what, remedy=remedy)
+
+
+def _spelling_findings(scaling: Scaling, rope: ConfigRope) -> Iterator[Finding]:
+    """Keys and types that do not do what they seem to."""
+    for note in rope.notes:
+        if "does not say which context" in note:
+            yield Finding(
+                code="original-context-unknown",
+                severity="warning",
+                message=note.split(": ")[0],
+                remedy="Write original_max_position_embeddings into the config.",
+            )
+        else:
+            yield _ignored(note, "Correct the config.")
+    unknown_type = isinstance(scaling, DynamicYarn) or type(scaling) is NtkAware
+    if unknown_type:
+        yield _ignored(
+            "transformers does not know this type of scaling and fails to load it",
+            "Write a checkpoint for transformers with `yarnconv hf`.",
+        )
+    if isinstance(scaling, Yarn) and bool(scaling.mscale) != bool(scaling.mscale_all_dim):
+        alone = "mscale" if scaling.mscale else "mscale_all_dim"
+        if scaling.attention_factor is None:
+            yield _ignored(
+                f"{alone} stands alone, and transformers takes 0.1 ln s + 1 instead",
+                "Give both, or attention_factor.",
+            )
+
+
+def _context_findings(scaling: Scaling, maximum: int) -> Iterator[Finding]:
+    """max_position_embeddings may be the original or the extended context; anything else is odd."""
+    if not isinstance(scaling, Stretched) or scaling.factor == 1.0 or is_dynamic(scaling):
+        return
+    reached = extended_context(scaling)
+    if maximum in {scaling.original_context, reached} or abs(maximum - reached) < scaling.factor:
+        return
+    yield Finding(
+        code="context-length",
+        severity="warning",
+        message=(
+            f"max_position_embeddings is {maximum}, and {scaling.original_context} x {scaling.factor:g} is "
+            f"{reached}"
+        ),
+        remedy=f"Write {reached}, which is what servers go by.",
+    )
+
+
+def _plan(config: Mapping[str, Any]) -> RopePlan | None:
+    try:
+        return plan_rope(config, RopeRequest())[0]
+    except BadInput:
+        return None  # of a family that is not known, or that the family refuses
+
+
+def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspected:
+    """What a checkpoint asks for. Raises BadInput where its config cannot be read."""
+    config = read_config(path)
+    filled, rope = _read(config)
+    plan, maximum = _plan(config), filled["max_position_embeddings"]
+    named = {"all layers" if kind is None else f"{kind} layers": s for kind, s in rope.groups.items()}
+    main = plan.main if plan is not None else next(s for s in named.values() if s is not None)
+    groups = tuple(
+        carried_group(scaling, layers, CONFIG_FILE)
+        for layers, scaling in sorted(named.items(), key=lambda item: item[1] != main)
+    )
+    findings = [*_spelling_findings(main, rope), *_context_findings(main, maximum)]
+    for reference in references:
+        findings += claim_findings(reference, groups[0])
+    return Inspected(
+        target="checkpoint",
+        title=f"checkpoint, {str(config.get('model_type'))[:60]}",
+        identity={"model_type": config.get("model_type")},
+        groups=groups,
+        claims=references,
+        details={
+            key: config[key]
+            for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
+            if key in config
+        },
+        findings=tuple(findings),
+        plan=plan,
+    )
