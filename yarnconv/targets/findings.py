@@ -1,5 +1,6 @@
 """What is wrong with an artefact, or may be: each with a code that stays, and with what to do."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,14 @@ class Finding:
     remedy: str
 
 
+def without_repeats(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The first of each code: what is said of it first says most."""
+    found: dict[tuple[str, Severity], Finding] = {}
+    for finding in findings:
+        found.setdefault((finding.code, finding.severity), finding)
+    return tuple(found.values())
+
+
 def at_least(findings: tuple[Finding, ...], severity: Severity) -> bool:
     """Whether any finding is as severe as that."""
     return any(SEVERITIES.index(f.severity) >= SEVERITIES.index(severity) for f in findings)
@@ -30,6 +39,7 @@ CODES = {
     "linear": "every frequency divided by the factor, where another method is said",
     "ntk-aware": "a larger base, where another method is said",
     "by-parts": "frequencies by parts, where another method is said",
+    "dynamic-frozen": "one set of frequencies at every length, where a dynamic scaling is said",
     "other-method": "another method than the one that is said",
     "wrong-theta": "another RoPE base",
     "wrong-factor": "another factor",

@@ -16,13 +16,13 @@ from yarnconv.rope.scaling import (
     Stretched,
     Unscaled,
     Yarn,
-    is_dynamic,
     method_name,
 )
 from yarnconv.rope.tables import (
     RopeTables,
     buckets,
     extended_context,
+    magnitude,
     static_scalings,
     yarn_attention_factor,
 )
@@ -31,6 +31,7 @@ from yarnconv.targets.findings import Finding
 
 # largest angle, in radians, by which a 16-bit table may be off before it blurs neighbouring positions
 HALF_ROUNDING = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}
+TEMPERATURE_COEFFICIENT = 0.1  # of the formula that every tool has
 CONVERT_AGAIN = "Convert the checkpoint again with yarnconv."
 
 
@@ -120,6 +121,8 @@ def _other_temperature(expected: Scaling, tables: RopeTables, fit: Fit, who: str
     def is_(value: float) -> bool:
         return math.isclose(found, value, rel_tol=MAGNITUDE_TOLERANCE)
 
+    if isinstance(expected, Yarn) and is_(magnitude(expected.factor, TEMPERATURE_COEFFICIENT)):
+        return _error("attention-factor-dropped", f"{message}, and the formula is taken instead")
     if is_(1.0):
         return _error("temperature-missing", message)
     if is_(wanted**2):
@@ -129,10 +132,6 @@ def _other_temperature(expected: Scaling, tables: RopeTables, fit: Fit, who: str
         is_(1.0 + 0.1 * wanted * math.log(factor)) or is_(1.0 + 0.1 * math.log(max(wanted, 1e-9)))
     ):
         return _error("temperature-relogged", message)
-    if isinstance(expected, Yarn) and is_(yarn_attention_factor(replace(expected, attention_factor=None))):
-        return _error("attention-factor-dropped", message)
-    if fit.temperature == "full" and isinstance(expected, Yarn) and expected.mscale:
-        return _error("attention-factor-dropped", message)
     return _error("attention-factor-wrong", message)
 
 
@@ -156,18 +155,25 @@ def _against(claim: Claims, bucket: CarriedBucket, scaling: Scaling, tables: Rop
         yield _error("softmax-factor-missing", message)
 
 
+def _other_count(claim: Claims, group: CarriedGroup, wanted: int) -> Finding:
+    """Sets of frequencies, one for each range of lengths, that are too many or too few."""
+    assert claim.scaling is not None
+    says = f"{claim.source} says {described(claim.scaling)}, of {wanted} set(s) by the length"
+    found = group.buckets[0].fit.scaling
+    if len(group.buckets) > 1:
+        return _error("other-method", f"it holds {len(group.buckets)} sets of frequencies; {says}")
+    carried = "frequencies of no known method" if found is None else described(found)
+    code = "plain-rope" if isinstance(found, Unscaled) else "dynamic-frozen"
+    return _error(code, f"it turns by {carried} at every length; {says}")
+
+
 def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
     """What the extended layers have otherwise than it is said."""
     if claim.scaling is None or not group.buckets:
         return
     wanted, alone = buckets(claim.scaling), static_scalings(claim.scaling)
     if len(wanted) != len(group.buckets):
-        if is_dynamic(claim.scaling) or len(group.buckets) > 1:
-            yield _error(
-                "other-method",
-                f"it holds {len(group.buckets)} set(s) of frequencies; {claim.source} says "
-                f"{described(claim.scaling)}, which are {len(wanted)}",
-            )
+        yield _other_count(claim, group, len(wanted))
         return
     seen: set[str] = set()
     for index, (bucket, tables) in enumerate(zip(group.buckets, wanted, strict=True)):

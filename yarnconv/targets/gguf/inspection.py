@@ -16,7 +16,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import LongRope, Scaling, Stretched, is_dynamic
 from yarnconv.rope.tables import plain_inv_freq
 from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
-from yarnconv.targets.findings import Finding
+from yarnconv.targets.findings import Finding, without_repeats
 from yarnconv.targets.gguf.carried import (
     CarriedRope,
     check_readable,
@@ -126,9 +126,9 @@ def _findings(
     read: _Read, group: CarriedGroup, record: Claims, references: tuple[Claims, ...]
 ) -> Iterator[Finding]:
     yield from _record_findings(record, group)
+    yield from unread_findings(read.artefact, read.keys)
     for reference in references:
         yield from claim_findings(reference, group)
-    yield from unread_findings(read.artefact, read.keys)
     taken = tuple(taken_instead_findings(read.artefact, read.encoding, read.keys))
     yield from taken
     known = record.scaling is not None or any(claim.scaling is not None for claim in references)
@@ -218,7 +218,7 @@ def inspect_gguf(artefact: GgufFile, references: tuple[Claims, ...] = ()) -> Ins
         groups=groups,
         claims=(record, *references) if recorded is not None else references,
         details=_details(artefact),
-        findings=tuple(_findings(read, groups[0], record, references)),
+        findings=without_repeats(_findings(read, groups[0], record, references)),
         plan=plan,
         notes=(*notes, *(() if plan is not None or keys.remark is None else (keys.remark,))),
     )

@@ -73,7 +73,18 @@ def unread_findings(artefact: GgufFile, keys: RopeKeys) -> Iterator[Finding]:
             ),
             remedy="Convert the checkpoint with yarnconv, which says other betas exactly or refuses.",
         )
-    if others := sorted(unread.keys() - set(betas)):
+    temperature = f"{prefix}{EXT_FACTORS[1]}"
+    if temperature in unread:
+        yield Finding(
+            code="attention-factor-dropped",
+            severity="error",
+            message=(
+                f"{temperature} is {unread[temperature]}, and llama.cpp's {keys.name} architecture never "
+                "reads it: it takes 1 + 0.1 ln s"
+            ),
+            remedy="Convert the checkpoint with yarnconv, which says it by scaling.attn_factor.",
+        )
+    if others := sorted(unread.keys() - {*betas, temperature}):
         yield Finding(
             code="keys-never-read",
             severity="warning",
@@ -93,9 +104,18 @@ def unread_findings(artefact: GgufFile, keys: RopeKeys) -> Iterator[Finding]:
 
 def taken_instead_findings(artefact: GgufFile, encoding: RopeEncoding, keys: RopeKeys) -> Iterator[Finding]:
     """What llama.cpp takes where a key is left out, and should not have to."""
-    if encoding.scaling_type != "yarn" or (encoding.factor or 1.0) == 1.0:
-        return
     key = f"{artefact.architecture}.rope.scaling.original_context_length"
+    if (encoding.factor or 1.0) == 1.0:
+        return
+    if encoding.scaling_type == "linear" and key not in artefact.packed:
+        yield Finding(
+            code="original-context-unknown",
+            severity="note",
+            message=f"{key} is missing: llama.cpp needs it not, but nothing says where the extension begins",
+            remedy="Give --original-context where the file is extended further.",
+        )
+    if encoding.scaling_type != "yarn":
+        return
     if key not in artefact.packed:
         yield Finding(
             code="original-from-extended",
