@@ -1,22 +1,27 @@
 """The command inspect: what RoPE an artefact carries, by its own bytes, whoever made it."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from yarnconv.cli.existing import is_gguf
+from yarnconv.cli.existing import is_gguf, is_onnx
 from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import AsJson, Revision, app, ends_with_exit_code
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from yarnconv.targets.carried_rope import Claims, Inspected
     from yarnconv.targets.findings import Severity
 
 FOUND = 1
+ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
 
 
 class FailOn(StrEnum):
@@ -30,10 +35,14 @@ class FailOn(StrEnum):
 SEVERITY: "dict[FailOn, Severity]" = {FailOn.error: "error", FailOn.warning: "warning"}
 
 
+# What a reference says of an artefact, by what that says it was made with; nothing where there is none.
+ClaimsBy: TypeAlias = "Callable[[str | None], tuple[Claims, ...]]"
+
+
 def _claims(
-    reference: str | None, request: RopeRequest, record: str | None, revision: str | None
+    reference: str | None, request: RopeRequest, revision: str | None, record: str | None
 ) -> "tuple[Claims, ...]":
-    """What a reference says. record: what the artefact says it was made with, which fills in the options."""
+    """record: fills in the rope options where none are given."""
     from yarnconv.checkpoint.hub import CONFIG_FILES, locate
     from yarnconv.targets.hf.inspection import claims_of, read_config
     from yarnconv.targets.record import recorded_request
@@ -53,20 +62,64 @@ def _claims(
     return (claims_of(read_config(directory), request, "the reference"),)
 
 
-def _inspect(path: Path, reference: str | None, request: RopeRequest, revision: str | None) -> "Inspected":
-    """Open it as what it is, and look."""
+def _is_engine(path: Path) -> bool:
+    """An engine, whatever its file is called, or the directory of one of ours."""
+    if path.is_dir():
+        ours = (path / SIDECAR).is_file() and not (path / "config.json").exists()
+        return ours or (path / ENGINE_FILE).is_file()
+    return path.suffix in ENGINE_SUFFIXES
+
+
+def _inspect_engine(path: Path, claims_by: "ClaimsBy") -> "Inspected":
+    import json
+
+    from yarnconv.targets.tensorrt.inspection import inspect_engine
+    from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
+
+    directory = engine_directory(path)
+    record = json.dumps(read_sidecar(directory)["plan"]) if is_engine(directory) else None
+    return inspect_engine(path, claims_by(record))
+
+
+def _inspect_onnx(path: Path, claims_by: "ClaimsBy") -> "Inspected":
+    from yarnconv.targets.onnx.extension import RUNTIME_OPERATORS
+    from yarnconv.targets.onnx.inspection import inspect_onnx
+    from yarnconv.targets.onnx.reader import open_onnx
+    from yarnconv.targets.record import RECORD_KEY
+    from yarnconv.verify.components import require
+
+    require("onnx", "onnx")
+    with open_onnx(path, unknown=RUNTIME_OPERATORS) as model:
+        return inspect_onnx(model, claims_by(model.metadata(RECORD_KEY)))
+
+
+def _inspect_gguf(path: Path, claims_by: "ClaimsBy") -> "Inspected":
+    from yarnconv.targets.gguf.inspection import inspect_gguf
+    from yarnconv.targets.gguf.reader import open_gguf
     from yarnconv.targets.record import RECORD_KEY
 
-    if is_gguf(str(path)):
-        from yarnconv.targets.gguf.inspection import inspect_gguf
-        from yarnconv.targets.gguf.reader import open_gguf
+    with open_gguf(path) as artefact:
+        return inspect_gguf(artefact, claims_by(artefact.scalar(RECORD_KEY, str)))
 
-        with open_gguf(path) as gguf:
-            record = gguf.scalar(RECORD_KEY, str)
-            return inspect_gguf(gguf, _claims(reference, request, record, revision))
+
+def _inspect_checkpoint(path: Path, claims_by: "ClaimsBy") -> "Inspected":
     from yarnconv.targets.hf.inspection import inspect_checkpoint
 
-    return inspect_checkpoint(path, _claims(reference, request, None, revision))
+    if not (path / "config.json" if path.is_dir() else path).is_file():
+        what = "there is neither a model nor a config.json in it" if path.is_dir() else "no such file"
+        raise BadInput(what, where=str(path), fix="Give an artefact, or a checkpoint's directory.")
+    return inspect_checkpoint(path, claims_by(None))
+
+
+def _opener(path: Path) -> "Callable[[Path, ClaimsBy], Inspected]":
+    """Who looks into a file or directory of its kind."""
+    if _is_engine(path):
+        return _inspect_engine
+    if is_onnx(str(path)):
+        return _inspect_onnx
+    if is_gguf(str(path)) and path.suffix != ".json":
+        return _inspect_gguf
+    return _inspect_checkpoint
 
 
 @app.command()
@@ -96,7 +149,8 @@ def inspect(
     from yarnconv.console.messages import print_json
     from yarnconv.targets.findings import at_least
 
-    facts = _inspect(artefact, reference, request, revision)
+    claims_by = partial(_claims, reference, request, revision)
+    facts = _opener(artefact)(artefact, claims_by)
     if as_json:
         print_json(inspected_document(str(artefact), facts))
     else:

@@ -1,12 +1,14 @@
 """The RoPE that an artefact was found to carry, whatever its kind: layers, their tables, what fits them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yarnconv.plan import RopePlan
-from yarnconv.rope.identify import Fit
+from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Clues, Fit
+from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.scaling import Scaling
+from yarnconv.rope.scaling import Scaling, is_dynamic
+from yarnconv.rope.tables import static_scalings
 from yarnconv.targets.findings import Finding
 
 
@@ -25,25 +27,45 @@ class CarriedBucket:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedGroup:
     """Layers that turn alike. layers: which, for people. source: the tensors or keys that say so. element:
-    type of the numbers, where they are stored. buckets: none where the layers have no RoPE.
+    type of the numbers, where they are stored. pairing: which dimensions turn together, None where nothing
+    says it. buckets: none where the layers have no RoPE.
     """
 
     layers: str
     source: str
     buckets: tuple[CarriedBucket, ...]
     element: str | None = None
+    pairing: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What an artefact says of itself, or a reference says of it. scaling: of the extended layers. context:
-    positions that clients are told. source: who says so, for people.
+    positions that clients are told. pairing: which dimensions turn together, half or interleaved. source: who
+    says so, for people.
     """
 
     source: str
     scaling: Scaling | None = None
     original_context: int | None = None
     context: int | None = None
+    pairing: str | None = None
+
+
+def clues_of(claims: Sequence[Claims], magnitude: float = MAGNITUDE_TOLERANCE) -> Clues:
+    """What is said, and what is often made of it, for whoever names numbers. magnitude: relative uncertainty
+    of attention factors that were read.
+    """
+    said = [claim.scaling for claim in claims if claim.scaling is not None]
+    parts = [part for scaling in said for part in static_scalings(scaling)]
+    contexts = [c for claim in claims for c in (claim.original_context, claim.context) if c is not None]
+    misses = [miss for scaling in parts for miss in near_misses(scaling, contexts)]
+    return Clues(
+        scalings=tuple(s for s in (*parts, *misses) if not is_dynamic(s)),
+        bases=tuple(dict.fromkeys(s.theta for s in said)),
+        contexts=tuple(dict.fromkeys(contexts)),
+        magnitude=magnitude,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

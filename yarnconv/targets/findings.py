@@ -54,7 +54,7 @@ CODES = {
     "attention-factor-wrong": "an attention factor that nothing explains",
     "softmax-factor-missing": "the softmax scale of multi-head latent attention is left out",
     "wrong-rotary-dim": "another number of dimensions rotates",
-    "pairing": "pairs of dimensions are taken in another order",
+    "wrong-pairing": "pairs of dimensions are taken in another order",
     # what is written, and read or not
     "keys-never-read": "keys that the runtime does not read",
     "unknown-architecture": "nobody has looked up what the runtime reads for this architecture",

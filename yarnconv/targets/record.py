@@ -1,11 +1,15 @@
 """What this tool recorded in an artefact of how it made it. It is never evidence for the artefact."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import METHODS, RopeRequest
+from yarnconv.rope.scaling import Scaling
+from yarnconv.rope.spelling import read_rope
+from yarnconv.targets.carried_rope import Claims
 
 RECORD_KEY = "yarnconv.plan"  # of a GGUF's metadata and an ONNX model's
 _MAXIMUM_RECORD = 2**20  # characters
@@ -54,3 +58,36 @@ def recorded_request(record: str) -> RopeRequest | None:
     if options.get("method", "auto") not in METHODS:
         raise unreadable
     return RopeRequest(**options)
+
+
+def recorded_scaling(record: Mapping[str, Any], rotary_dim: int, *, latent: bool = False) -> Scaling | None:
+    """The scaling that a record names, of as many rotating dimensions; None where that cannot be read.
+
+    latent: whether the model has multi-head latent attention.
+    """
+    parameters = record.get("rope_parameters")
+    if not isinstance(parameters, Mapping):
+        return None
+    config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": 2}
+    if latent:
+        config |= {"kv_lora_rank": 1}
+    try:
+        return read_rope(config).groups.get(None)
+    except BadInput:
+        return None
+
+
+def recorded_claims(record: Mapping[str, Any], rotary_dim: int, source: str) -> Claims:
+    """What a record says of an artefact. context: of its tables, where it says how long they are."""
+    graph, original = record.get("graph"), record.get("original_context")
+    reached = graph.get("max_context") if isinstance(graph, Mapping) else None
+    reached = record.get("target_context") if reached is None else reached
+    original, context = (
+        value if type(value) is int and 1 < value < 2**31 else None for value in (original, reached)
+    )
+    return Claims(
+        source=source,
+        scaling=recorded_scaling(record, rotary_dim),
+        original_context=original,
+        context=context,
+    )

@@ -169,6 +169,9 @@ def _other_count(claim: Claims, group: CarriedGroup, wanted: int) -> Finding:
 
 def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
     """What the extended layers have otherwise than it is said."""
+    if claim.pairing is not None and group.pairing is not None and claim.pairing != group.pairing:
+        said = f"pairs of dimensions are {group.pairing}; {claim.source} has them {claim.pairing}"
+        yield _error("wrong-pairing", said)
     if claim.scaling is None or not group.buckets:
         return
     wanted, alone = buckets(claim.scaling), static_scalings(claim.scaling)

@@ -5,7 +5,6 @@ that the keys have exactly: a larger base does not say of which original context
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from yarnconv.rope.identify import LLAMA3
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Linear, Llama3, Scaling, Stretched, Unscaled, Yarn, is_dynamic
-from yarnconv.rope.spelling import ConfigRope, read_rope
+from yarnconv.rope.spelling import ConfigRope
 from yarnconv.rope.tables import buckets, magnitude
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
@@ -28,7 +27,7 @@ from yarnconv.targets.gguf.rope import (
 )
 from yarnconv.targets.gguf.rope_keys import RUNTIME_COEFFICIENT, RopeKeys
 from yarnconv.targets.gguf.rope_reading import read_encoding
-from yarnconv.targets.record import RECORD_KEY, read_record
+from yarnconv.targets.record import RECORD_KEY, read_record, recorded_scaling
 
 MAXIMUM_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")  # any other aborts llama.cpp
@@ -187,15 +186,11 @@ def _recorded(artefact: GgufFile, rotary_dim: int, keys: RopeKeys) -> tuple[Scal
     text = artefact.scalar(RECORD_KEY, str)
     try:
         record = read_record(text) if text else {}
-        parameters, finetuned = record.get("rope_parameters"), record.get("finetuned")
-        if not isinstance(parameters, Mapping):
-            return None, None
-        config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": 2}
-        if keys.latent:
-            config |= {"kv_lora_rank": 1}
-        return read_rope(config).groups.get(None), finetuned if isinstance(finetuned, bool) else None
     except BadInput:
         return None, None
+    finetuned = record.get("finetuned")
+    scaling = recorded_scaling(record, rotary_dim, latent=keys.latent)
+    return scaling, finetuned if isinstance(finetuned, bool) and scaling is not None else None
 
 
 def _with_linear_original(

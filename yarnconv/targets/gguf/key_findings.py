@@ -7,6 +7,7 @@ from yarnconv.targets.findings import Finding
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, RUNTIME_BETA_SLOW, RopeKeys
+from yarnconv.targets.gguf.rope_limits import LONGROPE_TENSORS
 
 _READ_BY_ALL = frozenset(
     {
@@ -105,6 +106,13 @@ def unread_findings(artefact: GgufFile, keys: RopeKeys) -> Iterator[Finding]:
 def taken_instead_findings(artefact: GgufFile, encoding: RopeEncoding, keys: RopeKeys) -> Iterator[Finding]:
     """What llama.cpp takes where a key is left out, and should not have to."""
     key = f"{artefact.architecture}.rope.scaling.original_context_length"
+    if encoding.scaling_type == "longrope" and not any(name in artefact.tensors for name in LONGROPE_TENSORS):
+        yield Finding(
+            code="plain-rope",
+            severity="error",
+            message=f"its scaling is longrope without {LONGROPE_TENSORS[0]}: llama.cpp turns by plain RoPE",
+            remedy="Convert the checkpoint again with a converter that writes its two sets of factors.",
+        )
     if (encoding.factor or 1.0) == 1.0:
         return
     if encoding.scaling_type == "linear" and key not in artefact.packed:

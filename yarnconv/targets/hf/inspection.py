@@ -8,7 +8,7 @@ import numpy as np
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.model.family import find_family, with_defaults
+from yarnconv.model.family import describe, find_family, with_defaults
 from yarnconv.plan import RopePlan, plan_rope
 from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
@@ -46,7 +46,17 @@ def claims_of(config: Mapping[str, Any], request: RopeRequest, source: str) -> C
         scaling=resolved.main,
         original_context=resolved.original_context,
         context=resolved.target_context,
+        pairing=_pairing(config),
     )
+
+
+def _pairing(config: Mapping[str, Any]) -> str | None:
+    """Which dimensions turn together, of a family that is known."""
+    try:
+        family = find_family(config)
+        return describe(family, with_defaults(family, config)).layers[0].attention.pairing
+    except BadInput:
+        return None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,156 +1,180 @@
-"""What an engine's directory says of its RoPE: each fact from the sidecar, or from the engine's own bytes."""
+"""What an engine carries of RoPE: by its sidecar where it has one, and by its own bytes, which decide."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isclose
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yarnconv.checkpoint.mapped_file import MappedFile
-from yarnconv.rope.tables import Float64Array
-from yarnconv.targets.digest import file_digest
-from yarnconv.targets.tensorrt.engine_bytes import Header, count_profiles, read_header
-from yarnconv.targets.tensorrt.engine_reading import open_engine
-from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
-from yarnconv.targets.tensorrt.sidecar import read_sidecar
+from yarnconv.rope.identify import Clues, identify
+from yarnconv.rope.observation import Observation
+from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.findings import Finding, without_repeats
+from yarnconv.targets.observed_table import ObservedTable
+from yarnconv.targets.record import recorded_claims
+from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
+from yarnconv.targets.tensorrt.engine_bytes import read_header
+from yarnconv.targets.tensorrt.engine_facts import FREQUENCY_ROUNDING, EngineFacts, read_engine_facts
+from yarnconv.targets.tensorrt.files import ENGINE_FILE
+from yarnconv.targets.tensorrt.sidecar import is_engine
+from yarnconv.targets.tensorrt.table_search import find_tables
 
-FLOAT_BYTES = 4
-FACTOR_ROUNDING = 1e-6  # of cos^2 + sin^2 in float32
-FREQUENCY_ROUNDING = 1e-6  # of an angle by its float32 cosine and sine
-MOST_BUCKETS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableFacts:
-    """One bucket's rows in the engine. reach: how many there are. inv_freq: float64[pairs], radians per
-    position, from its second row. attention_factor: the length of its (cos, sin) pairs.
-    """
-
-    reach: int
-    attention_factor: float
-    inv_freq: Float64Array
+ENGINE, SIDECAR = "engine", "sidecar"
+PLAN_FACTS = (
+    *("method", "factor", "original_context", "target_context", "rope_theta", "rotary_dim", "head_dim"),
+    *("beta_fast", "beta_slow", "truncate", "attention_factor", "softmax_scale_multiplier"),
+    *("low", "high", "regimes", "finetuned", "warnings"),
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
-    """sidecar: the document. header, profiles, tables: from the bytes; None, 0 and empty where they show
-    none. findings: where the two disagree, for people.
-    """
-
-    sidecar: Mapping[str, Any]
-    header: Header | None
-    profiles: int
-    tables: tuple[TableFacts, ...]
-    findings: tuple[str, ...]
-
-
-def _whole(value: Any, least: int, most: int) -> int | None:
-    return value if type(value) is int and least <= value <= most else None
-
-
-def _table(file: MappedFile, entry: Any) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """float32[rows, pairs] at the place that the sidecar names; None where there is no such place."""
-    if not isinstance(entry, dict):
-        return None
-    rows, pairs = (_whole(entry.get(key), 2, 2**31) for key in ("rows", "pairs"))
-    offsets = entry.get("offsets")
-    offset = _whole(offsets[0], 0, file.size) if isinstance(offsets, list) and offsets else None
-    if rows is None or pairs is None or offset is None or offset + rows * pairs * FLOAT_BYTES > file.size:
-        return None
-    values = np.frombuffer(file.view(offset, rows * pairs * FLOAT_BYTES), np.float32)
-    return values.reshape(rows, pairs)
-
-
-def _read_tables(file: MappedFile, sidecar: Mapping[str, Any]) -> tuple[TableFacts, ...]:
-    """What the first pair of tables says of every bucket."""
-    by_name = {
-        e["name"]: e for e in sidecar["tables"] if isinstance(e, dict) and isinstance(e.get("name"), str)
+def _identity(facts: EngineFacts) -> dict[str, Any]:
+    """What sidecar and engine say. sources: from where each fact comes."""
+    document = {key: facts.sidecar["plan"].get(key) for key in PLAN_FACTS}
+    sources = dict.fromkeys(document, SIDECAR)
+    if facts.tables:
+        longest = facts.tables[-1]
+        document |= {"attention_factor": longest.attention_factor, "inv_freq": longest.inv_freq.tolist()}
+        sources |= {"attention_factor": ENGINE, "inv_freq": ENGINE, "buckets": ENGINE}
+        document["buckets"] = [
+            {"reach": t.reach, "attention_factor": t.attention_factor, "inv_freq": t.inv_freq.tolist()}
+            for t in facts.tables
+        ]
+    header, graph = facts.header, facts.sidecar["graph"]
+    document |= {
+        "runtime_version": header.version if header else facts.sidecar["runtime"].get("version"),
+        "compute_capabilities": list(
+            header.compute_capabilities if header else facts.sidecar["compute_capabilities"]
+        ),
+        "profiles": facts.sidecar["profiles"],
+        "profile_count": facts.profiles,
+        "dtype": graph.get("dtype"),
+        "max_context": graph.get("max_context"),
     }
-    cos_name = next((name for name in sorted(by_name) if name.startswith("cos_cache")), "")
-    cos, sin = (_table(file, by_name.get(name)) for name in (cos_name, cos_name.replace("cos", "sin", 1)))
-    reaches = sidecar["graph"].get("bucket_contexts")
-    if cos is None or sin is None or cos.shape != sin.shape or not isinstance(reaches, list):
-        return ()
-    found, first = [], 0
-    for reach in reaches[:MOST_BUCKETS]:
-        if _whole(reach, 2, len(cos)) is None or first + reach > len(cos):
-            return ()
-        c, s = (table[first + 1].astype(np.float64) for table in (cos, sin))
-        if not (np.isfinite(c).all() and np.isfinite(s).all()):
-            return ()
-        length = float(np.median(np.hypot(c, s)))
-        found.append(TableFacts(reach=reach, attention_factor=length, inv_freq=np.arctan2(s, c)))
-        first += reach
-    return tuple(found) if first == len(cos) - 1 else ()  # but for the row of no number
+    by_header = ENGINE if header else SIDECAR
+    sources |= {"runtime_version": by_header, "compute_capabilities": by_header, "profile_count": ENGINE}
+    sources |= dict.fromkeys(("profiles", "dtype", "max_context"), SIDECAR)
+    return {**document, "sources": sources}
 
 
-def _recorded_bucket(plan: Mapping[str, Any], index: int) -> Mapping[str, Any]:
-    """What the sidecar's plan says of a bucket of its scaled layers; nothing where it says nothing."""
-    groups = plan.get("groups")
-    for group in groups if isinstance(groups, list) else []:
-        buckets = group.get("buckets") if isinstance(group, dict) else None
-        if isinstance(buckets, list) and group.get("method") == plan.get("method") and index < len(buckets):
-            bucket = buckets[index]
-            return bucket if isinstance(bucket, dict) else {}
-    return {}
+def _shown(identity: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """For people: name, and value with its source."""
+    shown = (*PLAN_FACTS[:12], "dtype", "max_context", "runtime_version", "compute_capabilities")
+    for key in (*shown, "profile_count"):
+        value = identity[key]
+        if value is None:
+            continue
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        if isinstance(value, list):
+            text = ", ".join(map(str, value))
+        source = "the engine's bytes" if identity["sources"][key] == ENGINE else "the sidecar"
+        yield key.replace("_", " "), f"{text[:60]} ({source})"
 
 
-def _alike(own: Float64Array, recorded: Any) -> bool:
-    """Whether recorded frequencies are those of the tables."""
-    if not isinstance(recorded, list) or not all(type(value) is float for value in recorded):
-        return False
-    return len(recorded) == len(own) and bool(np.allclose(own, recorded, rtol=FREQUENCY_ROUNDING, atol=0))
+def _bucket(observation: Observation, clues: Clues, table: ObservedTable) -> CarriedBucket:
+    return CarriedBucket(
+        observation=observation,
+        fit=identify(observation, clues),
+        reach=table.reach,
+        broken=table.broken,
+    )
+
+
+def _by_sidecar(facts: EngineFacts) -> tuple[ObservedTable, ...]:
+    """The tables at the places that the sidecar names."""
+    return tuple(
+        ObservedTable(
+            reach=table.reach,
+            observation=Observation(
+                inv_freq=np.maximum(table.inv_freq, 0.0),
+                uncertainty=np.full(len(table.inv_freq), FREQUENCY_ROUNDING),
+                attention_factor=table.attention_factor,
+            ),
+        )
+        for table in facts.tables
+    )
+
+
+def _search(engine: Path) -> tuple[ObservedTable, ...]:
+    """The tables, wherever they stand in the engine's bytes."""
+    file = MappedFile(engine)
+    try:
+        return find_tables(file)
+    finally:
+        file.close()
+
+
+def _group(tables: tuple[ObservedTable, ...], clues: Clues) -> CarriedGroup:
+    return CarriedGroup(
+        layers="all layers",
+        source="the engine's bytes",
+        buckets=tuple(_bucket(table.observation, clues, table) for table in tables),
+    )
 
 
 def _findings(
-    directory: Path,
-    sidecar: Mapping[str, Any],
-    header: Header | None,
-    facts: tuple[TableFacts, ...],
-    profiles: int,
-    size: int,
-) -> list[str]:
-    found = []
-    for key, name in (("engine", ENGINE_FILE), ("graph", MODEL_FILE)):
-        if not (directory / name).is_file():
-            found.append(f"{name} is missing")
-        elif sidecar[key].get("digest") != file_digest(directory / name):
-            found.append(f"{name} is not the file that the sidecar was written with: its digest is another")
-    if header is not None:
-        if header.size != size:
-            found.append(f"the engine's header says {header.size} bytes, the file has {size}")
-        if header.version != sidecar["runtime"].get("version"):
-            found.append(f"the engine is of version {header.version}, by its header")
-        if sorted(header.compute_capabilities) != sorted(map(str, sidecar["compute_capabilities"])):
-            found.append(f"the engine is for {', '.join(header.compute_capabilities)}, by its header")
-    if not facts:
-        found.append("the tables are not where the sidecar says: nothing is known of them from the engine")
-        return found
-    if profiles != len(sidecar["profiles"]):
-        found.append(f"the engine has {profiles} profiles, the sidecar {len(sidecar['profiles'])}")
-    bucket = _recorded_bucket(sidecar["plan"], len(facts) - 1)
-    recorded, own = bucket.get("attention_factor"), facts[-1].attention_factor
-    if not isinstance(recorded, float) or not isclose(own, recorded, rel_tol=FACTOR_ROUNDING):
-        said = f"{recorded:.6g}" if isinstance(recorded, float) else "nothing of it"
-        found.append(f"the engine's tables have the attention factor {own:.6g}, the sidecar says {said}")
-    if not _alike(facts[-1].inv_freq, bucket.get("inv_freq")):
-        found.append("the engine's tables turn with other frequencies than the sidecar's plan")
-    return found
+    group: CarriedGroup, own: tuple[Claims, ...], references: tuple[Claims, ...]
+) -> Iterator[Finding]:
+    for claim in (*own, *references):
+        yield from claim_findings(claim, group)
+    contexts = [claim.context for claim in (*own, *references) if claim.context is not None]
+    known = any(claim.scaling is not None for claim in (*own, *references))
+    yield from group_findings(group, contexts[:1], judge_temperature=not known)
+    original = next((c.original_context for c in (*references, *own) if c.original_context), None)
+    if len(group.buckets) == 1 and contexts and original is not None and contexts[0] <= original:
+        yield from context_findings(group.buckets[0].fit, original, contexts[0], "the tables' length")
 
 
-def inspect_engine(directory: Path) -> EngineFacts:
-    """Read an engine's directory. Raises BadInput where it is none. Runs nothing."""
-    sidecar, file = read_sidecar(directory), open_engine(directory)
+def _bare(engine: Path, references: tuple[Claims, ...]) -> Inspected:
+    """An engine by its bytes alone."""
+    tables, file = _search(engine), MappedFile(engine)
     try:
-        header, tables, profiles = read_header(file), _read_tables(file, sidecar), count_profiles(file)
-        return EngineFacts(
-            sidecar=sidecar,
-            header=header,
-            profiles=profiles,
-            tables=tables,
-            findings=tuple(_findings(directory, sidecar, header, tables, profiles, file.size)),
-        )
+        header = read_header(file)
     finally:
         file.close()
+    group = _group(tables, clues_of(references))
+    unknown = Finding(
+        code="tables-unknown",
+        severity="warning",
+        message="no tables of cos and sin were found in its bytes: what it turns by is unknown",
+        remedy="Look at the ONNX model that it was built from.",
+    )
+    findings = without_repeats(_findings(group, (), references)) if tables else (unknown,)
+    version = "" if header is None else f", {header.version}"
+    return Inspected(
+        target="tensorrt",
+        title=f"TensorRT engine without a sidecar{version}",
+        identity={} if header is None else {"runtime_version": header.version},
+        groups=(group,) if tables else (),
+        claims=references,
+        details={},
+        findings=findings,
+    )
+
+
+def inspect_engine(path: Path, references: tuple[Claims, ...] = ()) -> Inspected:
+    """An engine or its directory. Raises BadInput where it is none. Runs nothing."""
+    directory = path if path.is_dir() else path.parent
+    engine = directory / ENGINE_FILE if path.is_dir() else path
+    if (not is_engine(directory) or engine.name != ENGINE_FILE) and engine.is_file():
+        return _bare(engine, references)
+    facts = read_engine_facts(directory)
+    identity = _identity(facts)
+    plan, graph = facts.sidecar["plan"], facts.sidecar["graph"]
+    tables = _by_sidecar(facts) or _search(engine)
+    pairs = len(tables[0].observation.inv_freq) if tables else 1
+    record = recorded_claims({**plan, "graph": graph}, 2 * pairs, "the sidecar")
+    group = _group(tables, clues_of((record, *references)))
+    findings = list(facts.findings)
+    if tables:
+        own = () if findings else (record,)  # it has been said already that the two disagree
+        findings += without_repeats(_findings(group, own, references))
+    return Inspected(
+        target="tensorrt",
+        title=f"TensorRT engine, {graph.get('dtype')}",
+        identity=identity,
+        groups=(group,) if tables else (),
+        claims=(record, *references),
+        details=dict(_shown(identity)),
+        findings=tuple(findings),
+    )

@@ -1,0 +1,163 @@
+"""What an ONNX model carries of RoPE, whoever exported it: the numbers that it turns by, and whether they are
+what the files around it say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import isclose
+
+from yarnconv.checkpoint.json_files import read_json_object
+from yarnconv.errors import BadInput
+from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Clues, identify
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.findings import Finding, without_repeats
+from yarnconv.targets.hf.inspection import claims_of
+from yarnconv.targets.observed_table import ROUNDINGS
+from yarnconv.targets.onnx.files import CONFIG_FILE
+from yarnconv.targets.onnx.observed import ObservedRope, claimed_context, maker, observe
+from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims
+from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
+
+MODEL_CONFIG = "config.json"
+RECORD, CONFIG, CLIENTS = "its record", f"the {MODEL_CONFIG} beside it", f"{CONFIG_FILE}"
+
+
+def _config_claims(model: OnnxModel) -> Iterator[Claims]:
+    """Of the model's config, where an exporter left one beside it that can be read."""
+    path = model.directory / MODEL_CONFIG
+    if not path.exists():
+        return
+    try:
+        yield claims_of(read_json_object(path), RopeRequest(), CONFIG)
+    except BadInput:
+        return  # of a model that is not known, or of none that turns
+
+
+def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
+    """What stands in and beside it, the most believable first: its record is of this very file, the config
+    of the model before anything was done to it.
+    """
+    recorded = model.metadata(RECORD_KEY)
+    context = claimed_context(model)
+    if recorded is not None:
+        try:
+            record = recorded_claims(read_record(recorded), 2 * pairs, RECORD)
+        except BadInput:
+            record = Claims(source=f"{RECORD}, which cannot be read")
+        return (record if context is None else replace(record, context=context),)
+    found = tuple(_config_claims(model))
+    if context is not None and (model.directory / CONFIG_FILE).exists():
+        return (*found, Claims(source=CLIENTS, context=context))
+    return found
+
+
+def _layers(layers: tuple[int, ...] | None, alone: bool) -> str:
+    """For people."""
+    if layers is None:
+        return "all layers" if alone else "layers that the graph does not tell"
+    if alone or not layers:
+        return f"{len(layers)} layers"
+    runs = layers == tuple(range(layers[0], layers[-1] + 1))
+    return f"layers {layers[0]} to {layers[-1]}" if runs else f"layers {', '.join(map(str, layers))}"
+
+
+def _group(rope: ObservedRope, clues: Clues, alone: bool) -> CarriedGroup:
+    return CarriedGroup(
+        layers=_layers(rope.layers, alone),
+        source=rope.source,
+        element=rope.element,
+        pairing=rope.pairing,
+        buckets=tuple(
+            CarriedBucket(
+                observation=table.observation,
+                fit=identify(table.observation, clues),
+                reach=table.reach,
+                broken=table.broken,
+            )
+            for table in rope.buckets
+        ),
+    )
+
+
+def _is_main(rope: ObservedRope) -> tuple[bool, int]:
+    """For sorting: what most layers turn by comes first, what none does last."""
+    return rope.layers is None, -len(rope.layers or ())
+
+
+def _differ(one: CarriedGroup, other: CarriedGroup) -> bool:
+    """Whether layers turn by other numbers."""
+    if len(one.buckets) != len(other.buckets):
+        return True
+    return any(
+        a.fit.scaling != b.fit.scaling
+        or not isclose(a.fit.attention_factor, b.fit.attention_factor, rel_tol=MAGNITUDE_TOLERANCE)
+        for a, b in zip(one.buckets, other.buckets, strict=True)
+    )
+
+
+def _layer_findings(groups: tuple[CarriedGroup, ...], found: tuple[ObservedRope, ...]) -> Iterator[Finding]:
+    """Layers that turn otherwise than most: right for a few families, and a mistake for all others."""
+    for group, rope in zip(groups[1:], found[1:], strict=True):
+        if rope.layers is not None and _differ(groups[0], group):
+            yield Finding(
+                code="tables-differ",
+                severity="warning",
+                message=f"{group.layers} turn by {group.source[:80]}, and not as most layers do",
+                remedy="Right where the model scales some layers only; else export it again.",
+            )
+
+
+def _findings(
+    group: CarriedGroup, own: tuple[Claims, ...], references: tuple[Claims, ...]
+) -> Iterator[Finding]:
+    for claim in (*references, *own):
+        yield from claim_findings(claim, group)
+    claims = (*own, *references)
+    stated = [claim.context for claim in (*own[::-1], *references) if claim.context is not None]
+    known = any(claim.scaling is not None for claim in claims)
+    yield from group_findings(group, stated[:1], judge_temperature=not known)
+    original = next((c.original_context for c in claims if c.original_context is not None), None)
+    if len(group.buckets) == 1 and stated and original is not None:
+        # tables may end before all that the scaling reaches, and clients are told so
+        inside = stated[0] <= original
+        findings = context_findings(group.buckets[0].fit, original, stated[0], "the stated context")
+        yield from (finding for finding in findings if inside or finding.code != "context-length")
+
+
+def _magnitude(found: tuple[ObservedRope, ...]) -> float:
+    """Relative uncertainty of attention factors, by the type they are stored in."""
+    return max((2 * ROUNDINGS.get(rope.element, 0.0) for rope in found), default=0.0)
+
+
+def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspected:
+    """What it carries. Raises BadInput for a graph that cannot be walked."""
+    found = tuple(sorted(observe(model), key=_is_main))
+    pairs = next((len(t.observation.inv_freq) for rope in found for t in rope.buckets), 1)
+    own = _own_claims(model, pairs)
+    clues = clues_of((*references, *own), max(MAGNITUDE_TOLERANCE, _magnitude(found)))
+    groups = tuple(_group(rope, clues, len(found) == 1) for rope in found)
+    if groups and groups[0].buckets:
+        findings = tuple(_findings(groups[0], own, references))
+    else:
+        findings = (
+            Finding(
+                code="tables-unknown",
+                severity="warning",
+                message="nothing in the graph shows what it turns by",
+                remedy="Compare its logits: yarnconv check.",
+            ),
+        )
+    notes = tuple(dict.fromkeys(note for rope in found for note in rope.notes))
+    by = maker(model)
+    return Inspected(
+        target="onnx",
+        title=f"ONNX by {by}",
+        identity={"maker": by, "producer": model.proto.producer_name[:100]},
+        groups=groups,
+        claims=(*own, *references),
+        details={},
+        findings=without_repeats((*findings, *_layer_findings(groups, found))),
+        notes=notes,
+    )
