@@ -52,7 +52,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tests/support/llama_cpp_sourc
 	touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed
-	$(PIP) --editable ".[check,llama,onnx,dev]"
+	$(PIP) --editable ".[check,llama,onnx,plot,dev]"
 	touch $@
 
 clean:
