@@ -122,6 +122,28 @@ def _opener(path: Path) -> "Callable[[Path, ClaimsBy], Inspected]":
     return _inspect_checkpoint
 
 
+def _plotter(path: Path, artefact: Path) -> "Callable[[Inspected], None]":
+    """What draws a picture, once it is known what. Refuses before the work what could not be written."""
+    from yarnconv.artifact import check_directory
+    from yarnconv.console.figures import check_figure_path, rope_figure, write_figure
+    from yarnconv.console.inspect_curves import curves_of, original_context
+    from yarnconv.verify.components import require
+
+    require("plot", "matplotlib")
+    check_figure_path(path)
+    check_directory(path.parent)
+    if path.resolve() == artefact.resolve():
+        raise BadInput("would be written over the artefact", where=str(path), fix="Correct --plot.")
+
+    def draw(facts: "Inspected") -> None:
+        curves = curves_of(facts)
+        if not curves:
+            raise BadInput("there is nothing to draw: no frequencies were found", where=str(artefact))
+        write_figure(rope_figure(curves, original_context(facts)), path)
+
+    return draw
+
+
 @app.command()
 @ends_with_exit_code
 @takes_rope_options
@@ -141,6 +163,10 @@ def inspect(
     fail_on: Annotated[
         FailOn, typer.Option("--fail-on", help="Findings from which on the exit code is 1.")
     ] = FailOn.error,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw it into a .png, .svg or .html as well."),
+    ] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -149,12 +175,15 @@ def inspect(
     from yarnconv.console.messages import print_json
     from yarnconv.targets.findings import at_least
 
+    draw = None if plot is None else _plotter(plot, artefact)
     claims_by = partial(_claims, reference, request, revision)
     facts = _opener(artefact)(artefact, claims_by)
     if as_json:
         print_json(inspected_document(str(artefact), facts))
     else:
         print_inspected(str(artefact), facts)
+    if draw is not None:
+        draw(facts)
     severe = fail_on is not FailOn.never and at_least(facts.findings, SEVERITY[fail_on])
     if severe:
         raise typer.Exit(FOUND)

@@ -9,8 +9,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from yarnconv.console.inspect_curves import curves_of
 from yarnconv.console.messages import print_warnings, printable
-from yarnconv.console.plan_view import rope_table, runtime_warnings
+from yarnconv.console.plan_view import runtime_warnings
+from yarnconv.console.regime_bars import RegimeBars
 from yarnconv.plan import rope_facts
 from yarnconv.rope.identify import Fit, Temperature
 from yarnconv.rope.scaling import Stretched, Unscaled, Yarn, method_name
@@ -19,6 +21,7 @@ from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, I
 from yarnconv.targets.findings import Finding, Severity
 from yarnconv.targets.rope_findings import described
 
+EXACT = 1e-9  # of a frequency, where it is no use to say how exact
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "note": "dim"}
 _TEMPERATURES: dict[Temperature, str] = {
     "none": "no temperature",
@@ -142,7 +145,8 @@ def _method(bucket: CarriedBucket) -> Text:
     if fit.scaling is None:
         return Text("unknown: no method explains its frequencies", style="bold yellow")
     text = Text(described(fit.scaling))
-    return text.append(f"  (frequencies within {fit.residual:.1e})", style="dim")
+    exact = fit.residual is None or fit.residual < EXACT
+    return text.append(f"  (frequencies {'exact' if exact else f'within {fit.residual:.1e}'})", style="dim")
 
 
 def _group_rows(group: CarriedGroup) -> Iterator[tuple[str, Text]]:
@@ -164,6 +168,9 @@ def _carried_table(facts: Inspected) -> Table:
     for group in facts.groups:
         for name, value in _group_rows(group):
             table.add_row(name, value)
+    if facts.plan is not None and isinstance(facts.plan.main, Stretched):
+        plan = facts.plan
+        table.add_row("context", f"{plan.original_context} -> {plan.target_context} positions")
     for claim in facts.claims:
         said = [] if claim.scaling is None else [described(claim.scaling)]
         said += [f"context {claim.context}"] if claim.context else []
@@ -187,14 +194,14 @@ def print_inspected(artifact: str, facts: Inspected) -> None:
     console = Console(highlight=False, markup=False)
     console.print(Text(printable(f"{artifact} ({facts.title})"), style="bold"))
     console.print(_carried_table(facts))
-    if facts.plan is not None and isinstance(facts.plan.main, Stretched):
-        console.print(Text("as a plan", style="bold"), rope_table(facts.plan), sep="\n")
+    if curves := curves_of(facts):
+        console.print(RegimeBars(curves))
     if facts.details:
         keys = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for key, value in facts.details.items():
             keys.add_row(Text(printable(key), style="dim"), Text(_shown(value)))
         console.print(Text("as it stands there", style="bold"), keys, sep="\n")
-    print_warnings(console, (*facts.notes, *(facts.plan.warnings if facts.plan else ())))
+    print_warnings(console, facts.notes)
     if facts.findings:
         console.print(Group(Text("findings", style="bold"), _findings_table(facts.findings)))
     else:

@@ -53,7 +53,8 @@ class _Read:
 def _named(artefact: GgufFile) -> tuple[CarriedRope | None, tuple[str, ...]]:
     """The RoPE by its name; or why it has none that this tool could extend."""
     try:
-        return read_carried(artefact, keys_read(artefact, trust_generic_keys=True)), ()
+        carried = read_carried(artefact, keys_read(artefact, trust_generic_keys=True))
+        return carried, carried.notes
     except Inexpressible as error:
         return None, (f"It cannot be extended: {error.where}: {error.what}.",)
 
@@ -220,5 +221,5 @@ def inspect_gguf(artefact: GgufFile, references: tuple[Claims, ...] = ()) -> Ins
         details=_details(artefact),
         findings=without_repeats(_findings(read, groups[0], record, references)),
         plan=plan,
-        notes=(*notes, *(() if plan is not None or keys.remark is None else (keys.remark,))),
+        notes=notes if plan is not None or keys.remark is None else (*notes, keys.remark),
     )
