@@ -20,22 +20,17 @@ from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Scaling, Unscaled, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
-from yarnconv.rope.tables import Float64Array, buckets
+from yarnconv.rope.tables import buckets
+from yarnconv.targets.observed_table import ROUNDINGS, read_frequencies
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.lookup import Lookup, lookup_signature, refusal
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
-from yarnconv.targets.onnx.rope_comparison import ANGLE_ROUNDING, TABLE_VALUES, VALUE_ROUNDING, compare_bucket
+from yarnconv.targets.onnx.rope_comparison import ANGLE_ROUNDING, TABLE_VALUES, compare_bucket
 from yarnconv.targets.onnx.rotation_part import rotation_part
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_request
 
 MODEL_CONFIG = "config.json"
-# of a value that was rounded to the type it is stored in, after float32
-ROUNDINGS = {
-    "FLOAT": VALUE_ROUNDING,
-    "FLOAT16": VALUE_ROUNDING + 2.0**-11,
-    "BFLOAT16": VALUE_ROUNDING + 2.0**-8,
-}
 # A base that the tables leave open by more than that is not known; the widest that was met, 16-bit tables of
 # 256 positions, leave 8e-5.
 BASE_TOLERANCE = 1e-3
@@ -194,25 +189,12 @@ def _check_numbers(model: OnnxModel, lookup: Lookup) -> None:
             raise refusal("its gathered tables do not end with a row of no number, as ours do", model)
 
 
-def read_frequencies(lookup: Lookup) -> Float64Array:
-    """float64[pairs], radians per position: angles of rows 1, 2, 4, ..., each unrolled by the one before.
-
-    What an angle is off is divided by its position, so the last row counts.
-    """
-    found, position = np.zeros(lookup.pairs), 1
-    while position < lookup.positions:
-        sin, cos = (t.float32(position, position + 1)[0].astype(float) for t in (lookup.sin, lookup.cos))
-        angle = np.arctan2(sin, cos)
-        found = (angle + 2 * np.pi * np.round((found * position - angle) / (2 * np.pi))) / position
-        position *= 2
-    return found
-
-
 def _plain_base(lookup: Lookup) -> float | None:
     """The shortest number that as theta explains every frequency, theta^(-2i/D) for pair i; None where none
     does.
     """
-    frequencies, pairs = read_frequencies(lookup), np.arange(1, lookup.pairs)
+    frequencies = read_frequencies(lookup.cos, lookup.sin, lookup.positions)
+    pairs = np.arange(1, lookup.pairs)
     if lookup.pairs < 2 or not (frequencies > 0).all():
         return None
     farthest = 2.0 ** math.floor(math.log2(max(lookup.positions - 1, 1)))

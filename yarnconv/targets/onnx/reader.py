@@ -232,7 +232,8 @@ def _is_beside(path: Path, location: str) -> bool:
     return bool(plain) and (path.parent / location).exists()
 
 
-def _inline(proto: "onnx.TensorProto", nbytes: int) -> memoryview | None:
+def inline_bytes(proto: "onnx.TensorProto", nbytes: int) -> memoryview | None:
+    """A tensor's bytes that stand in the graph itself; None where they are not as many as its shape says."""
     from onnx import numpy_helper
 
     if proto.HasField("raw_data"):
@@ -270,7 +271,7 @@ def _tensor(proto: "onnx.TensorProto", files: _Files, path: Path) -> StoredTenso
         if data is None:
             data = files.view(location, offset, nbytes, name)
     else:
-        data = _inline(proto, nbytes)
+        data = inline_bytes(proto, nbytes)
     if data is None:
         raise _bad(name, f"does not hold the {nbytes} bytes of its shape {list(shape)}", path)
     return StoredTensor(name=name, element=element, shape=shape, data=data)
