@@ -91,6 +91,7 @@ def _unplanned_facts(facts: Inspected) -> dict[str, Any]:
     observed = longest.observation
     return {
         **_fit_facts(longest.fit),
+        "method": facts.groups[0].method,
         "target_context": context,
         "rotary_dim": 2 * len(observed.inv_freq),
         "attention_factor": _in_json(observed.attention_factor),
@@ -115,8 +116,8 @@ def inspected_document(artifact: str, facts: Inspected) -> dict[str, Any]:
     return {
         "artifact": artifact,
         "target": facts.target,
-        **facts.identity,
         **(rope_facts(plan) if plan else _unplanned_facts(facts)),
+        **facts.identity,
         **({"runtime_warnings": runtime_warnings(plan)} if plan else {}),
         "carried": [_group_document(group) for group in facts.groups],
         "claims": [_claim_document(claim) for claim in facts.claims],

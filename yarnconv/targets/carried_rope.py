@@ -7,7 +7,7 @@ from yarnconv.plan import RopePlan
 from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Clues, Fit
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.scaling import Scaling, is_dynamic
+from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn, is_dynamic
 from yarnconv.rope.tables import static_scalings
 from yarnconv.targets.findings import Finding
 
@@ -36,6 +36,19 @@ class CarriedGroup:
     buckets: tuple[CarriedBucket, ...]
     element: str | None = None
     pairing: str | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name, by its numbers; of several buckets that of the dynamic one which they make."""
+        fits = [bucket.fit.scaling for bucket in self.buckets]
+        if len(fits) < 2:
+            return self.buckets[0].fit.method if fits else "none"
+        if all(isinstance(scaling, LongRope) for scaling in fits):
+            return "longrope"
+        if all(isinstance(scaling, Unscaled | NtkAware) for scaling in fits):
+            return "dynamic-ntk"
+        plain_or_yarn = all(isinstance(scaling, Unscaled | Yarn) for scaling in fits)
+        return "dynamic-yarn" if plain_or_yarn else "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

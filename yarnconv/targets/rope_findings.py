@@ -37,10 +37,10 @@ CONVERT_AGAIN = "Convert the checkpoint again with yarnconv."
 
 def described(scaling: Scaling) -> str:
     """A scaling in a few words."""
-    name = {"none": "plain RoPE", "ntk": "NTK-aware", "yarn": "YaRN", "ntk-by-parts": "NTK-by-parts"}
+    name = {"ntk": "NTK-aware", "yarn": "YaRN", "ntk-by-parts": "NTK-by-parts"}
     said = name.get(method_name(scaling), method_name(scaling))
-    if isinstance(scaling, Unscaled):
-        return f"{said}, base {scaling.theta:g}"
+    if isinstance(scaling, Unscaled) or scaling.factor == 1.0:
+        return f"plain RoPE, base {scaling.theta:g}"
     text = f"{said} x{scaling.factor:g} of {scaling.original_context}"
     if isinstance(scaling, Yarn):
         if (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
@@ -238,8 +238,9 @@ def group_findings(
 
 def _table_findings(group: CarriedGroup, context: int | None) -> Iterator[Finding]:
     reaches = [bucket.reach for bucket in group.buckets if bucket.reach is not None]
-    if reaches and context is not None and max(reaches) < context:
-        message = f"{group.source} ends after {max(reaches)} positions; clients are told {context}"
+    damaged = any(bucket.broken is not None for bucket in group.buckets)
+    if reaches and not damaged and context is not None and max(reaches) < context:
+        message = f"its tables ({group.source}) end after {max(reaches)} positions, and {context} are said"
         yield _error("table-short", message, "Convert it again with --max-context, or state less.")
     rounding = HALF_ROUNDING.get(group.element or "")
     if rounding is not None:

@@ -113,9 +113,10 @@ def _group(tables: tuple[ObservedTable, ...], clues: Clues) -> CarriedGroup:
 
 
 def _findings(
-    group: CarriedGroup, own: tuple[Claims, ...], references: tuple[Claims, ...]
+    group: CarriedGroup, own: tuple[Claims, ...], references: tuple[Claims, ...], *, disagrees: bool = False
 ) -> Iterator[Finding]:
-    for claim in (*own, *references):
+    """disagrees: whether it has been said already that it is not what its own claims say."""
+    for claim in references if disagrees else (*own, *references):
         yield from claim_findings(claim, group)
     contexts = [claim.context for claim in (*own, *references) if claim.context is not None]
     known = any(claim.scaling is not None for claim in (*own, *references))
@@ -167,8 +168,8 @@ def inspect_engine(path: Path, references: tuple[Claims, ...] = ()) -> Inspected
     group = _group(tables, clues_of((record, *references)))
     findings = list(facts.findings)
     if tables:
-        own = () if findings else (record,)  # it has been said already that the two disagree
-        findings += without_repeats(_findings(group, own, references))
+        disagrees = bool(facts.findings)
+        findings += without_repeats(_findings(group, (record,), references, disagrees=disagrees))
     return Inspected(
         target="tensorrt",
         title=f"TensorRT engine, {graph.get('dtype')}",
