@@ -260,6 +260,9 @@ def check(
         typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
     ] = None,
     provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Name what explains the logits, even of a right artefact.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
     output_json: Annotated[
         Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
@@ -280,6 +283,7 @@ def check(
         tokens=tokens,
         max_context=max_context,
         provider=provider,
+        diagnose=diagnose,
         seed=seed,
         revision=revision,
         output_json=output_json,

@@ -133,6 +133,7 @@ def run_check(
     text: Path | None,
     tokens: Path | None,
     seed: int,
+    diagnose: bool,
     max_context: int | None,
     provider: str,
     revision: str | None,
@@ -150,6 +151,7 @@ def run_check(
         text=_read_text(text),
         tokens=_read_tokens(tokens),
         seed=seed,
+        diagnose=diagnose,
     )
     directory = locate(reference, revision=revision, files=ALL_FILES)
     if output_json is not None:

@@ -26,6 +26,8 @@ COVERAGES: tuple[Coverage, ...] = ("sampled", "all", "none")
 SAMPLED_VALUES = 2**18  # of each tensor, in whole rows spread over it; smaller tensors are judged whole
 BLOCK_VALUES = 2**20  # compared at once
 SHOWN_PROBLEMS = 3
+# What is wrong with a tensor that is right once its rows are put back (`hypotheses.wrong_orders`).
+MOVED = "has the checkpoint's rows in another order: pairs of dimensions were permuted once too often, or not"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,8 @@ class TensorComparison:
 
     stored_as: None where the artefact has no such tensor. judged: values compared.
     relative: root mean square error over them, by the source's. problem: why it does not agree, None
-    where it does. known: False where nothing is known of what the type explains.
+    where it does. known: False where nothing is known of what the type explains. moved: whether its rows are
+    the checkpoint's in the other order of pairs.
     """
 
     name: str
@@ -90,6 +93,7 @@ class TensorComparison:
     relative: float | None = None
     problem: str | None = None
     known: bool = True
+    moved: bool = False
 
 
 def sampled_rows(rows: int, width: int, coverage: Coverage, seed: int) -> Iterator[NDArray[np.intp]]:

@@ -20,6 +20,7 @@ from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
+from yarnconv.verify.diagnosis import with_weights
 from yarnconv.verify.expectation import expect
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.gguf.structure import judge_structure, run_as_is
@@ -27,7 +28,7 @@ from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import CheckReport
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
-from yarnconv.verify.structure import NOT_RUN
+from yarnconv.verify.structure import NOT_RUN, Judged
 from yarnconv.verify.verdict import Verdict, conclude_facts
 from yarnconv.worker import RuntimeRefused
 
@@ -93,12 +94,13 @@ def _check_open(
     metadata, keys = _judge_metadata(plan, artefact)
     weights, tensors = judge_weights(case)
     if refused is None:
-        structure, windows = judge_structure(case)
+        judged = judge_structure(case)
     else:
-        structure, windows = Verdict(outcome="fails", reason=refused), []
+        judged = Judged(verdict=Verdict(outcome="fails", reason=refused))
+    structure = judged.verdict
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
     as_is = NOT_RUN
-    if windows:
+    if judged.windows:
         try:
             as_is = run_as_is(case)
         except RuntimeRefused as error:
@@ -115,10 +117,11 @@ def _check_open(
         structure=structure,
         weights=weights,
         metadata=metadata,
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
 
 

@@ -16,6 +16,7 @@ from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE
 from yarnconv.targets.hf.target import plan_refusals
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
+from yarnconv.verify.diagnosis import with_weights
 from yarnconv.verify.expectation import expect
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
@@ -70,10 +71,10 @@ def _check_open(
     )
     keys = compare_metadata(plan, artefact, computed_keys(plan.family) | DEPTH_AND_VOCABULARY)
     weights, tensors = judge_weights(case)
-    structure, windows = judge_structure(case)
+    judged = judge_structure(case)
     gc.collect()  # a transformers model is a cycle
-    as_is = run_as_is(case) if windows else NOT_RUN
-    structure = with_whole(structure, as_is.problem)
+    as_is = run_as_is(case) if judged.windows else NOT_RUN
+    structure = with_whole(judged.verdict, as_is.problem)
     version = reference_version()
     return CheckReport(
         artifact=str(artefact.directory),
@@ -87,10 +88,11 @@ def _check_open(
         structure=structure,
         weights=weights,
         metadata=conclude_facts(keys),
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
 
 

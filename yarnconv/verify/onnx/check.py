@@ -18,6 +18,7 @@ from yarnconv.targets.onnx.target import plan_refusals
 from yarnconv.targets.record import RECORD_KEY, read_record
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
+from yarnconv.verify.diagnosis import with_weights
 from yarnconv.verify.expectation import Expectation, expect
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
@@ -100,10 +101,10 @@ def judge_graph(
     )
     keys = compare_metadata(plan, artefact, case.max_context)
     weights, tensors = judge_weights(case)
-    structure, windows = judge_structure(case)
+    judged = judge_structure(case)
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
     as_is, problem = NOT_RUN, None
-    if windows:
+    if judged.windows:
         try:
             as_is = run_whole(case, weights.outcome == "holds")
             problem = as_is.problem
@@ -118,13 +119,14 @@ def judge_graph(
         seed=options.seed,
         layers=case.layers,
         all_layers=len(plan.description.layers),
-        structure=with_whole(structure, problem),
+        structure=with_whole(judged.verdict, problem),
         weights=weights,
         metadata=conclude_facts(keys),
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
     return report, case
 
