@@ -242,8 +242,12 @@ def check(
     ],
     request: RopeRequest,
     reference: Annotated[
-        str, typer.Option("--reference", metavar="MODEL", help="Checkpoint directory, or a Hub id.")
-    ],
+        str | None, typer.Option("--reference", metavar="MODEL", help="Checkpoint directory, or a Hub id.")
+    ] = None,
+    reference_config: Annotated[
+        Path | None,
+        typer.Option("--reference-config", help="Its config.json alone, instead: weights are not judged."),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option("--layers", help="Layers to run, or all (default: the fewest that reach every kind)."),
@@ -277,6 +281,7 @@ def check(
         artefact,
         reference,
         request,
+        reference_config=reference_config,
         layers=layers,
         weights=weights,
         text=text,

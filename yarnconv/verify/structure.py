@@ -238,8 +238,11 @@ def as_is(
     chosen = [passage for passage in passages if passage.name in AS_IS_PASSAGES]
     layers = len(plan.description.layers)
     title = f"all {layers} layers as they are"
-    needed = 4 * sum(prod(binding.source.shape) for binding in plan.bindings)
-    if needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
+    needed = 4 * sum(prod(binding.expected.shape) for binding in plan.bindings)
+    why_not = f"a reference of all layers would take {needed / 1e9:.3g} GB"
+    if plan.checkpoint.described and weights is None:
+        why_not = "no checkpoint was given"
+    elif needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
         made = source_weights(plan) if weights is None else weights()
         references = References(plan, made, layers=layers, scaling_of=scaling_of)
         evidence = compare_all(
@@ -254,5 +257,5 @@ def as_is(
         windows=(),
         finite=finite,
         note=f"{title}: {sum(map(len, found))} positions, all logits {'finite' if finite else 'NOT FINITE'}; "
-        f"not compared, a reference of all layers would take {needed / 1e9:.3g} GB",
+        f"not compared, {why_not}",
     )

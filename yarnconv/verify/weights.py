@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.errors import one_of
+from yarnconv.plan import ConversionPlan
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.verdict import Verdict
 
@@ -229,6 +230,15 @@ def conclude_weights(compared: Sequence[TensorComparison], surplus: Sequence[str
         return Verdict(outcome="not_judged", reason=reason)
     millions = sum(tensor.judged for tensor in compared) / 1e6
     return Verdict(outcome="holds", reason=f"{len(compared)} tensors, {millions:.3g} M values compared")
+
+
+def left_out(plan: ConversionPlan, coverage: Coverage) -> Verdict | None:
+    """The verdict where nobody asked for one; None where the weights are to be judged."""
+    if plan.checkpoint.described:
+        return Verdict(outcome="not_judged", reason="no checkpoint was given to compare with", waived=True)
+    if coverage == "none":
+        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True)
+    return None
 
 
 def parse_coverage(text: str) -> Coverage:

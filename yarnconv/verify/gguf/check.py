@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
-from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.checkpoint.checkpoint import Checkpoint
 from yarnconv.errors import BadInput, Inexpressible, NotJudged
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
@@ -21,7 +21,7 @@ from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
 from yarnconv.verify.diagnosis import with_weights
-from yarnconv.verify.expectation import expect
+from yarnconv.verify.expectation import expect, open_reference
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.gguf.structure import judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
@@ -61,6 +61,7 @@ def _check_open(
     runner: LlamaCpp,
     artefact: GgufFile,
     checkpoint: Checkpoint,
+    reference: Path,
     request: RopeRequest,
     options: CheckOptions,
     progress: Progress,
@@ -107,7 +108,7 @@ def _check_open(
             structure = Verdict(outcome="fails", reason=f"the file itself: {error.what}")
     return CheckReport(
         artifact=str(artefact.path),
-        reference=str(checkpoint.directory),
+        reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
         runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
@@ -132,7 +133,8 @@ def check_gguf(
     options: CheckOptions,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Judge a GGUF against the checkpoint it was made from and the plan it should carry.
+    """Judge a GGUF against the checkpoint it was made from, or its config.json, and the plan it should
+    carry.
 
     Raises BadInput where one of them cannot be read, Inexpressible where the plan is none that a GGUF can
     carry, MissingComponent, and RuntimeCrashed where llama.cpp dies.
@@ -141,7 +143,7 @@ def check_gguf(
     with (
         termination_as_interrupt(),
         open_gguf(artefact) as opened,
-        open_checkpoint(checkpoint) as source,
+        open_reference(checkpoint) as source,
         LlamaCpp() as runner,
     ):
-        return _check_open(runner, opened, source, request, options, progress or Silent())
+        return _check_open(runner, opened, source, checkpoint, request, options, progress or Silent())

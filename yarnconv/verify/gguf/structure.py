@@ -56,7 +56,7 @@ def _run(case: Case, path: Path) -> Run:
 def _unusable_tensor(case: Case) -> str | None:
     for place in case.places:
         stored = case.artefact.tensors.get(place.name)
-        if stored is None or stored.shape != place.binding.source.shape:
+        if stored is None or stored.shape != place.binding.expected.shape:
             return f"{place.name} is missing" if stored is None else f"{place.name} has another shape"
     for name in VOCABULARY_TENSORS & case.artefact.tensors.keys():
         if case.artefact.tensors[name].shape[0] != case.plan.description.vocab_size:

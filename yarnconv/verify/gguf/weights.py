@@ -23,6 +23,7 @@ from yarnconv.verify.weights import (
     TensorComparison,
     WeightJudge,
     conclude_weights,
+    left_out,
     sampled_rows,
 )
 
@@ -94,8 +95,8 @@ def _compare_all(case: Case) -> list[TensorComparison]:
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint, and none besides (rope_freqs is the metadata verdict's)."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = _compare_all(case)
     surplus = case.artefact.tensors.keys() - {place.name for place in case.places} - {ROPE_FREQS}
     return conclude_weights(compared, sorted(surplus)), compared

@@ -17,7 +17,7 @@ from yarnconv.targets.hf.target import plan_refusals
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
 from yarnconv.verify.diagnosis import with_weights
-from yarnconv.verify.expectation import expect
+from yarnconv.verify.expectation import expect, open_reference
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
 from yarnconv.verify.hf.weights import judge_weights
@@ -50,6 +50,7 @@ def _check_config(artefact: Checkpoint) -> None:
 def _check_open(
     artefact: Checkpoint,
     checkpoint: Checkpoint,
+    reference: Path,
     request: RopeRequest,
     options: CheckOptions,
     progress: Progress,
@@ -78,7 +79,7 @@ def _check_open(
     version = reference_version()
     return CheckReport(
         artifact=str(artefact.directory),
-        reference=str(checkpoint.directory),
+        reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
         runtime={"name": NAME, "version": version.split(",")[0], "reference": version},
@@ -103,7 +104,8 @@ def check_hf(
     options: CheckOptions,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Judge an extended checkpoint against the one it was made from and the plan it should carry.
+    """Judge an extended checkpoint against the one it was made from, or that one's config.json, and the
+    plan it should carry.
 
     Raises BadInput where one of them cannot be read, Inexpressible where no config.json can say the plan, and
     MissingComponent.
@@ -112,6 +114,6 @@ def check_hf(
     with (
         termination_as_interrupt(),
         open_checkpoint(artefact) as opened,
-        open_checkpoint(checkpoint) as source,
+        open_reference(checkpoint) as source,
     ):
-        return _check_open(opened, source, request, options, progress or Silent())
+        return _check_open(opened, source, checkpoint, request, options, progress or Silent())

@@ -136,7 +136,7 @@ def _passages(case: Case, tokens: NDArray[np.int64], **sizes: int) -> tuple[Pass
 def _unusable(case: Case) -> str | None:
     for binding in case.plan.bindings:
         found = case.artefact.tensors.get(binding.expected.name)
-        if found is None or found.shape != binding.source.shape:
+        if found is None or found.shape != binding.expected.shape:
             how = "is missing" if found is None else "has another shape"
             return f"{binding.expected.name} {how}"
     return None
@@ -183,7 +183,7 @@ def run_as_is(case: Case) -> AsIs:
         case.plan,
         _passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE),
         not_held,
-        size=4 * sum(int(np.prod(binding.source.shape)) for binding in case.plan.bindings),
+        size=4 * sum(int(np.prod(binding.expected.shape)) for binding in case.plan.bindings),
         runtime=NAME,
         progress=case.progress,
         scaling_of=partial(_scaling_at, case.plan.rope.main),

@@ -13,7 +13,7 @@ from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hypotheses import wrong_orders
 from yarnconv.verify.verdict import Verdict
-from yarnconv.verify.weights import MOVED, TensorComparison, conclude_weights, sampled_rows
+from yarnconv.verify.weights import MOVED, TensorComparison, conclude_weights, left_out, sampled_rows
 
 
 def _is_the_same_place(one: TensorRef, other: TensorRef) -> bool:
@@ -54,8 +54,8 @@ def _compare(
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint, and none besides."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = []
     bindings = case.plan.bindings
     with case.progress.stage("Comparing weights", len(bindings)) as advance:

@@ -19,6 +19,7 @@ from yarnconv.verify.weights import (
     TensorComparison,
     WeightJudge,
     conclude_weights,
+    left_out,
     sampled_rows,
 )
 
@@ -104,8 +105,8 @@ def _compare_tensor(name: str, weight: StoredWeight | None, case: Case) -> Tenso
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = []
     with case.progress.stage("Comparing weights", len(case.weights)) as advance:
         for name, weight in case.weights.items():
