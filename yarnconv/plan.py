@@ -68,10 +68,18 @@ class RopePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorBinding:
-    """An expected tensor and where the checkpoint holds it."""
+    """An expected tensor and where the checkpoint holds it: None where a config.json alone describes it, as
+    only a check of an artefact with weights of its own can do with.
+    """
 
     expected: ExpectedTensor
-    source: TensorRef
+    held: TensorRef | None
+
+    @property
+    def source(self) -> TensorRef:
+        """Where the checkpoint holds it, where there is a checkpoint."""
+        assert self.held is not None, f"there is no checkpoint that holds {self.expected.name}"
+        return self.held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +234,12 @@ def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
 def bind_tensors(
     checkpoint: Checkpoint, family: Family, description: ModelDescription
 ) -> tuple[TensorBinding, ...]:
-    """Bind every expected tensor; one missing, left over, misshapen or of a strange dtype is an error."""
+    """Bind every expected tensor; one missing, left over, misshapen or of a strange dtype is an error. Those
+    of a config.json alone are bound to nothing.
+    """
+    if checkpoint.described:
+        described = expected_tensors(family, description)
+        return tuple(TensorBinding(expected=expected, held=None) for expected in described)
     bindings: dict[str, TensorBinding] = {}
     for expected in expected_tensors(family, description):
         source = checkpoint.tensors.get(expected.name)
@@ -250,7 +263,7 @@ def bind_tensors(
                 fix=f"Only {', '.join(CONVERTIBLE_DTYPES)} weights are read; convert from the "
                 "unquantised checkpoint.",
             )
-        bindings[expected.name] = TensorBinding(expected=expected, source=source)
+        bindings[expected.name] = TensorBinding(expected=expected, held=source)
     for name in checkpoint.tensors:
         layers = len(description.layers)
         if name not in bindings and not _is_leftover(name, family, layers, description.tied_embeddings):

@@ -33,11 +33,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 class Checkpoint:
     """An open checkpoint. `tensors` is in the order of files and of offsets within them, so that
     whoever walks it reads the disk forwards.
+
+    described: whether it is a config.json alone, and nobody has its tensors.
     """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorRef]
+    described: bool = False
 
     def tensor(self, name: str) -> TensorRef:
         """The tensor of that name; KeyError if there is none."""
@@ -94,6 +97,11 @@ def _no_safetensors(directory: Path) -> BadInput:
             ),
         )
     return BadInput(f"there is no {SINGLE_FILE} and no {INDEX_FILE}", where=str(directory))
+
+
+def describe_checkpoint(config: Path) -> Checkpoint:
+    """What a config.json says of a checkpoint that is not at hand."""
+    return Checkpoint(directory=config.parent, config=read_json_object(config), tensors={}, described=True)
 
 
 @contextmanager

@@ -242,8 +242,12 @@ def check(
     ],
     request: RopeRequest,
     reference: Annotated[
-        str, typer.Option("--reference", metavar="MODEL", help="Checkpoint directory, or a Hub id.")
-    ],
+        str | None, typer.Option("--reference", metavar="MODEL", help="Checkpoint directory, or a Hub id.")
+    ] = None,
+    reference_config: Annotated[
+        Path | None,
+        typer.Option("--reference-config", help="Its config.json alone, instead: weights are not judged."),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option("--layers", help="Layers to run, or all (default: the fewest that reach every kind)."),
@@ -260,6 +264,9 @@ def check(
         typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
     ] = None,
     provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Name what explains the logits, even of a right artefact.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of tokens and samples.")] = 0,
     output_json: Annotated[
         Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
@@ -274,12 +281,14 @@ def check(
         artefact,
         reference,
         request,
+        reference_config=reference_config,
         layers=layers,
         weights=weights,
         text=text,
         tokens=tokens,
         max_context=max_context,
         provider=provider,
+        diagnose=diagnose,
         seed=seed,
         revision=revision,
         output_json=output_json,

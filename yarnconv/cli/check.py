@@ -70,7 +70,7 @@ def _check_report_path(path: Path, artefact: Path, reference: Path) -> None:
     check_directory(path.parent)
     if path.exists() and not path.is_file():
         raise BadInput("is no regular file", where=str(path), fix="Correct --output-json.")
-    if path.resolve() == artefact.resolve() or path.resolve().parent in {
+    if path.resolve() in {artefact.resolve(), reference.resolve()} or path.resolve().parent in {
         reference.resolve(),
         *([artefact.resolve()] if artefact.is_dir() else []),
     }:
@@ -84,6 +84,28 @@ def _check_report_path(path: Path, artefact: Path, reference: Path) -> None:
 def _write_json(document: dict[str, object], path: Path) -> None:
     with staged([path]) as temporary:
         temporary[0].write_text(json_text(document), encoding="utf-8")
+
+
+def _locate_reference(
+    reference: str | None, config: Path | None, *, weights: str, revision: str | None
+) -> Path:
+    """The checkpoint's directory, or the config.json that stands for it."""
+    if (reference is None) == (config is None):
+        found = "neither is given" if config is None else "both are given"
+        fix = "Give the checkpoint, or its config.json alone."
+        raise BadInput(found, where="--reference, --reference-config", fix=fix)
+    if config is None:
+        assert reference is not None
+        return locate(reference, revision=revision, files=ALL_FILES)
+    if weights == "all":
+        what = "there are no weights to compare with beside a config.json"
+        raise BadInput(what, where="--weights all", fix="Give the checkpoint with --reference.")
+    if revision is not None:
+        raise BadInput(f"{config} is a local file, which has no revisions", where="--revision")
+    if not config.is_file():
+        what = "is no file" if config.exists() else "no such file"
+        raise BadInput(what, where=str(config), fix="Give a config.json; a checkpoint with --reference.")
+    return config
 
 
 def _judge_of(artefact: Path, *, weights: str, max_context: int | None, provider: str) -> Judge:
@@ -125,14 +147,16 @@ def _judge_of(artefact: Path, *, weights: str, max_context: int | None, provider
 
 def run_check(
     artefact: Path,
-    reference: str,
+    reference: str | None,
     request: RopeRequest,
     *,
+    reference_config: Path | None,
     layers: str | None,
     weights: str,
     text: Path | None,
     tokens: Path | None,
     seed: int,
+    diagnose: bool,
     max_context: int | None,
     provider: str,
     revision: str | None,
@@ -150,11 +174,12 @@ def run_check(
         text=_read_text(text),
         tokens=_read_tokens(tokens),
         seed=seed,
+        diagnose=diagnose,
     )
-    directory = locate(reference, revision=revision, files=ALL_FILES)
+    place = _locate_reference(reference, reference_config, weights=weights, revision=revision)
     if output_json is not None:
-        _check_report_path(output_json, artefact, directory)
-    report = judge(artefact, directory, request, options, TerminalProgress(enabled=not as_json))
+        _check_report_path(output_json, artefact, place)
+    report = judge(artefact, place, request, options, TerminalProgress(enabled=not as_json))
     document = report_document(report)
     if as_json:
         print_json(document)

@@ -10,9 +10,10 @@ from rich.text import Text
 from yarnconv.console.messages import printable
 from yarnconv.rope.scaling import method_name
 from yarnconv.verify.compare import Window
-from yarnconv.verify.report import CheckReport
+from yarnconv.verify.report import CheckReport, Diagnosis
 from yarnconv.verify.verdict import Outcome, Verdict
 
+SHOWN_HYPOTHESES = 6  # the nearest
 _MARKS: dict[Outcome, tuple[str, str]] = {
     "holds": ("holds", "green"),
     "fails": ("FAILS", "bold red"),
@@ -69,6 +70,20 @@ def _windows_table(windows: Sequence[Window], factors: Sequence[float], *, judge
             mark,
         )
     return table
+
+
+def _diagnosis(diagnosis: Diagnosis) -> list[Table | Text]:
+    """The named cause, then how far the nearest hypotheses are."""
+    named = Text("\ndiagnosis: ", style="bold")
+    named.append(diagnosis.label or "none", style="bold" if diagnosis.label else "bold yellow")
+    parts: list[Table | Text] = [named, Text(printable(diagnosis.explanation))]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("hypothesis", no_wrap=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for code, distance in list(diagnosis.distances.items())[:SHOWN_HYPOTHESES]:
+        table.add_row(code, f"{distance:.1e}", "explains the logits" if code == diagnosis.label else "")
+    return [*parts, table] if diagnosis.distances else parts
 
 
 def _named(report: CheckReport) -> tuple[tuple[str, Verdict], ...]:
@@ -134,6 +149,8 @@ def print_report(report: CheckReport) -> None:
     parts.append(Text(f"\nas it is: {report.as_is.note}", style="bold"))
     if report.as_is.windows:
         parts.append(_windows_table(report.as_is.windows, factors, judged=False))
+    if report.diagnosis is not None:
+        parts += _diagnosis(report.diagnosis)
     if any(not key.agrees for key in report.keys):
         parts += [Text("\nmetadata that differs", style="bold"), _keys_table(report)]
     parts += [Text(""), _verdicts(report), Text(""), _conclusion(report)]

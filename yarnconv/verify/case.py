@@ -22,7 +22,8 @@ TEXT_LENGTH = 2**16  # characters of a text that are tokenised, enough for as ma
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """layers: how many to judge the structure with; None for the fewest that reach every kind, 0 for all.
-    text, tokens: what is run instead of random tokens.
+    text, tokens: what is run instead of random tokens. diagnose: whether to say what explains the logits even
+    where they are right.
     """
 
     layers: int | None = None
@@ -30,6 +31,7 @@ class CheckOptions:
     text: str | None = None
     tokens: Sequence[int] | None = None
     seed: int = 0
+    diagnose: bool = False
 
 
 def layer_kinds(plan: ConversionPlan) -> list[object]:

@@ -1,12 +1,16 @@
-"""What an artefact is held against: MODEL and the rope options, never the artefact's own word.
+"""What an artefact is held against: MODEL, or its config.json, and the rope options, never the artefact's own
+word.
 
 What this tool recorded in an artefact when it wrote it only fills in options that were not given.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from yarnconv.checkpoint.checkpoint import Checkpoint
+from yarnconv.checkpoint.checkpoint import Checkpoint, describe_checkpoint, open_checkpoint
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.record import recorded_request
@@ -20,6 +24,16 @@ class Expectation:
 
     plan: ConversionPlan
     source: Source
+
+
+@contextmanager
+def open_reference(path: Path) -> Iterator[Checkpoint]:
+    """A checkpoint's directory, or a config.json alone, with which nothing can be said of weights."""
+    if path.is_file():
+        yield describe_checkpoint(path)
+        return
+    with open_checkpoint(path) as checkpoint:
+        yield checkpoint
 
 
 def expect(checkpoint: Checkpoint, request: RopeRequest, record: str | None) -> Expectation:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yarnconv.model.family import Family
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling
-from yarnconv.rope.tables import Float32Array, Float64Array
+from yarnconv.rope.tables import Float32Array, Float64Array, RopeTables
 from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.verify.components import require
 from yarnconv.verify.passages import Passage
@@ -171,6 +172,43 @@ class TransformersModel:
                 buffer.copy_(frequencies)
 
     @contextmanager
+    def altered(
+        self, tables: RopeTables, *, rows: Mapping[str, NDArray[np.intp]], windows: bool
+    ) -> Iterator[None]:
+        """While entered, the model rotates by other tables, which are static.
+
+        rows: by the names of tensors, which row stands in each place. windows: whether sliding windows are
+        there.
+        """
+        import torch
+
+        kept_windows = self._windows
+        rotations = [m for m in self._model.modules() if hasattr(m, "attention_scaling")]
+        buffers = [b for name, b in self._model.named_buffers() if name.endswith("inv_freq")]
+        own = [m for m in self._model.named_parameters() if m[0] in rows]
+        kept = [(one, one.clone()) for one in buffers]
+        factors = [module.attention_scaling for module in rotations]
+        values = [parameter.data for _, parameter in own]
+        try:
+            with torch.no_grad():
+                for buffer in buffers:
+                    buffer.copy_(torch.from_numpy(tables.inv_freq))
+            for module in rotations:
+                module.attention_scaling = tables.attention_factor  # type: ignore[assignment]
+            for name, parameter in own:
+                parameter.data = parameter.data[torch.from_numpy(rows[name]).to(parameter.device)]
+            self._windows = self._windows if windows else dict.fromkeys(self._windows)
+            yield
+        finally:
+            self._windows = kept_windows
+            for (_, parameter), value in zip(own, values, strict=True):
+                parameter.data = value
+            for module, factor in zip(rotations, factors, strict=True):
+                module.attention_scaling = factor
+            for buffer, frequencies in kept:
+                buffer.copy_(frequencies)
+
+    @contextmanager
     def products_in(self, dtype: str) -> Iterator[None]:
         """While entered, matrices are multiplied in a narrower type, such as float16; angles and norms are
         not. How far that moves the logits is how far a runtime that computes in that type may be off.
@@ -200,7 +238,7 @@ class TransformersModel:
                 input_ids=torch.from_numpy(passage.tokens)[None],
                 position_ids=torch.from_numpy(passage.positions)[None],
                 # where layers differ, each takes its kind's
-                attention_mask=masks if len(set(self._windows.values())) > 1 else next(iter(masks.values())),
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 use_cache=False,
                 logits_to_keep=len(passage.tokens) - passage.judged,
             )

@@ -9,6 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from yarnconv.checkpoint.floats import to_float32
 from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
-from yarnconv.rope.scaling import Scaling
+from yarnconv.rope.scaling import Scaling, Unscaled
 from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
 from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpness
+from yarnconv.verify.diagnosis import Evidence, TablesOf, bucket_tables, diagnose
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
-from yarnconv.verify.report import AsIs
+from yarnconv.verify.report import AsIs, Diagnosis
 from yarnconv.verify.verdict import Verdict
 from yarnconv.worker import RuntimeRefused
 
@@ -37,6 +39,15 @@ NOT_RUN = AsIs(windows=(), note="not run, or refused by the runtime")
 # Runs passages through the artefact; advance(1) after each.
 Run = Callable[[Sequence[Passage], Advance], Sequence[Float32Array]]
 SharpnessOf = Callable[[Reference, Passage, Float32Array], Sharpness]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The structure verdict, the windows that it follows from, and what explains them if that was asked."""
+
+    verdict: Verdict
+    windows: Sequence[Window] = ()
+    diagnosis: Diagnosis | None = None
 
 
 class References:
@@ -67,6 +78,13 @@ class References:
         if scaling not in self._made:
             self._made[scaling] = Reference(self._plan, self._weights, layers=self._layers, scaling=scaling)
         return self._made[scaling]
+
+    def diagnose(self, evidence: Sequence[Evidence], tables_of: TablesOf, progress: Progress) -> Diagnosis:
+        """What explains the logits that a runtime computed with these weights."""
+        main = self._plan.rope.main
+        plain = Unscaled(theta=main.theta, rotary_dim=main.rotary_dim)
+        reference = Reference(self._plan, self._weights, layers=self._layers, scaling=plain)
+        return diagnose(reference, self._plan, evidence, tables_of, progress)
 
 
 def measured_sharpness(
@@ -104,11 +122,11 @@ def compare_all(
     runtime: str,
     title: str,
     progress: Progress,
-) -> list[Window]:
-    """Run all passages in the runtime and in their references, and hold the logits against each other."""
+) -> list[Evidence]:
+    """Run all passages in the runtime and in their references: what both made of each."""
     with progress.stage(f"{runtime}, {title}", len(passages)) as advance:
         found = run(passages, advance)
-    windows: list[Window] = []
+    evidence = []
     with progress.stage(f"Reference, {title}", len(passages)) as advance:
         for passage, logits in zip(passages, found, strict=True):
             reference = references.of(passage)
@@ -117,14 +135,38 @@ def compare_all(
                 what = f"{runtime} gives logits of shape {list(logits.shape)}, not {list(wanted.shape)}"
                 raise RuntimeRefused(what)
             allowed = sharpness_of(reference, passage, wanted)
-            windows += compare_passage(passage, logits, wanted, sharpness=allowed)
+            evidence.append(Evidence(passage=passage, found=logits, wanted=wanted, sharpness=allowed))
             advance(1)
-    return windows
+    return evidence
 
 
-def judge_copy(
-    judge: Callable[[Path], tuple[Verdict, list[Window]]], artefact: Path, layers: int
-) -> tuple[Verdict, list[Window]]:
+def windows_of(evidence: Sequence[Evidence]) -> list[Window]:
+    """Hold the logits against each other, phase by phase."""
+    return [
+        window
+        for one in evidence
+        for window in compare_passage(one.passage, one.found, one.wanted, sharpness=one.sharpness)
+    ]
+
+
+def judge_evidence(
+    evidence: Sequence[Evidence],
+    references: References,
+    *,
+    always_diagnose: bool,
+    progress: Progress,
+    tables_of: TablesOf = bucket_tables,
+) -> Judged:
+    """What follows from the logits of a float32 copy; and why, where they are not the plan's or where that is
+    asked always.
+    """
+    windows = windows_of(evidence)
+    wrong = any(one.fails for one in evidence)
+    diagnosis = references.diagnose(evidence, tables_of, progress) if wrong or always_diagnose else None
+    return Judged(verdict=conclude(windows), windows=windows, diagnosis=diagnosis)
+
+
+def judge_copy(judge: Callable[[Path], Judged], artefact: Path, layers: int) -> Judged:
     """The verdict on a float32 copy of an artefact's first layers, which `judge` writes into the directory
     that it is given, and runs.
 
@@ -134,9 +176,9 @@ def judge_copy(
         try:
             return judge(Path(directory))
         except NotJudged as error:
-            return Verdict(outcome="not_judged", reason=str(error)), []
+            return Judged(verdict=Verdict(outcome="not_judged", reason=str(error)))
         except RuntimeRefused as error:
-            return Verdict(outcome="fails", reason=error.what), []
+            return Judged(verdict=Verdict(outcome="fails", reason=error.what))
         except RuntimeCrashed as error:
             where = f"{artefact} (a float32 copy of its first {layers} layers)"
             raise RuntimeCrashed(error.what, where=where, fix=error.fix) from None
@@ -196,15 +238,18 @@ def as_is(
     chosen = [passage for passage in passages if passage.name in AS_IS_PASSAGES]
     layers = len(plan.description.layers)
     title = f"all {layers} layers as they are"
-    needed = 4 * sum(prod(binding.source.shape) for binding in plan.bindings)
-    if needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
+    needed = 4 * sum(prod(binding.expected.shape) for binding in plan.bindings)
+    why_not = f"a reference of all layers would take {needed / 1e9:.3g} GB"
+    if plan.checkpoint.described and weights is None:
+        why_not = "no checkpoint was given"
+    elif needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
         made = source_weights(plan) if weights is None else weights()
         references = References(plan, made, layers=layers, scaling_of=scaling_of)
-        windows = compare_all(
+        evidence = compare_all(
             run, references, chosen, sharpness_of, runtime=runtime, title=title, progress=progress
         )
         whose = "checkpoint's" if weights is None else "artefact's"
-        return AsIs(windows=windows, note=f"{title}, against the {whose} own weights")
+        return AsIs(windows=windows_of(evidence), note=f"{title}, against the {whose} own weights")
     with progress.stage(f"{runtime}, {title}", len(chosen)) as advance:
         found = run(chosen, advance)
     finite = all(np.isfinite(logits).all() for logits in found)
@@ -212,5 +257,5 @@ def as_is(
         windows=(),
         finite=finite,
         note=f"{title}: {sum(map(len, found))} positions, all logits {'finite' if finite else 'NOT FINITE'}; "
-        f"not compared, a reference of all layers would take {needed / 1e9:.3g} GB",
+        f"not compared, {why_not}",
     )

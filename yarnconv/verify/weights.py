@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.errors import one_of
+from yarnconv.plan import ConversionPlan
 from yarnconv.rope.tables import Float32Array
 from yarnconv.verify.verdict import Verdict
 
@@ -26,6 +27,8 @@ COVERAGES: tuple[Coverage, ...] = ("sampled", "all", "none")
 SAMPLED_VALUES = 2**18  # of each tensor, in whole rows spread over it; smaller tensors are judged whole
 BLOCK_VALUES = 2**20  # compared at once
 SHOWN_PROBLEMS = 3
+# What is wrong with a tensor that is right once its rows are put back (`hypotheses.wrong_orders`).
+MOVED = "has the checkpoint's rows in another order: pairs of dimensions were permuted once too often, or not"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,8 @@ class TensorComparison:
 
     stored_as: None where the artefact has no such tensor. judged: values compared.
     relative: root mean square error over them, by the source's. problem: why it does not agree, None
-    where it does. known: False where nothing is known of what the type explains.
+    where it does. known: False where nothing is known of what the type explains. moved: whether its rows are
+    the checkpoint's in the other order of pairs.
     """
 
     name: str
@@ -90,6 +94,7 @@ class TensorComparison:
     relative: float | None = None
     problem: str | None = None
     known: bool = True
+    moved: bool = False
 
 
 def sampled_rows(rows: int, width: int, coverage: Coverage, seed: int) -> Iterator[NDArray[np.intp]]:
@@ -225,6 +230,15 @@ def conclude_weights(compared: Sequence[TensorComparison], surplus: Sequence[str
         return Verdict(outcome="not_judged", reason=reason)
     millions = sum(tensor.judged for tensor in compared) / 1e6
     return Verdict(outcome="holds", reason=f"{len(compared)} tensors, {millions:.3g} M values compared")
+
+
+def left_out(plan: ConversionPlan, coverage: Coverage) -> Verdict | None:
+    """The verdict where nobody asked for one; None where the weights are to be judged."""
+    if plan.checkpoint.described:
+        return Verdict(outcome="not_judged", reason="no checkpoint was given to compare with", waived=True)
+    if coverage == "none":
+        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True)
+    return None
 
 
 def parse_coverage(text: str) -> Coverage:

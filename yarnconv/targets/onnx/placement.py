@@ -135,7 +135,7 @@ class StoredWeight:
     @property
     def fits(self) -> bool:
         """Whether it has the checkpoint's shape."""
-        wanted = self.binding.source.shape
+        wanted = self.binding.expected.shape
         return self.shape == (wanted[::-1] if self.stored.transposed else wanted)
 
     def float32(self, first: int, last: int) -> Float32Array:
@@ -205,7 +205,7 @@ def _claims(bindings: Mapping[str, TensorBinding], model: OnnxModel) -> Iterator
             continue
         stored, begin = _read(model, tensor), 0
         for part in parts:
-            end = begin + bindings[part].source.shape[0]
+            end = begin + bindings[part].expected.shape[0]
             columns = (begin, end) if len(parts) > 1 else None
             yield part, StoredWeight(binding=bindings[part], stored=stored, columns=columns)
             begin = end

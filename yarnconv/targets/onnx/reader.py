@@ -355,6 +355,14 @@ def find_model(artefact: Path) -> Path:
     raise BadInput(what, where=str(artefact), fix="Give the ONNX file, or the GGUF, itself.")
 
 
+def missing_files(artefact: Path) -> list[str]:
+    """Data files that a model's tensors lie in and that are not beside it: it borrows those tensors."""
+    path = find_model(artefact)
+    tensors = _parse(path).graph.initializer
+    named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return sorted(location for location in named if not _is_beside(path, location))
+
+
 @contextmanager
 def open_onnx(
     artefact: Path,

@@ -30,7 +30,8 @@ class Case:
     @property
     def files(self) -> tuple[MappedFile, ...]:
         """The artefact's and the checkpoint's."""
-        sources = {id(place.binding.source.file): place.binding.source.file for place in self.places}
+        held = [place.binding.held for place in self.places]
+        sources = {id(source.file): source.file for source in held if source is not None}
         return (*self.artefact.files, *sources.values())
 
     @property

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
-from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.checkpoint.checkpoint import Checkpoint
 from yarnconv.errors import BadInput, Inexpressible, NotJudged
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
@@ -20,14 +20,15 @@ from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
-from yarnconv.verify.expectation import expect
+from yarnconv.verify.diagnosis import with_weights
+from yarnconv.verify.expectation import expect, open_reference
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.gguf.structure import judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import CheckReport
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
-from yarnconv.verify.structure import NOT_RUN
+from yarnconv.verify.structure import NOT_RUN, Judged
 from yarnconv.verify.verdict import Verdict, conclude_facts
 from yarnconv.worker import RuntimeRefused
 
@@ -60,6 +61,7 @@ def _check_open(
     runner: LlamaCpp,
     artefact: GgufFile,
     checkpoint: Checkpoint,
+    reference: Path,
     request: RopeRequest,
     options: CheckOptions,
     progress: Progress,
@@ -93,19 +95,20 @@ def _check_open(
     metadata, keys = _judge_metadata(plan, artefact)
     weights, tensors = judge_weights(case)
     if refused is None:
-        structure, windows = judge_structure(case)
+        judged = judge_structure(case)
     else:
-        structure, windows = Verdict(outcome="fails", reason=refused), []
+        judged = Judged(verdict=Verdict(outcome="fails", reason=refused))
+    structure = judged.verdict
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
     as_is = NOT_RUN
-    if windows:
+    if judged.windows:
         try:
             as_is = run_as_is(case)
         except RuntimeRefused as error:
             structure = Verdict(outcome="fails", reason=f"the file itself: {error.what}")
     return CheckReport(
         artifact=str(artefact.path),
-        reference=str(checkpoint.directory),
+        reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
         runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
@@ -115,10 +118,11 @@ def _check_open(
         structure=structure,
         weights=weights,
         metadata=metadata,
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
 
 
@@ -129,7 +133,8 @@ def check_gguf(
     options: CheckOptions,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Judge a GGUF against the checkpoint it was made from and the plan it should carry.
+    """Judge a GGUF against the checkpoint it was made from, or its config.json, and the plan it should
+    carry.
 
     Raises BadInput where one of them cannot be read, Inexpressible where the plan is none that a GGUF can
     carry, MissingComponent, and RuntimeCrashed where llama.cpp dies.
@@ -138,7 +143,7 @@ def check_gguf(
     with (
         termination_as_interrupt(),
         open_gguf(artefact) as opened,
-        open_checkpoint(checkpoint) as source,
+        open_reference(checkpoint) as source,
         LlamaCpp() as runner,
     ):
-        return _check_open(runner, opened, source, request, options, progress or Silent())
+        return _check_open(runner, opened, source, checkpoint, request, options, progress or Silent())

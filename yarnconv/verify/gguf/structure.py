@@ -13,19 +13,19 @@ from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, wri
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
 from yarnconv.verify.case import kept_vocabulary
-from yarnconv.verify.compare import Window
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.passages import make_passages
 from yarnconv.verify.report import AsIs
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
     AS_IS_PREFIX,
+    Judged,
     References,
     Run,
     as_is,
     compare_all,
-    conclude,
     judge_copy,
+    judge_evidence,
     measured_sharpness,
     not_held,
 )
@@ -56,7 +56,7 @@ def _run(case: Case, path: Path) -> Run:
 def _unusable_tensor(case: Case) -> str | None:
     for place in case.places:
         stored = case.artefact.tensors.get(place.name)
-        if stored is None or stored.shape != place.binding.source.shape:
+        if stored is None or stored.shape != place.binding.expected.shape:
             return f"{place.name} is missing" if stored is None else f"{place.name} has another shape"
     for name in VOCABULARY_TENSORS & case.artefact.tensors.keys():
         if case.artefact.tensors[name].shape[0] != case.plan.description.vocab_size:
@@ -64,7 +64,7 @@ def _unusable_tensor(case: Case) -> str | None:
     return None
 
 
-def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
+def _judge_in(case: Case, directory: Path) -> Judged:
     """Write the float32 copy and hold what llama.cpp makes of it against the reference."""
     rope = case.plan.rope
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
@@ -81,7 +81,7 @@ def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
     with open_gguf(path) as copy:
         references = References(case.plan, _copied_weights(copy, case.places), layers=case.layers)
     rounding = case.runner.angle_rounding(rope.main.rotary_dim // 2)
-    return compare_all(
+    evidence = compare_all(
         _run(case, path),
         references,
         passages,
@@ -90,21 +90,18 @@ def _float_copy_windows(case: Case, directory: Path) -> list[Window]:
         title=f"{case.layers} layers in float32",
         progress=case.progress,
     )
+    always = case.options.diagnose
+    return judge_evidence(evidence, references, always_diagnose=always, progress=case.progress)
 
 
-def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
+def judge_structure(case: Case) -> Judged:
     """Run a float32 copy and hold it against the reference, window by window.
 
     Raises RuntimeCrashed where llama.cpp dies of it.
     """
     if (problem := _unusable_tensor(case)) is not None:
-        return Verdict(outcome="not_judged", reason=problem), []
-
-    def judge(directory: Path) -> tuple[Verdict, list[Window]]:
-        windows = _float_copy_windows(case, directory)
-        return conclude(windows), windows
-
-    return judge_copy(judge, case.artefact.path, case.layers)
+        return Judged(verdict=Verdict(outcome="not_judged", reason=problem))
+    return judge_copy(partial(_judge_in, case), case.artefact.path, case.layers)
 
 
 def run_as_is(case: Case) -> AsIs:

@@ -13,14 +13,17 @@ from yarnconv.targets.gguf.reader import StoredTensor
 from yarnconv.targets.gguf.rope import ROPE_FREQS
 from yarnconv.targets.gguf.steps import value_steps
 from yarnconv.verify.gguf.case import Case
+from yarnconv.verify.hypotheses import wrong_orders
 from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import (
     BLOCK_TYPES,
     FLOAT_TYPES,
+    MOVED,
     Coverage,
     TensorComparison,
     WeightJudge,
     conclude_weights,
+    left_out,
     sampled_rows,
 )
 
@@ -36,9 +39,26 @@ def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
     return values, order if heads is None else interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
 
 
-def _compare_tensor(
-    placement: TensorPlacement, stored: StoredTensor | None, coverage: Coverage, seed: int
-) -> TensorComparison:
+def _judge(
+    stored: StoredTensor, values: Rows, order: NDArray[np.intp], dtype: str, coverage: Coverage, seed: int
+) -> WeightJudge:
+    """The stored rows against those of the checkpoint's values that each of them should be."""
+    judge = WeightJudge(stored.tensor_type.name, BLOCKS[stored.tensor_type][0])
+    count, width = values.shape
+    for rows in sampled_rows(count, width, coverage, seed):
+        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), dtype)
+        steps = value_steps(stored.packed(rows), stored.tensor_type)
+        judge.add(
+            stored.rows(rows).reshape(-1),
+            wanted.reshape(-1),
+            rows,
+            None if steps is None else steps.reshape(-1),
+        )
+    judge.conclude()
+    return judge
+
+
+def _compare_tensor(placement: TensorPlacement, stored: StoredTensor | None, case: Case) -> TensorComparison:
     """One tensor of the checkpoint against the artefact's."""
     if stored is None:
         return TensorComparison(name=placement.name, stored_as=None, problem="is missing")
@@ -49,18 +69,15 @@ def _compare_tensor(
     if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
         return replace(comparison, known=False)
     values, order = _source(placement)
-    judge = WeightJudge(kind, BLOCKS[stored.tensor_type][0])
-    count, width = values.shape
-    for rows in sampled_rows(count, width, coverage, seed):
-        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), source.dtype)
-        steps = value_steps(stored.packed(rows), stored.tensor_type)
-        judge.add(
-            stored.rows(rows).reshape(-1),
-            wanted.reshape(-1),
-            rows,
-            None if steps is None else steps.reshape(-1),
-        )
-    judge.conclude()
+    coverage, seed = case.options.coverage, case.options.seed
+    judge = _judge(stored, values, order, source.dtype, coverage, seed)
+    if judge.problem is not None:
+        for wrong in wrong_orders(case.plan, placement.binding.expected):
+            moved = (values[:, wrong], order) if len(source.shape) == 1 else (values, order[wrong])
+            if _judge(stored, *moved, source.dtype, coverage, seed).problem is None:
+                return replace(
+                    comparison, judged=judge.judged, relative=judge.relative, problem=MOVED, moved=True
+                )
     return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
 
 
@@ -69,7 +86,7 @@ def _compare_all(case: Case) -> list[TensorComparison]:
     with case.progress.stage("Comparing weights", len(case.places)) as advance:
         for place in case.places:
             stored = case.artefact.tensors.get(place.name)
-            compared.append(_compare_tensor(place, stored, case.options.coverage, case.options.seed))
+            compared.append(_compare_tensor(place, stored, case))
             advance(1)
     for file in case.files:
         file.forget()
@@ -78,8 +95,8 @@ def _compare_all(case: Case) -> list[TensorComparison]:
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint, and none besides (rope_freqs is the metadata verdict's)."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = _compare_all(case)
     surplus = case.artefact.tensors.keys() - {place.name for place in case.places} - {ROPE_FREQS}
     return conclude_weights(compared, sorted(surplus)), compared

@@ -16,7 +16,8 @@ from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE
 from yarnconv.targets.hf.target import plan_refusals
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
-from yarnconv.verify.expectation import expect
+from yarnconv.verify.diagnosis import with_weights
+from yarnconv.verify.expectation import expect, open_reference
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
 from yarnconv.verify.hf.weights import judge_weights
@@ -49,6 +50,7 @@ def _check_config(artefact: Checkpoint) -> None:
 def _check_open(
     artefact: Checkpoint,
     checkpoint: Checkpoint,
+    reference: Path,
     request: RopeRequest,
     options: CheckOptions,
     progress: Progress,
@@ -70,14 +72,14 @@ def _check_open(
     )
     keys = compare_metadata(plan, artefact, computed_keys(plan.family) | DEPTH_AND_VOCABULARY)
     weights, tensors = judge_weights(case)
-    structure, windows = judge_structure(case)
+    judged = judge_structure(case)
     gc.collect()  # a transformers model is a cycle
-    as_is = run_as_is(case) if windows else NOT_RUN
-    structure = with_whole(structure, as_is.problem)
+    as_is = run_as_is(case) if judged.windows else NOT_RUN
+    structure = with_whole(judged.verdict, as_is.problem)
     version = reference_version()
     return CheckReport(
         artifact=str(artefact.directory),
-        reference=str(checkpoint.directory),
+        reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
         runtime={"name": NAME, "version": version.split(",")[0], "reference": version},
@@ -87,10 +89,11 @@ def _check_open(
         structure=structure,
         weights=weights,
         metadata=conclude_facts(keys),
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
 
 
@@ -101,7 +104,8 @@ def check_hf(
     options: CheckOptions,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Judge an extended checkpoint against the one it was made from and the plan it should carry.
+    """Judge an extended checkpoint against the one it was made from, or that one's config.json, and the
+    plan it should carry.
 
     Raises BadInput where one of them cannot be read, Inexpressible where no config.json can say the plan, and
     MissingComponent.
@@ -110,6 +114,6 @@ def check_hf(
     with (
         termination_as_interrupt(),
         open_checkpoint(artefact) as opened,
-        open_checkpoint(checkpoint) as source,
+        open_reference(checkpoint) as source,
     ):
-        return _check_open(opened, source, request, options, progress or Silent())
+        return _check_open(opened, source, checkpoint, request, options, progress or Silent())

@@ -14,9 +14,9 @@ from yarnconv.checkpoint.floats import to_float32
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dynamic
-from yarnconv.rope.tables import Float32Array, ntk_base
+from yarnconv.rope.tables import Float32Array, RopeTables, buckets, ntk_base
 from yarnconv.verify.case import kept_vocabulary
-from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness, Window
+from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import Reference, TransformersModel, read_directory_config
@@ -24,12 +24,13 @@ from yarnconv.verify.report import AsIs
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
     AS_IS_PREFIX,
+    Judged,
     References,
     Run,
     SharpnessOf,
     as_is,
     compare_all,
-    conclude,
+    judge_evidence,
     measured_sharpness,
     not_held,
 )
@@ -94,13 +95,20 @@ def _says_dynamic(case: Case) -> bool:
     return bool({said.get("rope_type"), said.get("type")} & {"dynamic", "longrope", "su"})
 
 
-def _scaling_at(plan: ConversionPlan, passage: Passage) -> Scaling:
+def _scaling_at(main: Scaling, passage: Passage) -> Scaling:
     """What transformers computes a passage with: its dynamic type follows the passage's own length."""
-    main = plan.rope.main
     if isinstance(main, DynamicNtk):
         base = ntk_base(main, int(passage.positions[-1]) + 1)
         return Unscaled(theta=base, rotary_dim=main.rotary_dim)
     return main
+
+
+def _tables_at(scaling: Scaling, passage: Passage) -> RopeTables:
+    """Likewise its tables, of which LongRope has two sets."""
+    found = buckets(_scaling_at(scaling, passage))
+    if isinstance(scaling, LongRope):
+        return found[int(passage.positions[-1] >= scaling.original_context)]
+    return found[-1]
 
 
 def _sharpness_of(plan: ConversionPlan) -> SharpnessOf:
@@ -128,23 +136,24 @@ def _passages(case: Case, tokens: NDArray[np.int64], **sizes: int) -> tuple[Pass
 def _unusable(case: Case) -> str | None:
     for binding in case.plan.bindings:
         found = case.artefact.tensors.get(binding.expected.name)
-        if found is None or found.shape != binding.source.shape:
+        if found is None or found.shape != binding.expected.shape:
             how = "is missing" if found is None else "has another shape"
             return f"{binding.expected.name} {how}"
     return None
 
 
-def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
+def judge_structure(case: Case) -> Judged:
     """Window by window."""
     if (problem := _unusable(case)) is not None:
-        return Verdict(outcome="not_judged", reason=problem), []
+        return Judged(verdict=Verdict(outcome="not_judged", reason=problem))
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     weights = _weights(case, case.layers, vocabulary)
-    scaling_of = partial(_scaling_at, case.plan)
+    scaling_of = partial(_scaling_at, case.plan.rope.main)
+    references = References(case.plan, weights, layers=case.layers, scaling_of=scaling_of)
     try:
-        windows = compare_all(
+        evidence = compare_all(
             _run(case, weights, case.layers),
-            References(case.plan, weights, layers=case.layers, scaling_of=scaling_of),
+            references,
             _passages(case, np.searchsorted(vocabulary, case.tokens).astype(np.int64)),
             _sharpness_of(case.plan),
             runtime=NAME,
@@ -152,8 +161,14 @@ def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
             progress=case.progress,
         )
     except RuntimeRefused as error:
-        return Verdict(outcome="fails", reason=error.what), []
-    return conclude(windows), windows
+        return Judged(verdict=Verdict(outcome="fails", reason=error.what))
+    return judge_evidence(
+        evidence,
+        references,
+        always_diagnose=case.options.diagnose,
+        progress=case.progress,
+        tables_of=_tables_at,
+    )
 
 
 def run_as_is(case: Case) -> AsIs:
@@ -168,8 +183,8 @@ def run_as_is(case: Case) -> AsIs:
         case.plan,
         _passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE),
         not_held,
-        size=4 * sum(int(np.prod(binding.source.shape)) for binding in case.plan.bindings),
+        size=4 * sum(int(np.prod(binding.expected.shape)) for binding in case.plan.bindings),
         runtime=NAME,
         progress=case.progress,
-        scaling_of=partial(_scaling_at, case.plan),
+        scaling_of=partial(_scaling_at, case.plan.rope.main),
     )

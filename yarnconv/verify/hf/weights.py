@@ -1,14 +1,19 @@
 """The weights verdict of an extended checkpoint: its tensors are the checkpoint's, byte for byte."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
+from yarnconv.checkpoint.floats import Rows
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.hf.case import Case
+from yarnconv.verify.hypotheses import wrong_orders
 from yarnconv.verify.verdict import Verdict
-from yarnconv.verify.weights import Coverage, TensorComparison, conclude_weights, sampled_rows
+from yarnconv.verify.weights import MOVED, TensorComparison, conclude_weights, left_out, sampled_rows
 
 
 def _is_the_same_place(one: TensorRef, other: TensorRef) -> bool:
@@ -16,7 +21,14 @@ def _is_the_same_place(one: TensorRef, other: TensorRef) -> bool:
     return one.offset == other.offset and one.file.path.samefile(other.file.path)
 
 
-def _compare(source: TensorRef, found: TensorRef | None, coverage: Coverage, seed: int) -> TensorComparison:
+def _are_moved(source: Rows, found: Rows, wrong: Sequence[NDArray[np.intp]]) -> bool:
+    return any(np.array_equal(source[order].view(np.uint8), found.view(np.uint8)) for order in wrong)
+
+
+def _compare(
+    source: TensorRef, found: TensorRef | None, wrong: Sequence[NDArray[np.intp]], options: CheckOptions
+) -> TensorComparison:
+    """wrong: orders in which rows may stand by mistake."""
     if found is None:
         return TensorComparison(name=source.name, stored_as=None, problem="is missing")
     comparison = TensorComparison(name=source.name, stored_as=found.dtype)
@@ -27,11 +39,13 @@ def _compare(source: TensorRef, found: TensorRef | None, coverage: Coverage, see
         return replace(comparison, judged=prod(source.shape), relative=0.0)
     wanted, stored = (tensor.load().reshape(-1, source.shape[-1]) for tensor in (source, found))
     judged = 0
-    for rows in sampled_rows(len(wanted), source.shape[-1], coverage, seed):
+    for rows in sampled_rows(len(wanted), source.shape[-1], options.coverage, options.seed):
         # as bits, so that a NaN is itself
         same = (wanted[rows].view(np.uint8) == stored[rows].view(np.uint8)).all(axis=-1)
         judged += len(rows) * source.shape[-1]
         if not same.all():
+            if _are_moved(source.load(), found.load(), wrong):
+                return replace(comparison, judged=judged, problem=MOVED, moved=True)
             first = int(rows[np.argmin(same)])
             problem = f"{int((~same).sum())} rows are not the checkpoint's, the first is row {first}"
             return replace(comparison, judged=judged, problem=problem)
@@ -40,14 +54,15 @@ def _compare(source: TensorRef, found: TensorRef | None, coverage: Coverage, see
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint, and none besides."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = []
     bindings = case.plan.bindings
     with case.progress.stage("Comparing weights", len(bindings)) as advance:
         for binding in bindings:
             found = case.artefact.tensors.get(binding.expected.name)
-            compared.append(_compare(binding.source, found, case.options.coverage, case.options.seed))
+            wrong = wrong_orders(case.plan, binding.expected)
+            compared.append(_compare(binding.source, found, wrong, case.options))
             advance(1)
     for tensors in (case.artefact.tensors, case.plan.checkpoint.tensors):
         for file in {id(ref.file): ref.file for ref in tensors.values()}.values():

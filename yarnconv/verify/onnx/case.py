@@ -32,7 +32,7 @@ class Case:
     @property
     def files(self) -> tuple[MappedFile, ...]:
         """The artefact's and the checkpoint's."""
-        sources = {id(b.source.file): b.source.file for b in self.plan.bindings}
+        sources = {id(b.held.file): b.held.file for b in self.plan.bindings if b.held is not None}
         return (*self.artefact.files, *sources.values())
 
     @property

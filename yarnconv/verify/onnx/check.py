@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from yarnconv.artifact import termination_as_interrupt
-from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from yarnconv.checkpoint.checkpoint import Checkpoint
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
@@ -18,7 +18,8 @@ from yarnconv.targets.onnx.target import plan_refusals
 from yarnconv.targets.record import RECORD_KEY, read_record
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
-from yarnconv.verify.expectation import Expectation, expect
+from yarnconv.verify.diagnosis import with_weights
+from yarnconv.verify.expectation import Expectation, expect, open_reference
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
 from yarnconv.verify.onnx.weights import judge_weights
@@ -70,6 +71,7 @@ def judge_graph(
     runner: OnnxRuntime,
     artefact: OnnxModel,
     checkpoint: Checkpoint,
+    reference: Path,
     request: RopeRequest,
     options: CheckOptions,
     max_context: int | None,
@@ -100,10 +102,10 @@ def judge_graph(
     )
     keys = compare_metadata(plan, artefact, case.max_context)
     weights, tensors = judge_weights(case)
-    structure, windows = judge_structure(case)
+    judged = judge_structure(case)
     gc.collect()  # a transformers model is a cycle, and its weights are the float32 copy's pages
     as_is, problem = NOT_RUN, None
-    if windows:
+    if judged.windows:
         try:
             as_is = run_whole(case, weights.outcome == "holds")
             problem = as_is.problem
@@ -111,20 +113,21 @@ def judge_graph(
             problem = error.what
     report = CheckReport(
         artifact=str(artefact.path),
-        reference=str(checkpoint.directory),
+        reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
         runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
         seed=options.seed,
         layers=case.layers,
         all_layers=len(plan.description.layers),
-        structure=with_whole(structure, problem),
+        structure=with_whole(judged.verdict, problem),
         weights=weights,
         metadata=conclude_facts(keys),
-        windows=windows,
+        windows=judged.windows,
         keys=keys,
         tensors=tensors,
         as_is=as_is,
+        diagnosis=with_weights(judged.diagnosis, tensors),
     )
     return report, case
 
@@ -139,7 +142,8 @@ def check_onnx(
     max_context: int | None = None,
     provider: Provider = "cpu",
 ) -> CheckReport:
-    """Judge an ONNX model against the checkpoint it was made from and the plan it should carry.
+    """Judge an ONNX model against the checkpoint it was made from, or its config.json, and the plan it should
+    carry.
 
     max_context: positions that its tables should reach, None for the whole target context. Raises BadInput
     where one of them cannot be read, Inexpressible where the plan is none that a graph can carry,
@@ -149,8 +153,10 @@ def check_onnx(
     with (
         termination_as_interrupt(),
         open_onnx(artefact) as opened,
-        open_checkpoint(checkpoint) as source,
+        open_reference(checkpoint) as source,
         OnnxRuntime(provider) as runner,
     ):
-        report, _ = judge_graph(runner, opened, source, request, options, max_context, progress or Silent())
+        report, _ = judge_graph(
+            runner, opened, source, checkpoint, request, options, max_context, progress or Silent()
+        )
         return report

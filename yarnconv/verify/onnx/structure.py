@@ -19,7 +19,7 @@ from yarnconv.targets.onnx.float_copy import FloatCopy
 from yarnconv.targets.onnx.layers import difference, read_layers
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.verify.case import kept_vocabulary, layer_kinds
-from yarnconv.verify.compare import Sharpness, Window
+from yarnconv.verify.compare import Sharpness
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.passages import Passage, Tokens, make_passages
 from yarnconv.verify.reference import Reference
@@ -27,12 +27,13 @@ from yarnconv.verify.report import AsIs
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
     AS_IS_PREFIX,
+    Judged,
     References,
     Run,
     as_is,
     compare_all,
-    conclude,
     judge_copy,
+    judge_evidence,
     measured_sharpness,
     not_held,
 )
@@ -133,22 +134,23 @@ def numbers_beyond_the_tables(case: Case, run: Run, tokens: Tokens) -> str | Non
     return None
 
 
-def _judge_in(case: Case, directory: Path) -> tuple[Verdict, list[Window]]:
+def _judge_in(case: Case, directory: Path) -> Judged:
     """Write the float32 copy and hold what ONNX Runtime makes of it against the references."""
     weights = _usable_weights(case)
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     tokens = np.searchsorted(vocabulary, case.tokens).astype(np.int64)
     copy = FloatCopy(case.plan, case.artefact, weights, layers=case.layers, vocabulary=vocabulary)
     if untaken := copy.untaken:
-        return Verdict(outcome="fails", reason=f"nothing in the graph takes {untaken[0]}"), []
+        return Judged(verdict=Verdict(outcome="fails", reason=f"nothing in the graph takes {untaken[0]}"))
     fix = "Free some space, set TMPDIR to another place, or lower --layers."
     check_free_space(directory / "copy", copy.nbytes, fix)
     with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
         path = copy.write(directory, advance)
     run = _run(case, path)
-    windows = compare_all(
+    references = References(case.plan, copy.written_weights(directory), layers=case.layers)
+    evidence = compare_all(
         run,
-        References(case.plan, copy.written_weights(directory), layers=case.layers),
+        references,
         list(bucket_passages(case, tokens)),
         partial(angle_sharpness, case),
         runtime=case.runner.name,
@@ -157,13 +159,14 @@ def _judge_in(case: Case, directory: Path) -> tuple[Verdict, list[Window]]:
     )
     beyond = numbers_beyond_the_tables(case, run, np.resize(tokens, 3))
     problem = _unlike_layer(case, weights) or beyond
-    verdict = conclude(windows)
-    if problem is not None and verdict.outcome != "fails":
-        verdict = Verdict(outcome="fails", reason=problem)
-    return verdict, windows
+    always = case.options.diagnose
+    judged = judge_evidence(evidence, references, always_diagnose=always, progress=case.progress)
+    if problem is not None and judged.verdict.outcome != "fails":
+        return replace(judged, verdict=Verdict(outcome="fails", reason=problem))
+    return judged
 
 
-def judge_structure(case: Case) -> tuple[Verdict, list[Window]]:
+def judge_structure(case: Case) -> Judged:
     """Run a float32 copy and hold it against the reference, window by window; then look at the other layers.
 
     Raises RuntimeCrashed where ONNX Runtime dies of it.

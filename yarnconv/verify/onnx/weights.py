@@ -4,19 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from yarnconv.checkpoint.floats import to_float32
+from yarnconv.checkpoint.floats import Rows, to_float32
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES
+from yarnconv.verify.hypotheses import wrong_orders
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import (
     FLOAT_TYPES,
+    MOVED,
     Coverage,
     TensorComparison,
     WeightJudge,
     conclude_weights,
+    left_out,
     sampled_rows,
 )
 
@@ -26,9 +29,8 @@ COARSEST = 2.0
 LEAST_NORMAL = 2.0**-126
 
 
-def _source(weight: StoredWeight, first: int, last: int) -> Float32Array:
-    """The checkpoint's values for stored rows first..last-1, in the stored layout."""
-    values = weight.binding.source.load()
+def _source(weight: StoredWeight, values: Rows, first: int, last: int) -> Float32Array:
+    """Of the checkpoint's values those for stored rows first..last-1, in the stored layout."""
     rows = np.ascontiguousarray(values[:, first:last].T if weight.stored.transposed else values[first:last])
     return np.asarray(to_float32(rows, weight.binding.source.dtype))
 
@@ -60,9 +62,24 @@ def _coarse_column(weight: StoredWeight, coverage: Coverage, seed: int) -> str |
     return None
 
 
-def _compare_tensor(
-    name: str, weight: StoredWeight | None, coverage: Coverage, seed: int
-) -> TensorComparison:
+def _judge(weight: StoredWeight, source: Rows, coverage: Coverage, seed: int) -> WeightJudge:
+    """The stored values against the checkpoint's."""
+    judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
+    unit = weight.stored.unit
+    width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
+    for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
+        for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
+            first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
+            values = _flat(weight, weight.float32(first, last))
+            wanted = _source(weight, source, first, last)
+            steps = weight.steps(first, last, wanted)
+            own_steps = None if steps is None else _flat(weight, steps)
+            judge.add(values, _flat(weight, wanted), run * unit, own_steps)
+    judge.conclude()
+    return judge
+
+
+def _compare_tensor(name: str, weight: StoredWeight | None, case: Case) -> TensorComparison:
     """One tensor of the checkpoint against the artefact's."""
     if weight is None:
         return TensorComparison(name=name, stored_as=None, problem="is missing")
@@ -74,30 +91,26 @@ def _compare_tensor(
             f"has shape {list(weight.shape)}, for {list(weight.binding.source.shape)} of the checkpoint"
         )
         return replace(comparison, problem=shape_problem)
-    judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
-    unit = weight.stored.unit
-    width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
-    for chosen in sampled_rows(weight.shape[0] // unit, width, coverage, seed):
-        for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
-            first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
-            values = _flat(weight, weight.float32(first, last))
-            source = _source(weight, first, last)
-            steps = weight.steps(first, last, source)
-            own_steps = None if steps is None else _flat(weight, steps)
-            judge.add(values, _flat(weight, source), run * unit, own_steps)
-    judge.conclude()
-    problem = judge.problem or _coarse_column(weight, coverage, seed)
-    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=problem)
+    coverage, seed, source = case.options.coverage, case.options.seed, weight.binding.source.load()
+    judge = _judge(weight, source, coverage, seed)
+    problem, moved = judge.problem, False
+    if problem is not None:
+        orders = wrong_orders(case.plan, weight.binding.expected)
+        moved = any(_judge(weight, source[o], coverage, seed).problem is None for o in orders)
+        problem = MOVED if moved else problem
+    else:
+        problem = _coarse_column(weight, coverage, seed)
+    return replace(comparison, judged=judge.judged, relative=judge.relative, problem=problem, moved=moved)
 
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     """Every tensor of the checkpoint."""
-    if case.options.coverage == "none":
-        return Verdict(outcome="not_judged", reason="left out (--weights none)", waived=True), []
+    if (verdict := left_out(case.plan, case.options.coverage)) is not None:
+        return verdict, []
     compared = []
     with case.progress.stage("Comparing weights", len(case.weights)) as advance:
         for name, weight in case.weights.items():
-            compared.append(_compare_tensor(name, weight, case.options.coverage, case.options.seed))
+            compared.append(_compare_tensor(name, weight, case))
             advance(1)
     for file in case.files:
         file.forget()

@@ -6,18 +6,19 @@ there is a GPU for it; where there is none, its structure is not judged, and the
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from yarnconv.artifact import termination_as_interrupt
-from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.checkpoint.checkpoint import Checkpoint
+from yarnconv.errors import BadInput
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.onnx.quantisation import SCHEMES
-from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.targets.onnx.reader import OnnxModel, missing_files, open_onnx
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.builder import RuntimeName
 from yarnconv.targets.tensorrt.engine_bytes import read_header
@@ -28,6 +29,7 @@ from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.targets.tensorrt.source import CACHE_TYPES
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
+from yarnconv.verify.expectation import open_reference
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.check import judge_graph
 from yarnconv.verify.report import AsIs, CheckReport
@@ -36,6 +38,18 @@ from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
 from yarnconv.verify.structure import conclude
 from yarnconv.verify.tensorrt.execution import execute, not_executed
 from yarnconv.verify.verdict import Verdict, conclude_facts
+
+
+def _open_graph(artefact: Path, source: Checkpoint) -> AbstractContextManager[OnnxModel]:
+    """The graph that was parsed, with the weights that the checkpoint lends."""
+    graph = artefact / MODEL_FILE
+    if source.described and (missing := missing_files(graph)):
+        raise BadInput(
+            f"the graph beside the engine borrows its weights from the checkpoint ({missing[0][:80]})",
+            where="--reference-config",
+            fix="Give the checkpoint with --reference.",
+        )
+    return open_onnx(graph, source.tensors)
 
 
 def _judge_weights(
@@ -115,13 +129,15 @@ def check_tensorrt(
     reason = why_not_here(runtime)
     with (
         termination_as_interrupt(),
-        open_checkpoint(checkpoint) as source,
-        open_onnx(artefact / MODEL_FILE, source.tensors) as graph,
+        open_reference(checkpoint) as source,
+        _open_graph(artefact, source) as graph,
         OnnxRuntime() as onnx_runtime,
         TensorRt(runtime) if reason is None else nullcontext() as runner,
     ):
         run = partial(execute, runner, artefact) if runner is not None else partial(not_executed, str(reason))
-        report, case = judge_graph(onnx_runtime, graph, source, request, options, max_context, shown, run)
+        report, case = judge_graph(
+            onnx_runtime, graph, source, checkpoint, request, options, max_context, shown, run
+        )
         structure = _judge_run(report.structure, report.as_is)
         executed = bool(report.as_is.windows) and structure.outcome == "holds"
         facts = compare_engine(artefact, sidecar, graph, case.plan, case.max_context, workers)
