@@ -155,7 +155,9 @@ def test_bars_read_without_colour(planned):
     first, second, marks, legend = shown([found, reference])
     assert first.split() == ["artefact", "".join(cells[regime] for regime in found.regimes)]
     assert second.split()[0] == "reference"
-    differing = "".join("^" if a != b else " " for a, b in zip(found.inv_freq, reference.inv_freq, strict=True))
+    differing = "".join(
+        "^" if a != b else " " for a, b in zip(found.inv_freq, reference.inv_freq, strict=True)
+    )
     assert marks == f"differs    {differing.rstrip()}"
     assert "kept" in legend
     assert len(shown([found, found])) == 3
