@@ -40,6 +40,36 @@ def test_no_report_destroys_what_was_judged(option, check, artefacts, checkpoint
     assert path.read_bytes() == before
 
 
+def test_a_file_that_is_no_report_is_not_replaced(check, checkpoints, yarnconv, tmp_path):
+    """Such as another part of the artefact."""
+    options = ("--factor", "4", "--split-max-size", "1M", "-o", tmp_path / "model.gguf")
+    assert yarnconv("gguf", checkpoints("llama"), *options)[0] == 0
+    first, second, *_ = sorted(tmp_path.iterdir())
+    before = second.read_bytes()
+    code, _, stderr = check(first, checkpoints("llama"), "--html", second)
+    assert code == 2
+    assert "is no report" in stderr
+    assert second.read_bytes() == before
+    report = tmp_path / "report.html"
+    report.write_text("<!doctype html>an older one")
+    assert check(first, checkpoints("llama"), "--html", report)[0] == 0
+    assert "Parity holds" in report.read_text()
+
+
+def test_of_a_dynamic_plan_each_window_has_its_factor(check, onnx_artefacts, checkpoints, tmp_path):
+    page, suite = tmp_path / "a.html", tmp_path / "a.xml"
+    artefact = onnx_artefacts("llama", "--method", "dynamic-yarn", "--factor", "4")
+    code, report, _ = check(artefact, checkpoints("llama"), "--html", page, "--junit", suite)
+    assert code == 0
+    (cases,) = JUnitXml.fromfile(str(suite))
+    names = [case.name for case in cases if case.classname == "yarnconv.window"]
+    assert len(set(names)) == len(names) == len(report["windows"])
+    assert {name.rpartition("factor ")[2] for name in names} == {"1", "2", "4"}
+    text = page.read_text()
+    assert ">buckets</dt><dd>1, 2, 4<" in text
+    assert text.count(">factor</th>") == 2
+
+
 def test_two_options_that_name_the_same_file(check, artefacts, checkpoints, tmp_path):
     path, directory = artefacts("llama", "f32", "--factor", "4"), checkpoints("llama")
     place = tmp_path / "report"

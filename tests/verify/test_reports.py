@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from junitparser import Error, Failure, JUnitXml, Skipped
 from markdown_it import MarkdownIt
@@ -15,8 +16,10 @@ from PIL import Image
 from tests.support.browser import browse, needs_browser, photograph
 from tests.support.markdown import assert_tidy
 from tests.support.reports import HOSTILE, checked, spoilt
+from yarnconv.console.figures import Curve
 from yarnconv.console.html_report import html_report
 from yarnconv.console.junit import junit_xml
+from yarnconv.console.rope_drawing import HEIGHT, MOST_PAIRS, WIDTH, rope_drawing
 from yarnconv.console.step_summary import MOST_BYTES, TOO_LONG, append_step_summary, step_summary
 from yarnconv.verify.baseline import Comparison, Regression
 from yarnconv.verify.report import Diagnosis
@@ -214,6 +217,23 @@ def test_a_page_of_logits_that_are_no_numbers(failing):
     assert "e+308" not in page
     empty = replace(failing.report, windows=[], tensors=[], as_is=replace(failing.report.as_is, windows=[]))
     assert "It was not run" in html_report(replace(failing, report=empty)).decode()
+
+
+def test_the_picture_of_every_kind_of_plan():
+    """As wide and as high as its frame, whatever the method and however many pairs there are."""
+    plain = 1e4 ** -np.linspace(0.0, 1.0, 2000)
+    kinds = [plain, plain / 16.0, plain * 2.0, plain / np.geomspace(1.0, 65536.0, 2000), plain[:1]]
+    for inv_freq in kinds:
+        own = plain[: len(inv_freq)]
+        curve = Curve(name="", inv_freq=inv_freq, plain_inv_freq=own, attention_factor=1.0, context=9)
+        drawing = rope_drawing(curve, 256)
+        bars = drawing["shares"]["bars"]
+        assert len(bars) == min(len(inv_freq), MOST_PAIRS)
+        assert all(0.0 <= bar["y"] < HEIGHT and 0.0 <= bar["x"] < WIDTH for bar in bars)
+        assert bars[-1]["title"].startswith(f"pair {len(inv_freq) - 1}:")
+        points = [tuple(map(float, point.split(","))) for point in drawing["frequencies"]["scaled"].split()]
+        assert all(0.0 <= x <= WIDTH and 0.0 <= y <= HEIGHT for x, y in points)
+        assert 1 <= len(drawing["shares"]["ticks"]) <= 6
 
 
 @needs_browser

@@ -48,6 +48,9 @@ class ReportFiles:
             if path.resolve() in taken:
                 where = f"{taken[path.resolve()]}, {option}"
                 raise BadInput("both name the same file", where=where, fix="Give each a file of its own.")
+            if path.exists() and not _may_be_report(path):  # another part of a split model, perhaps
+                fix = f"Move it away, or correct {option}."
+                raise BadInput("the file exists and is no report", where=str(path), fix=fix)
             taken[path.resolve()] = option
             self._refuse_over(artefact, option, path)
 
@@ -69,6 +72,12 @@ class ReportFiles:
         for path, data in made:
             with staged([path]) as temporary:
                 temporary[0].write_bytes(data)
+
+
+def _may_be_report(path: Path) -> bool:
+    """Whether a file begins as JSON, XML or HTML do, or is empty."""
+    with path.open("rb") as file:
+        return file.read(1) in {b"", b"{", b"<"}
 
 
 def command_again(context: typer.Context) -> str:
