@@ -53,11 +53,13 @@ def main() -> None:
             same = [sorted(w["relative_max"] for w in windows) for windows in zip(*runs, strict=True)]
             kl = [sorted(w["kl_max"] for w in windows) for windows in zip(*runs, strict=True)]
             flips = [len({w["top1_agreement"] for w in windows}) > 1 for windows in zip(*runs, strict=True)]
+            large = max((each[-1] / each[0] - 1.0 for each in kl if each[-1] >= SMALL), default=0.0)
             relative = max(each[-1] - each[0] for each in same)
             small = max((each[-1] - each[0] for each in kl if each[-1] < SMALL), default=0.0)
             print(
                 f"{made.name}: relative_max by {relative:.1e} (floor {RELATIVE_FLOOR:g}), "
-                f"kl_max below {SMALL:g} by {small:.1e} (floor {KL_FLOOR:g}), top-1 of {sum(flips)} windows"
+                f"kl_max below {SMALL:g} by {small:.1e} (floor {KL_FLOOR:g}) and above by {100 * large:.2g} %, "
+                f"top-1 of {sum(flips)} windows"
             )
 
 

@@ -27,9 +27,11 @@ from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_
 from yarnconv.verify.baseline import (
     DEFAULT_MARGIN,
     LARGEST_MARGIN,
+    LEAST_MARGIN,
     Baseline,
     compare_with_baseline,
     read_baseline,
+    refuse_other_settings,
 )
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
@@ -81,15 +83,16 @@ def _read_baseline(path: Path | None, margin: float | None) -> tuple[Baseline | 
     """The earlier report, and by how many times a figure may be worse."""
     if path is None and margin is not None:
         raise BadInput("there is nothing to hold against", where="--margin", fix="Give --baseline with it.")
-    if margin is not None and not 1.0 <= margin <= LARGEST_MARGIN:
-        raise BadInput(f"{margin:g} is not between 1 and {LARGEST_MARGIN:g}", where="--margin")
+    if margin is not None and not LEAST_MARGIN <= margin <= LARGEST_MARGIN:
+        what = f"{margin:g} is not between {LEAST_MARGIN:g} and {LARGEST_MARGIN:g}"
+        raise BadInput(what, where="--margin")
     baseline = None if path is None else read_baseline(path, SCHEMA_VERSION)
     return baseline, DEFAULT_MARGIN if margin is None else margin
 
 
 def _sample(options: CheckOptions) -> dict[str, str]:
     """What was run and compared: another check whose figures are held against these has to do the same."""
-    tokens = f"random, seed {options.seed}"
+    tokens = "random"
     for name, given in (("text", options.text), ("tokens", options.tokens)):
         if given is not None:
             tokens = f"--{name}, SHA-256 {hashlib.sha256(repr(given).encode()).hexdigest()}"
@@ -166,6 +169,9 @@ def run_check(
         tokens=_read_tokens(tokens),
         seed=seed,
     )
+    if earlier is not None:
+        known = {"seed": seed, **{f"sample.{name}": value for name, value in _sample(options).items()}}
+        refuse_other_settings(earlier, known)
     directory = locate(reference, revision=revision, files=ALL_FILES)
     files.refuse_reference(directory)
     report = judge(artefact, directory, request, options, TerminalProgress(enabled=not as_json))
