@@ -58,8 +58,8 @@ def main() -> None:
             small = max((each[-1] - each[0] for each in kl if each[-1] < SMALL), default=0.0)
             print(
                 f"{made.name}: relative_max by {relative:.1e} (floor {RELATIVE_FLOOR:g}), "
-                f"kl_max below {SMALL:g} by {small:.1e} (floor {KL_FLOOR:g}) and above by {100 * large:.2g} %, "
-                f"top-1 of {sum(flips)} windows"
+                f"kl_max below {SMALL:g} by {small:.1e} (floor {KL_FLOOR:g}), "
+                f"above by {100 * large:.2g} %, top-1 of {sum(flips)} windows"
             )
 
 

@@ -1,11 +1,11 @@
 """A check's figures held against those of an earlier one: parity may hold and they get worse all the same.
 
-Floors: how much worse a figure may be whatever the margin. With one and two threads and four sets of processor
-instructions relative_max was seen to move by 4.4e-7; kl_max by 5.2e-11 where it is below 1e-9 and by less than
-one per cent above, which any margin covers (`python -m tests.bench.baseline_noise`). The floors are twenty
-times that: a tenth of the least tolerance. At one position two logits may tie, so that the agreement of the
-largest may lose one. Weights are compared in float64, always with the same result: what remains is float32's
-rounding of what was read.
+Floors: how much worse a figure may be whatever the margin. With one and two threads and four sets of
+processor instructions relative_max was seen to move by 4.4e-7; kl_max by 5.2e-11 where it is below 1e-9 and
+by less than one per cent above, which any margin covers (`python -m tests.bench.baseline_noise`). The floors
+are twenty times that: a tenth of the least tolerance. At one position two logits may tie, so that the
+agreement of the largest may lose one. Weights are compared in float64, always with the same result: what
+remains is float32's rounding of what was read.
 """
 
 import math
