@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.support.browser import browse, needs_browser, photograph
 from yarnconv.checkpoint.checkpoint import read_config
 from yarnconv.console.figures import Curve, plan_curve, rope_figure, write_figure
 from yarnconv.console.regime_bars import RegimeBars
@@ -95,8 +96,19 @@ def test_every_form_is_that_form(planned, tmp_path):
     assert "<svg" in (tmp_path / "a.svg").read_text()
     page = (tmp_path / "a.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 1
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "://" not in re.sub(r"base64,[^\"]*", "", page)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@needs_browser
+def test_a_browser_shows_the_picture_of_a_page(planned, tmp_path):
+    page = tmp_path / "a.html"
+    write_figure(rope_figure([planned(factor=4.0)], 256), page)
+    _, console, addresses = browse(page, tmp_path)
+    assert console == addresses == []
+    seen = Image.open(photograph(page, tmp_path, tmp_path / "seen.png")).convert("RGB")
+    colours = {colour for _, colour in seen.getcolors(2**24)}
+    assert {(0xD9, 0xEF, 0xE3), (0xC2, 0x41, 0x0C)} <= colours  # a shade and the curve
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])

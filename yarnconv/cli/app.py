@@ -232,6 +232,7 @@ def onnx(
 @ends_with_exit_code
 @takes_rope_options
 def check(
+    context: typer.Context,
     artefact: Annotated[
         Path,
         typer.Argument(
@@ -271,11 +272,27 @@ def check(
     output_json: Annotated[
         Path | None, typer.Option("--output-json", help="File to write the report to as JSON.")
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="File to write it to as JUnit XML.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="File to write it to as one web page.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="FILE", help="Earlier --output-json; exit 1 if a figure is worse."
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="How many times worse a figure may be [1.5].")
+    ] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge an artefact with its own runtime against the PyTorch reference."""
     from yarnconv.cli.check import run_check
+    from yarnconv.cli.reports import ReportFiles, command_again
 
     code = run_check(
         artefact,
@@ -291,7 +308,10 @@ def check(
         diagnose=diagnose,
         seed=seed,
         revision=revision,
-        output_json=output_json,
+        files=ReportFiles(output_json=output_json, junit=junit, html=html),
+        baseline=baseline,
+        margin=margin,
+        command=command_again(context),
         as_json=as_json,
     )
     raise typer.Exit(code)

@@ -1,17 +1,21 @@
 """`yarnconv check`: what it reads, whom it asks, and the exit code that follows."""
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from yarnconv.artifact import check_directory, staged
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, locate
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
 from yarnconv.cli.processors import processors
+from yarnconv.cli.reports import ReportFiles
+from yarnconv.console.baseline_view import print_comparison
 from yarnconv.console.check_view import print_report
-from yarnconv.console.messages import json_text, print_json
+from yarnconv.console.messages import SCHEMA_VERSION, print_json
 from yarnconv.console.progress import TerminalProgress
+from yarnconv.console.step_summary import append_step_summary
 from yarnconv.errors import BadInput
 from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
@@ -20,12 +24,22 @@ from yarnconv.targets.onnx.files import MODEL_FILE
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
+from yarnconv.verify.baseline import (
+    DEFAULT_MARGIN,
+    LARGEST_MARGIN,
+    LEAST_MARGIN,
+    Baseline,
+    compare_with_baseline,
+    read_baseline,
+    refuse_other_settings,
+)
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.hf.check import check_hf, is_checkpoint
 from yarnconv.verify.onnx.check import check_onnx
-from yarnconv.verify.report import CheckReport, report_document
+from yarnconv.verify.report import CheckReport
+from yarnconv.verify.result import CheckResult
 from yarnconv.verify.runners.onnx_runtime import parse_provider
 from yarnconv.verify.tensorrt.check import check_tensorrt
 from yarnconv.verify.weights import parse_coverage
@@ -65,25 +79,24 @@ def _read_text(path: Path | None) -> str | None:
         raise BadInput(f"not UTF-8 ({error.reason})", where=path.name) from None
 
 
-def _check_report_path(path: Path, artefact: Path, reference: Path) -> None:
-    """Refuse before the work what would fail after it, or destroy what was judged."""
-    check_directory(path.parent)
-    if path.exists() and not path.is_file():
-        raise BadInput("is no regular file", where=str(path), fix="Correct --output-json.")
-    if path.resolve() in {artefact.resolve(), reference.resolve()} or path.resolve().parent in {
-        reference.resolve(),
-        *([artefact.resolve()] if artefact.is_dir() else []),
-    }:
-        raise BadInput(
-            "would be written over the artefact or into the checkpoint",
-            where=str(path),
-            fix="Correct --output-json.",
-        )
+def _read_baseline(path: Path | None, margin: float | None) -> tuple[Baseline | None, float]:
+    """The earlier report, and by how many times a figure may be worse."""
+    if path is None and margin is not None:
+        raise BadInput("there is nothing to hold against", where="--margin", fix="Give --baseline with it.")
+    if margin is not None and not LEAST_MARGIN <= margin <= LARGEST_MARGIN:
+        what = f"{margin:g} is not between {LEAST_MARGIN:g} and {LARGEST_MARGIN:g}"
+        raise BadInput(what, where="--margin")
+    baseline = None if path is None else read_baseline(path, SCHEMA_VERSION)
+    return baseline, DEFAULT_MARGIN if margin is None else margin
 
 
-def _write_json(document: dict[str, object], path: Path) -> None:
-    with staged([path]) as temporary:
-        temporary[0].write_text(json_text(document), encoding="utf-8")
+def _sample(options: CheckOptions) -> dict[str, str]:
+    """What was run and compared: another check whose figures are held against these has to do the same."""
+    tokens = "random"
+    for name, given in (("text", options.text), ("tokens", options.tokens)):
+        if given is not None:
+            tokens = f"--{name}, SHA-256 {hashlib.sha256(repr(given).encode()).hexdigest()}"
+    return {"tokens": tokens, "weights": options.coverage}
 
 
 def _locate_reference(
@@ -160,13 +173,18 @@ def run_check(
     max_context: int | None,
     provider: str,
     revision: str | None,
-    output_json: Path | None,
+    files: ReportFiles,
+    baseline: Path | None,
+    margin: float | None,
+    command: str,
     as_json: bool,
 ) -> int:
-    """Check, show, and give the exit code."""
+    """Check, show, and give the exit code. command: what makes the same check again."""
     if text is not None and tokens is not None:
         raise BadInput("both are given", where="--text, --tokens", fix="Give one of them.")
     artefact = engine_directory(artefact)
+    files.refuse(artefact, {"--baseline": baseline, "--text": text, "--tokens": tokens})
+    earlier, margin = _read_baseline(baseline, margin)
     judge = _judge_of(artefact, weights=weights, max_context=max_context, provider=provider)
     options = CheckOptions(
         layers=_parse_layers(layers),
@@ -176,15 +194,21 @@ def run_check(
         seed=seed,
         diagnose=diagnose,
     )
+    if earlier is not None:
+        known = {"seed": seed, **{f"sample.{name}": value for name, value in _sample(options).items()}}
+        refuse_other_settings(earlier, known)
     place = _locate_reference(reference, reference_config, weights=weights, revision=revision)
-    if output_json is not None:
-        _check_report_path(output_json, artefact, place)
+    files.refuse_reference(place)
     report = judge(artefact, place, request, options, TerminalProgress(enabled=not as_json))
-    document = report_document(report)
+    result = CheckResult(report=report, sample=_sample(options), command=command)
+    if earlier is not None:
+        result = replace(result, comparison=compare_with_baseline(result.document, earlier, margin))
     if as_json:
-        print_json(document)
+        print_json(result.document)
     else:
         print_report(report)
-    if output_json is not None:
-        _write_json(document, output_json)
-    return {True: HOLDS, False: DOES_NOT_HOLD, None: NOT_JUDGED}[report.parity]
+        if result.comparison is not None:
+            print_comparison(result.comparison)
+    files.write(result)
+    append_step_summary(result)
+    return {True: HOLDS, False: DOES_NOT_HOLD, None: NOT_JUDGED}[result.passes]

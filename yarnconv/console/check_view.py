@@ -10,6 +10,7 @@ from rich.text import Text
 from yarnconv.console.messages import printable
 from yarnconv.rope.scaling import method_name
 from yarnconv.verify.compare import Window
+from yarnconv.verify.expectation import Source
 from yarnconv.verify.report import CheckReport, Diagnosis
 from yarnconv.verify.verdict import Outcome, Verdict
 
@@ -20,11 +21,16 @@ _MARKS: dict[Outcome, tuple[str, str]] = {
     "not_judged": ("not judged", "yellow"),
 }
 
-_SOURCES = {
+_SOURCES: dict[Source, str] = {
     "options": "the options given",
     "provenance": "what the artefact says it was made with; give rope options to expect something else",
     "checkpoint": "the checkpoint's own config",
 }
+
+
+def expectation_source(source: Source) -> str:
+    """Where the expected plan comes from, for people."""
+    return _SOURCES[source]
 
 
 def _outcome(outcome: Outcome) -> Text:
@@ -37,7 +43,7 @@ def _expected(report: CheckReport) -> str:
     return (
         f"{method_name(plan.main)} x{longest.factor:g}, context {plan.original_context} -> "
         f"{plan.target_context}, attention factor {longest.attention_factor:.6g} "
-        f"(from {_SOURCES[report.expected_from]})"
+        f"(from {expectation_source(report.expected_from)})"
     )
 
 

@@ -1,4 +1,6 @@
-"""A workflow for GitHub Actions that checks an artefact again, in the repository that holds it."""
+"""Workflows for GitHub Actions: one that checks an artefact again, in the repository that holds it, and one
+that converts a checkpoint and checks what was made.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,10 @@ from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.templates import render
 
 WORKFLOW_FILE = "check.yml"  # in a directory that is an artefact
+PARITY_FILE = Path(".github", "workflows", "yarnconv-parity.yml")  # in a repository
+BASELINE_FILE = ".github/yarnconv-baseline.json"  # there too, if at all
+# what `check` needs, by the command that makes what a machine without a GPU can judge
+PARITY_EXTRAS = {"gguf": "check,llama", "onnx": "check,onnx"}
 _LOCAL = "the checkpoint: a directory of this repository, or better a Hub id"
 
 
@@ -68,3 +74,20 @@ def check_workflow(
         "judges_without_gpu": judges_without_gpu,
     }
     return FileBeside(name=name, text=render("shared/check.yml", values))
+
+
+def parity_workflow(model: str, *, target: str, factor: float) -> str:
+    """The workflow that `ci init` writes. model: a Hub id or a directory of the repository. target: a key of
+    PARITY_EXTRAS. Whoever starts it by hand may name others.
+    """
+    values = {
+        "mark": MARK,
+        "version": __version__,
+        "model": model,
+        "target": target,
+        "factor": f"{factor:g}",
+        "targets": PARITY_EXTRAS,
+        "baseline": BASELINE_FILE,
+        "extras": "${extras}",
+    }
+    return render("ci/parity.yml", values)

@@ -41,6 +41,10 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:80] or "model"
 
 
+def _is_html(template: str | None) -> bool:
+    return template is not None and template.endswith(".html.jinja")
+
+
 @cache
 def _environment() -> "jinja2.Environment":
     import jinja2  # here, because most commands render nothing
@@ -48,7 +52,7 @@ def _environment() -> "jinja2.Environment":
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(PACKAGE, ROOM),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - none of it is HTML; each template says how a value is quoted
+        autoescape=_is_html,  # noqa: S701 - what is no HTML says at each value how it is quoted
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -92,7 +92,7 @@ class CheckReport:
         return True
 
 
-def _weights_by_type(tensors: Sequence[TensorComparison]) -> dict[str, dict[str, Any]]:
+def weights_by_type(tensors: Sequence[TensorComparison]) -> dict[str, dict[str, Any]]:
     """How far an artefact's weights are from the checkpoint's, by type."""
     found: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
@@ -127,7 +127,7 @@ def report_document(report: CheckReport) -> dict[str, Any]:
         "windows": [asdict(window) for window in report.windows],
         "metadata": [asdict(key) for key in report.keys],
         "weights": {
-            "types": _weights_by_type(report.tensors),
+            "types": weights_by_type(report.tensors),
             "problems": [
                 {"tensor": tensor.name, "type": tensor.stored_as, "problem": tensor.problem}
                 for tensor in report.tensors
