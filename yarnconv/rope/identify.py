@@ -59,13 +59,15 @@ class Clues:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """scaling: the one that the frequencies are of, with the attention factor that was observed; None where
-    none explains them. residual: largest relative difference of a frequency from it.
+    none explains them. residual: largest relative difference of a frequency from it. tolerance: relative, to
+    which the attention factor is known.
     """
 
     scaling: Scaling | None
     temperature: Temperature
     attention_factor: float
     residual: float | None
+    tolerance: float = MAGNITUDE_TOLERANCE
 
     @property
     def method(self) -> str:
@@ -234,16 +236,17 @@ def identify(observed: Observation, clues: Clues) -> Fit:
     if usable:
         said = (s for s in clues.scalings if _explains(s, observed))
         scaling = next(said, None) or _one_number(observed, clues) or _by_parts(observed, clues)
+    if isinstance(scaling, Stretched) and scaling.factor == 1.0:  # a bucket for what is not extended
+        scaling = Unscaled(theta=scaling.theta, rotary_dim=scaling.rotary_dim)
     if scaling is not None:
         scaling = _with_softmax(scaling, observed)
     factor = observed.attention_factor
     temperature = temperature_of(factor, scaling, clues.magnitude)
-    if scaling is None:
-        return Fit(scaling=None, temperature=temperature, attention_factor=factor, residual=None)
-    made = buckets(scaling)[0].inv_freq
+    made = None if scaling is None else buckets(scaling)[0].inv_freq
     return Fit(
-        scaling=_with_factor(scaling, factor, temperature),
+        scaling=None if scaling is None else _with_factor(scaling, factor, temperature),
         temperature=temperature,
         attention_factor=factor,
-        residual=residual(made, observed),
+        residual=None if made is None else residual(made, observed),
+        tolerance=clues.magnitude,
     )

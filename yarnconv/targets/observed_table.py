@@ -31,11 +31,13 @@ MOST_BUCKETS = 64
 class ObservedTable:
     """One set of frequencies. reach: positions from 0 that the table holds and that follow them, None where
     the angles are computed at run time. broken: where and why the table stops following, for people.
+    precision: the narrowest ONNX type that holds its values exactly, whatever they are stored as.
     """
 
     reach: int | None
     observation: Observation
     broken: str | None = None
+    precision: str = "FLOAT"
 
 
 def stored_precision(values: Float32Array, element: str) -> str:
@@ -188,6 +190,7 @@ def read_bucket(cos: Table, sin: Table, first: int, last: int, factor: float | N
             attention_factor=factor,
         ),
         broken=broken,
+        precision=precision,
     )
 
 

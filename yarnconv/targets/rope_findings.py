@@ -114,12 +114,12 @@ def _other_ramp(expected: Yarn, found: Yarn, message: str, claimed_context: int 
 def _other_temperature(expected: Scaling, tables: RopeTables, fit: Fit, who: str) -> Finding | None:
     """Why the attention factor is another than the one that is said; None where it is that one."""
     found, wanted = fit.attention_factor, tables.attention_factor
-    if math.isclose(found, wanted, rel_tol=MAGNITUDE_TOLERANCE):
+    if math.isclose(found, wanted, rel_tol=fit.tolerance):
         return None
     message = f"the attention factor is {found:.6g}; by {who} it is {wanted:.6g}"
 
     def is_(value: float) -> bool:
-        return math.isclose(found, value, rel_tol=MAGNITUDE_TOLERANCE)
+        return math.isclose(found, value, rel_tol=fit.tolerance)
 
     if isinstance(expected, Yarn) and is_(magnitude(expected.factor, TEMPERATURE_COEFFICIENT)):
         return _error("attention-factor-dropped", f"{message}, and the formula is taken instead")

@@ -23,7 +23,7 @@ METHODS = {
     "ntk-by-parts": (("--method", "ntk-by-parts", *FACTOR), ["ntk-by-parts"]),
     "yarn": (FACTOR, ["yarn"]),
     "not truncated": ((*FACTOR, "--no-truncate"), ["yarn"]),
-    "dynamic-yarn": ((*FACTOR, "--method", "dynamic-yarn"), ["yarn", "yarn", "yarn"]),
+    "dynamic-yarn": ((*FACTOR, "--method", "dynamic-yarn"), ["none", "yarn", "yarn"]),
     "dynamic-ntk": ((*FACTOR, "--method", "dynamic-ntk"), ["none", "none", "none"]),
 }
 

@@ -67,7 +67,7 @@ def _group(rope: ObservedRope, clues: Clues, alone: bool) -> CarriedGroup:
     return CarriedGroup(
         layers=_layers(rope.layers, alone),
         source=rope.source,
-        element=rope.element,
+        element=_precision(rope),
         pairing=rope.pairing,
         buckets=tuple(
             CarriedBucket(
@@ -126,9 +126,15 @@ def _findings(
         yield from (finding for finding in findings if inside or finding.code != "context-length")
 
 
+def _precision(rope: ObservedRope) -> str:
+    """The type that its numbers were rounded to, whatever they are stored as: the coarsest of its buckets."""
+    kinds = {rope.element, *(table.precision for table in rope.buckets)}
+    return max(kinds, key=lambda kind: ROUNDINGS.get(kind, 0.0))
+
+
 def _magnitude(found: tuple[ObservedRope, ...]) -> float:
-    """Relative uncertainty of attention factors, by the type they are stored in."""
-    return max((2 * ROUNDINGS.get(rope.element, 0.0) for rope in found), default=0.0)
+    """Relative uncertainty of attention factors."""
+    return max((2 * ROUNDINGS.get(_precision(rope), 0.0) for rope in found), default=0.0)
 
 
 def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspected:
