@@ -20,7 +20,7 @@ ROUNDINGS = {
     "BFLOAT16": VALUE_ROUNDING + 2.0**-8,
 }
 SMALLEST = {"FLOAT": 0.0, "FLOAT16": 2.0**-25, "BFLOAT16": 0.0}  # half a step where the type's steps are even
-NARROW = {"FLOAT16": "F16", "BFLOAT16": "BF16"}
+NARROW = {"BFLOAT16": "BF16", "FLOAT16": "F16"}  # the coarsest first
 # of an angle made in float32 of a position, a frequency and what positions are divided by: two roundings
 STEP_ROUNDING = 2.0**-23
 LEAST_FACTOR, MOST_FACTOR = 0.25, 8.0  # of what is taken for an attention factor
@@ -45,7 +45,9 @@ def stored_precision(values: Float32Array, element: str) -> str:
     in a wider one is no better for that.
     """
     for name, dtype in NARROW.items():
-        if np.array_equal(to_float32(convert_floats(values, "F32", dtype), dtype), values):
+        with np.errstate(invalid="ignore"):
+            held = to_float32(convert_floats(values, "F32", dtype), dtype)
+        if np.array_equal(held, values):
             return name
     return element if element in ROUNDINGS else "FLOAT"
 
@@ -173,7 +175,8 @@ def read_bucket(cos: Table, sin: Table, first: int, last: int, factor: float | N
     values = cos.float32(*ahead), sin.float32(*ahead)
     if factor is None:
         with np.errstate(invalid="ignore", over="ignore"):
-            factor = float(np.median(np.hypot(*(table.astype(np.float64) for table in values))))
+            lengths = np.hypot(*(table.astype(np.float64) for table in values))
+        factor = float(np.median(lengths[np.isfinite(lengths)])) if np.isfinite(lengths).any() else 0.0
     if not LEAST_FACTOR <= factor <= MOST_FACTOR:
         return unread(pairs, "its rows are no cosines and sines")
     precision = stored_precision(np.stack([table[1:65] for table in values]), cos.element)

@@ -19,6 +19,7 @@ from yarnconv.targets.onnx.value_flow import MOST_NUMBERS, Made, Value, ValueFlo
 
 MOST_DEPTH = 128  # of nodes behind each other
 MOST_ALTERNATIVES = 8
+MOST_REMEMBERED = 2**24  # numbers of all vectors
 SHAPES = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Flatten"})
 CHOICES = frozenset({"Where", "If"})  # of which nobody knows which it will be
 WIDTHS = {"DOUBLE": 53, "FLOAT": 24, "FLOAT16": 11, "BFLOAT16": 8}  # bits of a significand
@@ -99,6 +100,7 @@ class Folding:
     def __init__(self, flow: ValueFlow) -> None:
         self.flow = flow
         self._known: dict[tuple[int, str], tuple[Vector, ...]] = {}
+        self._room = MOST_REMEMBERED
 
     def vectors(self, value: Value | None, depth: int = 0) -> tuple[Vector, ...]:
         """What a value may be where it is made of constants alone, by the branch that is taken; nothing where
@@ -110,7 +112,9 @@ class Folding:
         if key not in self._known:
             self._known[key] = ()  # for what needs itself
             with np.errstate(all="ignore"):
-                self._known[key] = self._made(value, depth)[:MOST_ALTERNATIVES]
+                made = self._made(value, depth)[:MOST_ALTERNATIVES]
+            self._room -= sum(len(vector.values) for vector in made)
+            self._known[key] = made if self._room >= 0 else ()
         return self._known[key]
 
     def _made(self, value: Value, depth: int) -> tuple[Vector, ...]:

@@ -85,11 +85,21 @@ class _Angles:
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
+        self._known: dict[tuple[int, str], tuple[Angle, ...]] = {}
 
     def of(self, value: Value | None, depth: int = 0) -> tuple[Angle, ...]:
         """By the branch that is taken; of what are positions, as far as can be seen, one is the factor."""
+        if value is None:
+            return ()
+        key = id(value.scope), value.name
+        if key not in self._known:
+            self._known[key] = ()  # for what needs itself
+            self._known[key] = self._made(value, depth)
+        return self._known[key]
+
+    def _made(self, value: Value, depth: int) -> tuple[Angle, ...]:
         unit = (Angle(vector=Vector(values=np.ones(1), element="DOUBLE")),)
-        if value is None or depth > MOST_DEPTH or self._folding.vectors(value):
+        if depth > MOST_DEPTH or self._folding.vectors(value):
             return ()
         made = self._folding.flow.maker(value)
         if made is None:

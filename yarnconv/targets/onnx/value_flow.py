@@ -119,7 +119,7 @@ def numbers(tensor: StoredTensor) -> Float64Array | None:
     return None
 
 
-def _call_sizes(proto: "onnx.ModelProto") -> None:
+def _check_calls(proto: "onnx.ModelProto", where: str) -> None:
     """Refuse functions that call themselves, and those that would fill the memory."""
     functions = {(f.domain, f.name): f for f in proto.functions}
     sizes: dict[tuple[str, str], int] = {}
@@ -137,7 +137,8 @@ def _call_sizes(proto: "onnx.ModelProto") -> None:
                     sizes[key] = size(functions[key].node, depth + 1)
                 total += sizes[key]
             if total > MOST_NODES or depth > MOST_DEPTH:
-                raise BadInput("its functions call each other without end", fix="Export the model again.")
+                what = "its functions call each other without end"
+                raise BadInput(what, where=where, fix="Export the model again.")
         return total
 
     size(proto.graph.node, 0)
@@ -150,7 +151,7 @@ def _nodes(model: OnnxModel) -> "onnx.GraphProto":
     import onnx
     from onnx import inliner
 
-    _call_sizes(model.proto)
+    _check_calls(model.proto, model.path.name)
     outline = onnx.ModelProto(ir_version=model.proto.ir_version)
     outline.opset_import.extend(model.proto.opset_import)
     outline.functions.extend(model.proto.functions)
@@ -175,14 +176,15 @@ class ValueFlow:
         self._branches: dict[int, list[tuple[Scope, onnx.GraphProto]]] = {}
         self.scopes: list[Scope] = []
         self.nodes: list[Made] = []
-        self._graph = _nodes(model)
+        self._graph, self._file = _nodes(model), model.path.name
         self.root = self._enter(self._graph, model.tensors, None, 0)
 
     def _enter(
         self, graph: "onnx.GraphProto", given: Mapping[str, StoredTensor], outer: Scope | None, depth: int
     ) -> Scope:
         if depth > MOST_DEPTH:
-            raise BadInput("its branches lie inside of each other without end", fix="Export the model again.")
+            what = "its branches lie inside of each other without end"
+            raise BadInput(what, where=self._file, fix="Export the model again.")
         constants = dict(given)
         producers = {output: node for node in graph.node for output in node.output if output}
         if outer is not None:

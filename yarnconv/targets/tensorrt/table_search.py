@@ -28,6 +28,7 @@ LEAST_PAIRS = {
 MOST_PAIRS = 2**10
 LEAST_REACH = 8  # positions that make a table
 MOST_LOOKED = 2**16  # ends of runs of one type
+MOST_TRIED = 64  # numbers of pairs that a run may be of
 MOST_TABLES, MOST_DIFFERENT = 1024, 64
 DTYPES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
 # bits of 0.5 and of 4, between which attention factors lie
@@ -142,15 +143,14 @@ def _cosines_before(file: MappedFile, element: str, end: int) -> _Cosines | None
     least = LEAST_PAIRS[element]
     if length < least:
         return None
-    ahead = _values(file, end, element, 3 * length).astype(np.float64) / factor
     allowed = SLACK * ROUNDINGS[element]
     with np.errstate(all="ignore"):
-        first = ahead[0]
-        # where row 2 may begin
-        likely = np.flatnonzero(np.abs(ahead[least : length + 1] - (2 * first**2 - 1)) <= allowed) + least
-        for pairs in map(int, likely):
-            if 3 * pairs > len(ahead):
-                break
+        ahead = _values(file, end, element, 3 * length).astype(np.float64) / factor
+        # where row 2 may begin: by its first values, each T_2 of the one above it
+        likely = np.arange(least, min(length, len(ahead) // 3) + 1)
+        for pair, value in enumerate(ahead[:least]):
+            likely = likely[np.abs(ahead[likely + pair] - (2 * value**2 - 1)) <= allowed]
+        for pairs in map(int, likely[:MOST_TRIED]):
             one, two, three = ahead[: 3 * pairs].reshape(3, pairs)
             fits = np.abs(one) <= 1 + allowed
             fits &= np.abs(two - (2 * one**2 - 1)) <= allowed
