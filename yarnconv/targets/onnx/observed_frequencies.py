@@ -109,7 +109,7 @@ class _Angles:
             return self._product(made, depth)
         if operator == "Cast":
             return self._cast(made, depth)
-        if operator in SHAPES:
+        if operator in SHAPES | {"Tile"}:
             return self.of(made.input(0), depth + 1)
         if operator == "Concat":
             return self._concatenated(made, depth)

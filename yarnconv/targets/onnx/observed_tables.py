@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -57,12 +57,13 @@ class TableView:
 
     def float32(self, first: int, last: int) -> Float32Array:
         """Rows first..last-1."""
-        if self.element == "DOUBLE":
-            doubles = np.frombuffer(self.tensor.data, "<f8").reshape(self.rows, self.width)
-            return doubles[first:last, self.columns].astype(np.float32)
-        dtype = FLOAT_DTYPES[self.element]
-        stored = np.frombuffer(self.tensor.data, NUMPY_DTYPES[dtype]).reshape(self.rows, self.width)
-        return to_float32(np.ascontiguousarray(stored[first:last, self.columns]), dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.element == "DOUBLE":
+                doubles = np.frombuffer(self.tensor.data, "<f8").reshape(self.rows, self.width)
+                return doubles[first:last, self.columns].astype(np.float32)
+            dtype = FLOAT_DTYPES[self.element]
+            stored = np.frombuffer(self.tensor.data, NUMPY_DTYPES[dtype]).reshape(self.rows, self.width)
+            return to_float32(np.ascontiguousarray(stored[first:last, self.columns]), dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +248,36 @@ def _belong(cos: TableView, sin: TableView) -> bool:
         return bool((s[0] == 0).all()) and bool((np.abs(np.hypot(c[1:2], s[1:2]) / c[0] - 1.0) < 0.01).all())
 
 
+def _halves(view: TableView) -> tuple[TableView, TableView] | None:
+    """Cos and sin that stand side by side in one tensor, in either order."""
+    half = view.width // 2
+    if view.width % 2 or half < 2:
+        return None
+    parts = [replace(view, columns=slice(first, first + half)) for first in (0, half)]
+    for cos, sin in (parts, parts[::-1]):
+        if _looks_like_cosines(cos) and _belong(cos, sin):
+            return cos, sin
+    return None
+
+
+def _side_by_side(value: Value, cos: TableView, sin: TableView) -> Stored:
+    digest = hashlib.sha256(f"{cos.element} {cos.tensor.shape}".encode())
+    digest.update(cos.tensor.data)
+    return Stored(
+        values=(value,),
+        used=(value.name,),
+        element=cos.element,
+        buckets=read_table(cos, sin),
+        pairing=None,
+        notes=(),
+        digest=digest.digest(),
+    )
+
+
 def find_unattached(flow: ValueFlow, used: set[str]) -> Iterator[Stored]:
-    """Pairs of tensors that are tables by what they hold. used: names that are accounted for."""
+    """Pairs of tensors that are tables by what they hold, and tensors that hold both. used: names that are
+    accounted for.
+    """
     alike: dict[tuple[str, tuple[int, ...]], list[tuple[Value, TableView]]] = {}
     for scope in flow.scopes:
         for name, tensor in scope.constants.items():
@@ -259,6 +288,11 @@ def find_unattached(flow: ValueFlow, used: set[str]) -> Iterator[Stored]:
                 )
     count = 0
     for views in alike.values():
+        for value, view in views:
+            both = _halves(view) if count < MOST_TABLES else None
+            if both is not None:
+                count += 1
+                yield _side_by_side(value, *both)
         sines = [(v, view) for v, view in views if bool((view.float32(0, 1) == 0).all())]
         for value, cos in views if sines else []:
             if not _looks_like_cosines(cos):
