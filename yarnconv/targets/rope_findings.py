@@ -47,6 +47,8 @@ def described(scaling: Scaling) -> str:
             text += f", betas {scaling.beta_fast:g} and {scaling.beta_slow:g}"
         if not scaling.truncate:
             text += ", not truncated"
+        if scaling.attention_factor not in {None, 1.0}:
+            text += f", attention factor {scaling.attention_factor:.6g}"
     return text
 
 

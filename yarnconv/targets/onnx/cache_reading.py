@@ -16,24 +16,23 @@ from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import find_family, with_defaults
 from yarnconv.plan import RopeGroup, plan_rope
+from yarnconv.rope.bases import plain_base
+from yarnconv.rope.observation import Observation
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Scaling, Unscaled, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets
-from yarnconv.targets.observed_table import ROUNDINGS, read_frequencies
+from yarnconv.targets.observed_table import ROUNDINGS, frequency_uncertainty, read_frequencies
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.lookup import Lookup, lookup_signature, refusal
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
-from yarnconv.targets.onnx.rope_comparison import ANGLE_ROUNDING, TABLE_VALUES, compare_bucket
+from yarnconv.targets.onnx.rope_comparison import TABLE_VALUES, compare_bucket
 from yarnconv.targets.onnx.rotation_part import rotation_part
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_request
 
 MODEL_CONFIG = "config.json"
-# A base that the tables leave open by more than that is not known; the widest that was met, 16-bit tables of
-# 256 positions, leave 8e-5.
-BASE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,25 +189,13 @@ def _check_numbers(model: OnnxModel, lookup: Lookup) -> None:
 
 
 def _plain_base(lookup: Lookup) -> float | None:
-    """The shortest number that as theta explains every frequency, theta^(-2i/D) for pair i; None where none
-    does.
-    """
+    """The shortest number that as theta explains every frequency; None where none does."""
     frequencies = read_frequencies(lookup.cos, lookup.sin, lookup.positions)
-    pairs = np.arange(1, lookup.pairs)
-    if lookup.pairs < 2 or not (frequencies > 0).all():
+    if not (frequencies > 0).all():
         return None
-    farthest = 2.0 ** math.floor(math.log2(max(lookup.positions - 1, 1)))
-    off = ANGLE_ROUNDING + ROUNDINGS[lookup.cos.element] / (np.minimum(frequencies[1:] * farthest, np.inf))
-    bases = -np.log(frequencies[1:]) * lookup.pairs / pairs
-    low = float((bases - off * lookup.pairs / pairs).max())
-    high = float((bases + off * lookup.pairs / pairs).min())
-    if not 0 <= low <= high or high > 34 or high - low > 2 * BASE_TOLERANCE:
-        return None
-    for digits in range(17):
-        base = float(f"{math.exp((low + high) / 2):.{digits}e}")
-        if math.exp(low) <= base <= math.exp(high):
-            return base
-    return None
+    farthest = 2 ** math.floor(math.log2(max(lookup.positions - 1, 1)))
+    off = frequency_uncertainty(frequencies, farthest, lookup.cos.element)
+    return plain_base(Observation(inv_freq=frequencies, uncertainty=off))
 
 
 def _from_tables(model: OnnxModel, lookup: Lookup) -> Carried | None:
