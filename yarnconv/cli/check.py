@@ -22,9 +22,11 @@ from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
+from yarnconv.verify.computing import Computing, parse_precision
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.hf.check import check_hf, is_checkpoint
 from yarnconv.verify.onnx.check import check_onnx
+from yarnconv.verify.placing import choose_device
 from yarnconv.verify.report import CheckReport, report_document
 from yarnconv.verify.runners.onnx_runtime import parse_provider
 from yarnconv.verify.tensorrt.check import check_tensorrt
@@ -156,6 +158,8 @@ def run_check(
     text: Path | None,
     tokens: Path | None,
     seed: int,
+    device: str,
+    dtype: str,
     diagnose: bool,
     max_context: int | None,
     provider: str,
@@ -175,6 +179,7 @@ def run_check(
         tokens=_read_tokens(tokens),
         seed=seed,
         diagnose=diagnose,
+        computing=Computing(device=choose_device(device), dtype=parse_precision(dtype)),
     )
     place = _locate_reference(reference, reference_config, weights=weights, revision=revision)
     if output_json is not None:
