@@ -112,7 +112,7 @@ def test_all_layers_are_compared_whatever_they_take(monkeypatch, check, artefact
     assert max(window["relative_max"] for window in report["as_is"]["windows"]) < 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "float16"])
 def test_the_type_of_the_reference(dtype, check, artefacts, checkpoints, tmp_path):
     path = artefacts("llama", "f32", *YARN)
     exact = check(path, checkpoints("llama"), *YARN)[1]

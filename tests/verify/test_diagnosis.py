@@ -64,7 +64,12 @@ IN_A_GGUF = {
 }
 
 
-@pytest.mark.parametrize("mistake", IN_A_GGUF)
+def mistakes():
+    """One for each code, the others under `slow`."""
+    return [pytest.param(m, marks=pytest.mark.slow if "," in m else ()) for m in IN_A_GGUF]
+
+
+@pytest.mark.parametrize("mistake", mistakes())
 def test_a_mistake_in_a_gguf_is_named(mistake, check, artefacts, checkpoints, tmp_path):
     options, edit = IN_A_GGUF[mistake]
     # the families differ in the pairs they rotate and in the norms on q and k; the size of a head is 64
