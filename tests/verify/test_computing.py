@@ -173,3 +173,13 @@ def test_the_report_can_be_read_as_json(yarnconv, artefacts, checkpoints):
     code, stdout, _ = yarnconv("check", artefacts("llama", "f32", *YARN), *options)
     assert code == 0
     assert "float64 on cpu" in json.loads(stdout)["runtime"]["reference"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("memory", [None, 5_000_000, 1])
+def test_a_reference_on_a_gpu(memory, artefacts, checkpoints):
+    options = CheckOptions(computing=Computing(device="cuda", memory=memory))
+    report = check_gguf(artefacts("llama", "f32", *YARN), checkpoints("llama"), REQUEST, options)
+    assert report.parity is True
+    assert report.runtime["reference"].endswith("float32 on cuda")

@@ -363,3 +363,10 @@ def test_every_hypothesis_has_a_remedy(checkpoints):
         assert all(bool(hypothesis.remedy) == (hypothesis.code != "expected") for hypothesis in found)
         assert found[0].code == "expected"
     assert codes - {"expected"} <= REMEDIES.keys()
+
+
+def test_the_graph_of_an_engine(check, engines, checkpoints):
+    directory, _ = engines("llama", *YARN)
+    report = check(directory, checkpoints("llama"), *BY_PARTS)[1]
+    assert report["verdicts"]["structure"] == "fails"
+    assert report["diagnosis"]["label"] == "attention-factor-dropped"
