@@ -61,6 +61,11 @@ class LazyWeights(Mapping[str, Float32Array]):
         return len(self.shapes)
 
 
+def writable(values: Float32Array) -> Float32Array:
+    """As torch wants an array: copied only where it is a file's."""
+    return values if values.flags.writeable else values.copy()
+
+
 def shape_of(weights: Mapping[str, Float32Array], name: str) -> tuple[int, ...]:
     """Without making it."""
     return weights.shapes[name] if isinstance(weights, LazyWeights) else weights[name].shape

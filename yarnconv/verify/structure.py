@@ -22,7 +22,7 @@ from yarnconv.progress import Advance, Progress
 from yarnconv.rope.scaling import Scaling, Unscaled
 from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
 from yarnconv.verify.compare import Sharpness, Window, compare_passage, narrowed, sharpness
-from yarnconv.verify.computing import AS_EVER, Computing, LazyWeights, held
+from yarnconv.verify.computing import AS_EVER, Computing, LazyWeights, held, writable
 from yarnconv.verify.diagnosis import Evidence, TablesOf, bucket_tables, diagnose
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
@@ -224,7 +224,7 @@ def source_weights(plan: ConversionPlan, computing: Computing) -> Mapping[str, F
     sources = {binding.expected.name: binding.source for binding in plan.bindings}
 
     def make(name: str) -> Float32Array:
-        return np.array(to_float32(sources[name].load(), sources[name].dtype))
+        return writable(to_float32(sources[name].load(), sources[name].dtype))
 
     shapes = {name: source.shape for name, source in sources.items()}
     return held(LazyWeights(shapes, make), computing)

@@ -18,7 +18,7 @@ from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dy
 from yarnconv.rope.tables import Float32Array, RopeTables, buckets, ntk_base
 from yarnconv.verify.case import kept_vocabulary
 from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness
-from yarnconv.verify.computing import LazyWeights, held, shape_of
+from yarnconv.verify.computing import LazyWeights, held, shape_of, writable
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import Reference, TransformersModel, read_directory_config
@@ -57,7 +57,7 @@ def _weights(case: Case, layers: int, vocabulary: NDArray[np.intp] | None) -> Ma
     def make(name: str) -> Float32Array:
         tensor = case.artefact.tensors[name]
         values = tensor.load()
-        return np.array(to_float32(values[vocabulary] if name in cut else values, tensor.dtype))
+        return writable(to_float32(values[vocabulary] if name in cut else values, tensor.dtype))
 
     return held(LazyWeights(shapes, make), case.options.computing)
 
