@@ -28,7 +28,8 @@ FLOORS = {
 # Rooms on one floor that may know each other, in one direction.
 SAME_FLOOR = {("cli", "console"), ("__main__", "cli"), ("rope", "errors"), ("plan", "__init__")}
 # What takes seconds to import, and the rooms that may.
-HEAVY = {"torch": {"verify/reference.py"}, "transformers": {"verify/reference.py"}}
+HEAVY = {"torch": {"verify/reference.py", "verify/placing.py"}, "transformers": {"verify/reference.py"}}
+HEAVY |= {"accelerate": {"verify/placing.py"}}
 HEAVY |= {"llama_cpp": {"verify/runners/llama_cpp_worker.py", "targets/gguf/quantiser_worker.py"}}
 
 

@@ -17,7 +17,11 @@ def test_all_forms_at_once_with_the_command_that_makes_them_again(check, artefac
     code, report, _ = check(artefact, reference, *rope, *options)
     assert code == 1  # the artefact truncates
     assert json.loads(places[0].read_text()) == report
-    assert report["sample"] == {"tokens": "random", "weights": "sampled"}
+    assert report["sample"] == {
+        "tokens": "random",
+        "weights": "sampled",
+        "reference": "float32 on cpu",
+    }
     assert JUnitXml.fromfile(str(places[1])).failures > 0
     page = places[2].read_text()
     words = shlex.split(page.partition("<pre>")[2].partition("</pre>")[0])

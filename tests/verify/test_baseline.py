@@ -99,6 +99,7 @@ OTHERS = {
     "layers": lambda d: d.update(layers=3),
     "sample.tokens": lambda d: d["sample"].update(tokens="--text, SHA-256 0"),
     "sample.weights": lambda d: d["sample"].update(weights="all"),
+    "sample.reference": lambda d: d["sample"].update(reference="bfloat16 on cuda"),
 }
 
 

@@ -64,7 +64,12 @@ IN_A_GGUF = {
 }
 
 
-@pytest.mark.parametrize("mistake", IN_A_GGUF)
+def mistakes():
+    """One for each code, the others under `slow`."""
+    return [pytest.param(m, marks=pytest.mark.slow if "," in m else ()) for m in IN_A_GGUF]
+
+
+@pytest.mark.parametrize("mistake", mistakes())
 def test_a_mistake_in_a_gguf_is_named(mistake, check, artefacts, checkpoints, tmp_path):
     options, edit = IN_A_GGUF[mistake]
     # the families differ in the pairs they rotate and in the norms on q and k; the size of a head is 64
@@ -167,8 +172,8 @@ PLANS = {
     "attention-factor-dropped": (YARN, BY_PARTS),
     "wrong-original-context": ((*YARN, "--original-context", "1024"), YARN),
     "wrong-factor": (("--factor", "8"), YARN),
-    "default-betas": (YARN, OWN_BETAS),
-    "truncate-flipped": ((*YARN, "--no-truncate"), YARN),
+    "betas-ignored": (YARN, OWN_BETAS),
+    "truncate-ignored": ((*YARN, "--no-truncate"), YARN),
     "yarn": (YARN, (*YARN, "--method", "ntk")),
 }
 
@@ -178,7 +183,7 @@ def plans(default):
     return [pytest.param(p, marks=() if p in default else pytest.mark.slow) for p in PLANS]
 
 
-@pytest.mark.parametrize("expected", plans({"plain-rope", "truncate-flipped", "temperature-relogged"}))
+@pytest.mark.parametrize("expected", plans({"plain-rope", "truncate-ignored", "temperature-relogged"}))
 def test_another_plan_in_an_onnx_model_is_named(expected, check, onnx_artefacts, checkpoints):
     made, wanted = PLANS[expected]
     family = ("qwen2", "mistral")[list(PLANS).index(expected) % 2]
@@ -188,7 +193,7 @@ def test_another_plan_in_an_onnx_model_is_named(expected, check, onnx_artefacts,
     assert report["diagnosis"]["label"] == expected, (stderr, report["diagnosis"]["explanation"])
 
 
-@pytest.mark.parametrize("expected", plans({"default-betas", "temperature-missing", "wrong-factor"}))
+@pytest.mark.parametrize("expected", plans({"betas-ignored", "temperature-missing", "wrong-factor"}))
 def test_another_plan_in_a_checkpoint_is_named(expected, check, checkpoints, yarnconv, tmp_path):
     made, wanted = PLANS[expected]
     out = tmp_path / "extended"
@@ -244,7 +249,7 @@ def test_tables_that_end_too_soon(check, onnx_artefacts, checkpoints):
     path = onnx_artefacts("llama", *YARN, "--max-context", "512")
     report = check(path, checkpoints("llama"), *YARN)[1]
     assert report["verdicts"]["structure"] == "fails"
-    assert report["diagnosis"]["label"] == "tables-too-short"
+    assert report["diagnosis"]["label"] == "table-short"
     assert "no numbers at position 641: the tables end before it" in report["diagnosis"]["explanation"]
 
 
@@ -358,3 +363,10 @@ def test_every_hypothesis_has_a_remedy(checkpoints):
         assert all(bool(hypothesis.remedy) == (hypothesis.code != "expected") for hypothesis in found)
         assert found[0].code == "expected"
     assert codes - {"expected"} <= REMEDIES.keys()
+
+
+def test_the_graph_of_an_engine(check, engines, checkpoints):
+    directory, _ = engines("llama", *YARN)
+    report = check(directory, checkpoints("llama"), *BY_PARTS)[1]
+    assert report["verdicts"]["structure"] == "fails"
+    assert report["diagnosis"]["label"] == "attention-factor-dropped"

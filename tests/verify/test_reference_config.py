@@ -37,7 +37,9 @@ def config(checkpoints, tmp_path):
     return get
 
 
-@pytest.mark.parametrize(("family", "outtype"), [("llama", "q4_k_m"), ("qwen2", "f32")])
+@pytest.mark.parametrize(
+    ("family", "outtype"), [("llama", "q4_k_m"), pytest.param("qwen2", "f32", marks=pytest.mark.slow)]
+)
 def test_a_gguf(family, outtype, check_config, config, artefacts, tmp_path):
     path = artefacts(family, outtype, *YARN)
     code, report, stderr = check_config(path, config(family), *YARN)
@@ -70,7 +72,7 @@ def test_a_missing_tensor_is_missing_still(check_config, config, artefacts, tmp_
     assert "blk.1.ffn_up.weight is missing" in report["reasons"]["structure"]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "int4"])
 def test_an_onnx_model(dtype, check_config, config, onnx_artefacts, tmp_path):
     path = onnx_artefacts("llama", *YARN, "--dtype", dtype)
     code, report, stderr = check_config(path, config("llama"), *YARN)

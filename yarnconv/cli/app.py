@@ -265,6 +265,10 @@ def check(
         typer.Option("--max-context", help="Positions of the tables (default: original x factor)."),
     ] = None,
     provider: Annotated[str, typer.Option("--provider", help="ONNX: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Of the reference: auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the reference: float32, float64, bfloat16 or float16.")
+    ] = "float32",
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Name what explains the logits, even of a right artefact.")
     ] = False,
@@ -305,6 +309,8 @@ def check(
         tokens=tokens,
         max_context=max_context,
         provider=provider,
+        device=device,
+        dtype=dtype,
         diagnose=diagnose,
         seed=seed,
         revision=revision,

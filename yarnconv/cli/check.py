@@ -35,9 +35,11 @@ from yarnconv.verify.baseline import (
 )
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.components import require
+from yarnconv.verify.computing import Computing, parse_precision
 from yarnconv.verify.gguf.check import check_gguf
 from yarnconv.verify.hf.check import check_hf, is_checkpoint
 from yarnconv.verify.onnx.check import check_onnx
+from yarnconv.verify.placing import choose_device
 from yarnconv.verify.report import CheckReport
 from yarnconv.verify.result import CheckResult
 from yarnconv.verify.runners.onnx_runtime import parse_provider
@@ -96,7 +98,8 @@ def _sample(options: CheckOptions) -> dict[str, str]:
     for name, given in (("text", options.text), ("tokens", options.tokens)):
         if given is not None:
             tokens = f"--{name}, SHA-256 {hashlib.sha256(repr(given).encode()).hexdigest()}"
-    return {"tokens": tokens, "weights": options.coverage}
+    reference = f"{options.computing.dtype} on {options.computing.device}"
+    return {"tokens": tokens, "weights": options.coverage, "reference": reference}
 
 
 def _locate_reference(
@@ -169,6 +172,8 @@ def run_check(
     text: Path | None,
     tokens: Path | None,
     seed: int,
+    device: str,
+    dtype: str,
     diagnose: bool,
     max_context: int | None,
     provider: str,
@@ -193,6 +198,7 @@ def run_check(
         tokens=_read_tokens(tokens),
         seed=seed,
         diagnose=diagnose,
+        computing=Computing(device=choose_device(device), dtype=parse_precision(dtype)),
     )
     if earlier is not None:
         known = {"seed": seed, **{f"sample.{name}": value for name, value in _sample(options).items()}}

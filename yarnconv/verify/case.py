@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.verify.components import require
+from yarnconv.verify.computing import AS_EVER, Computing
 from yarnconv.verify.passages import Tokens
 from yarnconv.verify.weights import Coverage
 
@@ -23,7 +24,7 @@ TEXT_LENGTH = 2**16  # characters of a text that are tokenised, enough for as ma
 class CheckOptions:
     """layers: how many to judge the structure with; None for the fewest that reach every kind, 0 for all.
     text, tokens: what is run instead of random tokens. diagnose: whether to say what explains the logits even
-    where they are right.
+    where they are right. computing: of the reference.
     """
 
     layers: int | None = None
@@ -32,6 +33,7 @@ class CheckOptions:
     tokens: Sequence[int] | None = None
     seed: int = 0
     diagnose: bool = False
+    computing: Computing = AS_EVER
 
 
 def layer_kinds(plan: ConversionPlan) -> list[object]:

@@ -30,6 +30,7 @@ from yarnconv.verify.report import Diagnosis
 from yarnconv.verify.weights import TensorComparison
 
 CLEARLY = 3.0  # times as far, in tolerances, as the hypothesis that names the cause
+HOPELESS = 10.0  # tolerances: a hypothesis that is further off explains nothing, and no more of it is run
 SAME_TABLES = 1e-9  # relative, as `rope.tables` tells regimes apart
 LARGEST = float(np.finfo(np.float64).max)  # an error that is no number, in JSON
 SHOWN = 3  # of the nearest hypotheses, where none explains
@@ -126,8 +127,8 @@ def _hold(
     evidence: Sequence[Evidence],
     tables_of: TablesOf,
 ) -> tuple[float, float]:
-    """(distance, ratio): the relative error of the worst position, as it is and in tolerances. Positions
-    behind the end of a bucket's tables are left aside.
+    """(distance, ratio): the relative error of the worst position, as it is and in tolerances, up to the
+    first passage that settles it. Positions behind the end of a bucket's tables are left aside.
     """
     ends = table_ends(evidence)
     distance = ratio = 0.0
@@ -145,6 +146,8 @@ def _hold(
         worst = float(errors.max(initial=0.0))
         worst = worst if np.isfinite(worst) else LARGEST
         distance, ratio = max(distance, worst), max(ratio, worst / one.sharpness.allowed)
+        if ratio > HOPELESS:
+            break
     return distance, ratio
 
 
@@ -171,10 +174,13 @@ def table_ends(evidence: Sequence[Evidence]) -> dict[int, int]:
 
 
 def _telling(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """What decides: every window that is not blind in a bucket in which one fails; where none fails, all."""
+    """What decides: every passage that is not blind in a bucket in which one fails; where none fails, all.
+    The shortest that fails comes first, for on it most hypotheses do.
+    """
     seeing = [one for one in evidence if one.sharpness.blind is None]
     wrong = {one.passage.bucket for one in seeing if one.fails}
-    return [one for one in seeing if not wrong or one.passage.bucket in wrong]
+    telling = [one for one in seeing if not wrong or one.passage.bucket in wrong]
+    return sorted(telling, key=lambda one: (not one.fails, len(one.passage.tokens)))
 
 
 def _said(held: _Held, alike: Sequence[str], ends: Mapping[int, int]) -> str:

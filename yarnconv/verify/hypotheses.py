@@ -35,7 +35,7 @@ Rows = Literal["separated", "interleaved"]
 Shifted = Literal["decoded", "behind the gap"]
 EXPECTED = "expected"
 SWAPPED_ROWS = "query-key-permutation"
-SHORT_TABLES = "tables-too-short"
+SHORT_TABLES = "table-short"
 COMMON_THETAS = (10000.0, 500000.0, 1000000.0)
 # Roles whose rows are those of heads, and those that are one head's.
 PROJECTIONS = frozenset({"query", "key", "query_bias", "key_bias"})
@@ -63,8 +63,8 @@ REMEDIES = {
     "context_length, transformers max_position_embeddings, where it is missing).",
     "contexts-swapped": "Exchange the original and the target context.",
     "wrong-factor": "Write target / original context, by the context seen in pre-training, as the factor.",
-    "default-betas": "Write beta_fast and beta_slow (llama.cpp: yarn_beta_fast and yarn_beta_slow).",
-    "truncate-flipped": "Write truncate as the plan has it (llama.cpp: the frequencies go into rope_freqs).",
+    "betas-ignored": "Write beta_fast and beta_slow (llama.cpp: yarn_beta_fast and yarn_beta_slow).",
+    "truncate-ignored": "Write truncate as the plan has it (llama.cpp: the frequencies go into rope_freqs).",
     "wrong-theta": "Write the checkpoint's rope_theta (llama.cpp: rope.freq_base, 10000 if it is missing).",
     "window-dropped": "Write the sliding window and which layers have it.",
     "wrong-pairing": "Rotate the dimensions that the model's family does, (i, i + D/2) or (2i, 2i + 1): "
@@ -263,10 +263,10 @@ def _numbers(plan: ConversionPlan) -> Iterator[Hypothesis]:
     if isinstance(main, Yarn):
         if (made := _changed(main, beta_fast=32.0, beta_slow=1.0)) is not None:
             text = f"the betas are 32 and 1, not {main.beta_fast:g} and {main.beta_slow:g}"
-            yield Hypothesis(code="default-betas", explanation=text, rope=made)
+            yield Hypothesis(code="betas-ignored", explanation=text, rope=made)
         text = f"the correction range is {'not ' if main.truncate else ''}rounded outwards"
         rope = replace(main, truncate=not main.truncate)
-        yield Hypothesis(code="truncate-flipped", explanation=text, rope=rope)
+        yield Hypothesis(code="truncate-ignored", explanation=text, rope=rope)
     if isinstance(main, Stretched):
         ratio = plan.description.max_position_embeddings / main.original_context
         factors = {

@@ -1,4 +1,5 @@
-"""The reference: transformers' own model class in float32 on the CPU, with the expected plan.
+"""The reference: transformers' own model class with the expected plan, in float32 on the CPU unless asked
+otherwise.
 
 The only room that knows transformers. Of a config.json only what the plan has checked gets there, and no
 remote code; weights are handed over as arrays and not copied.
@@ -8,6 +9,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling
 from yarnconv.rope.tables import Float32Array, Float64Array, RopeTables
 from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.verify.components import require
+from yarnconv.verify.computing import Computing, shape_of
 from yarnconv.verify.passages import Passage
+from yarnconv.verify.placing import place
 
 # What of a config.json reaches transformers, beside what the family's data file names: numbers and switches
 # that the plan has checked. Everything else (attention kernels, code, what to return) is ours to say.
@@ -85,9 +89,9 @@ def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int
     )
 
 
-def reference_version() -> str:
+def reference_version(computing: Computing) -> str:
     """What the reference is computed with."""
-    return f"transformers {version('transformers')}, torch {version('torch')}"
+    return f"transformers {version('transformers')}, torch {version('torch')}{computing.said}"
 
 
 def read_directory_config(
@@ -111,40 +115,35 @@ def read_directory_config(
 
 
 class TransformersModel:
-    """A model of transformers' own class: the plan's first layers, float32, on the CPU.
+    """A model of transformers' own class: the plan's first layers.
 
     config: transformers'.
     weights: by the checkpoint's names, float32; as many layers and vocabulary rows as are asked for. They
-        are used in place, and must stay alive and writable.
+        are used in place unless `computing` asks for something else, and must stay alive and writable.
     """
 
     def __init__(
-        self, plan: ConversionPlan, config: Any, weights: Mapping[str, Float32Array], *, layers: int
+        self,
+        plan: ConversionPlan,
+        config: Any,
+        weights: Mapping[str, Float32Array],
+        *,
+        layers: int,
+        computing: Computing,
     ) -> None:
-        transformers = _transformers()
-        import torch
-
-        with torch.device("meta"):
-            model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        from_config = _transformers().AutoModelForCausalLM.from_config
+        build = partial(from_config, config, attn_implementation="eager")
         kept = plan.description.layers[:layers]
         self._windows = {layer.attention.layer_type: layer.attention.window for layer in kept}
-        state = {name: torch.from_numpy(values) for name, values in weights.items()}
-        loaded, loading = type(model).from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-        # it would make up what it is not given
-        assert not loading["missing_keys"], f"no weights for {sorted(loading['missing_keys'])[:3]}"
-        self._model: torch.nn.Module = loaded.eval()
+        names = plan.family.tensors
+        tied = {names["output_head"]: names["token_embedding"]} if config.tie_word_embeddings else {}
+        self._computing = computing
+        self._model, self._stored = place(build, weights, computing, tied)
 
     def frequency_error(self, inv_freq: Float64Array) -> Float64Array:
         """Relative error of transformers' float32 frequencies, from exact ones: float64[rotary_dim/2]."""
         buffers = [buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")]
-        error: Float64Array = np.abs(buffers[0].double().numpy() / inv_freq - 1.0)
+        error: Float64Array = np.abs(buffers[0].double().cpu().numpy() / inv_freq - 1.0)
         return error
 
     @contextmanager
@@ -163,7 +162,7 @@ class TransformersModel:
         assert kept, "the model has no frequencies"
         with torch.no_grad():
             for buffer, frequencies in kept:
-                exact = frequencies.double() * torch.from_numpy(1.0 + relative)
+                exact = frequencies.double() * torch.from_numpy(1.0 + relative).to(frequencies.device)
                 buffer.copy_(exact.float())
         try:
             yield
@@ -185,7 +184,8 @@ class TransformersModel:
         kept_windows = self._windows
         rotations = [m for m in self._model.modules() if hasattr(m, "attention_scaling")]
         buffers = [b for name, b in self._model.named_buffers() if name.endswith("inv_freq")]
-        own = [m for m in self._model.named_parameters() if m[0] in rows]
+        # rows of weights that are read anew each time are moved when they are
+        own = [p for p in self._model.named_parameters() if p[0] in rows and not p[1].is_meta]
         kept = [(one, one.clone()) for one in buffers]
         factors = [module.attention_scaling for module in rotations]
         values = [parameter.data for _, parameter in own]
@@ -194,12 +194,16 @@ class TransformersModel:
                 for buffer in buffers:
                     buffer.copy_(torch.from_numpy(tables.inv_freq))
             for module in rotations:
-                module.attention_scaling = tables.attention_factor  # type: ignore[assignment]
+                module.attention_scaling = tables.attention_factor
             for name, parameter in own:
                 parameter.data = parameter.data[torch.from_numpy(rows[name]).to(parameter.device)]
             self._windows = self._windows if windows else dict.fromkeys(self._windows)
+            if self._stored is not None:
+                self._stored.moved = rows
             yield
         finally:
+            if self._stored is not None:
+                self._stored.moved = {}
             self._windows = kept_windows
             for (_, parameter), value in zip(own, values, strict=True):
                 parameter.data = value
@@ -215,18 +219,19 @@ class TransformersModel:
         """
         import torch
 
-        with torch.autocast("cpu", dtype=getattr(torch, dtype)):
+        with torch.autocast(self._computing.device, dtype=getattr(torch, dtype)):
             yield
 
     def _mask(self, passage: Passage, window: int | None) -> Any:
-        """float32[1, 1, n, n]. An explicit one: without it transformers takes a gap in the positions for
+        """[1, 1, n, n]. An explicit one: without it transformers takes a gap in the positions for
         another sequence.
         """
         import torch
 
         hidden = torch.from_numpy(~passage.visible(window))
-        lowest = torch.finfo(torch.float32).min
-        return torch.zeros(hidden.shape).masked_fill(hidden, lowest)[None, None]
+        dtype = getattr(torch, self._computing.dtype)
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        return mask[None, None].to(self._computing.device)
 
     def logits(self, passage: Passage) -> Float32Array:
         """float32[judged tokens, vocabulary] of a passage."""
@@ -235,14 +240,14 @@ class TransformersModel:
         masks = {kind: self._mask(passage, window) for kind, window in self._windows.items()}
         with torch.inference_mode():
             output = self._model(
-                input_ids=torch.from_numpy(passage.tokens)[None],
-                position_ids=torch.from_numpy(passage.positions)[None],
+                input_ids=torch.from_numpy(passage.tokens)[None].to(self._computing.device),
+                position_ids=torch.from_numpy(passage.positions)[None].to(self._computing.device),
                 # where layers differ, each takes its kind's
                 attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 use_cache=False,
                 logits_to_keep=len(passage.tokens) - passage.judged,
             )
-        logits: Float32Array = np.ascontiguousarray(output.logits[0].float().numpy())
+        logits: Float32Array = np.ascontiguousarray(output.logits[0].float().cpu().numpy())
         return logits
 
 
@@ -250,7 +255,14 @@ class Reference(TransformersModel):
     """The model that the plan describes. scaling: static; of a dynamic plan, that of one bucket."""
 
     def __init__(
-        self, plan: ConversionPlan, weights: Mapping[str, Float32Array], *, layers: int, scaling: Scaling
+        self,
+        plan: ConversionPlan,
+        weights: Mapping[str, Float32Array],
+        *,
+        layers: int,
+        scaling: Scaling,
+        computing: Computing,
     ) -> None:
-        vocab_size = len(weights[plan.family.tensors["token_embedding"]])
-        super().__init__(plan, _config(plan, scaling, layers, vocab_size), weights, layers=layers)
+        vocab_size, _ = shape_of(weights, plan.family.tensors["token_embedding"])
+        config = _config(plan, scaling, layers, vocab_size)
+        super().__init__(plan, config, weights, layers=layers, computing=computing)

@@ -49,7 +49,7 @@ class Diagnosis:
     label: code of the hypothesis that explains them within the tolerance; None where none does.
     explanation: one or two sentences for people, with the remedy. distances: by the code of each hypothesis,
     how far the artefact's logits are from what it predicts: relative error of the worst position, the nearest
-    first.
+    first; of one that is far off, in the first passage that shows it.
     """
 
     label: str | None

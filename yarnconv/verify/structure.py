@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
 from yarnconv.rope.scaling import Scaling, Unscaled
 from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
-from yarnconv.verify.compare import Sharpness, Window, compare_passage, sharpness
+from yarnconv.verify.compare import Sharpness, Window, compare_passage, narrowed, sharpness
+from yarnconv.verify.computing import AS_EVER, Computing, LazyWeights, held, writable
 from yarnconv.verify.diagnosis import Evidence, TablesOf, bucket_tables, diagnose
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.reference import Reference
@@ -54,7 +55,8 @@ class References:
     """The reference of each scaling, made afresh for it when first asked for: transformers' own dynamic modes
     remember what they were asked before.
 
-    scaling_of: what a passage is held to, if not the scaling of its bucket.
+    scaling_of: what a passage is held to, if not the scaling of its bucket. computing: where, and in which
+    type.
     """
 
     def __init__(
@@ -64,26 +66,40 @@ class References:
         *,
         layers: int,
         scaling_of: Callable[[Passage], Scaling] | None = None,
+        computing: Computing = AS_EVER,
     ) -> None:
         self._plan, self._weights, self._layers = plan, weights, layers
+        self._computing = computing
         self._scaling_of = scaling_of or self._scaling_of_bucket
-        self._made: dict[Scaling, Reference] = {}
+        self._made: dict[tuple[Scaling, Computing], Reference] = {}
 
     def _scaling_of_bucket(self, passage: Passage) -> Scaling:
         return static_scalings(self._plan.rope.main)[passage.bucket]
 
     def of(self, passage: Passage) -> Reference:
         """The reference that a passage is held against."""
-        scaling = self._scaling_of(passage)
-        if scaling not in self._made:
-            self._made[scaling] = Reference(self._plan, self._weights, layers=self._layers, scaling=scaling)
-        return self._made[scaling]
+        return self._with(self._scaling_of(passage), self._computing)
+
+    def _with(self, scaling: Scaling, computing: Computing) -> Reference:
+        if (scaling, computing) not in self._made:
+            self._made[scaling, computing] = Reference(
+                self._plan, self._weights, layers=self._layers, scaling=scaling, computing=computing
+            )
+        return self._made[scaling, computing]
+
+    def widened(self, exact: Sharpness, passage: Passage, wanted: Float32Array) -> Sharpness:
+        """What a passage can tell once the reference's own rounding counts, measured against float32."""
+        if not self._computing.is_narrow or exact.allowed == math.inf:
+            return exact
+        float32 = self._with(self._scaling_of(passage), replace(self._computing, dtype="float32"))
+        return narrowed(exact, wanted, float32.logits(passage), self._computing.dtype)
 
     def diagnose(self, evidence: Sequence[Evidence], tables_of: TablesOf, progress: Progress) -> Diagnosis:
         """What explains the logits that a runtime computed with these weights."""
         main = self._plan.rope.main
         plain = Unscaled(theta=main.theta, rotary_dim=main.rotary_dim)
-        reference = Reference(self._plan, self._weights, layers=self._layers, scaling=plain)
+        self._made.clear()  # of models as large as may be one at a time is enough
+        reference = self._with(plain, self._computing)
         return diagnose(reference, self._plan, evidence, tables_of, progress)
 
 
@@ -134,7 +150,7 @@ def compare_all(
             if logits.shape != wanted.shape:
                 what = f"{runtime} gives logits of shape {list(logits.shape)}, not {list(wanted.shape)}"
                 raise RuntimeRefused(what)
-            allowed = sharpness_of(reference, passage, wanted)
+            allowed = references.widened(sharpness_of(reference, passage, wanted), passage, wanted)
             evidence.append(Evidence(passage=passage, found=logits, wanted=wanted, sharpness=allowed))
             advance(1)
     return evidence
@@ -203,12 +219,15 @@ def conclude(windows: Sequence[Window]) -> Verdict:
     return Verdict(outcome="holds", reason=reason)
 
 
-def source_weights(plan: ConversionPlan) -> dict[str, Float32Array]:
+def source_weights(plan: ConversionPlan, computing: Computing) -> Mapping[str, Float32Array]:
     """The checkpoint's own weights in float32."""
-    return {
-        binding.expected.name: np.array(to_float32(binding.source.load(), binding.source.dtype))
-        for binding in plan.bindings
-    }
+    sources = {binding.expected.name: binding.source for binding in plan.bindings}
+
+    def make(name: str) -> Float32Array:
+        return writable(to_float32(sources[name].load(), sources[name].dtype))
+
+    shapes = {name: source.shape for name, source in sources.items()}
+    return held(LazyWeights(shapes, make), computing)
 
 
 def as_is(
@@ -220,16 +239,19 @@ def as_is(
     size: int,
     runtime: str,
     progress: Progress,
-    weights: Callable[[], dict[str, Float32Array]] | None = None,
+    computing: Computing,
+    weights: Callable[[], Mapping[str, Float32Array]] | None = None,
     share_of_memory: float = 0.0,
+    whatever_the_size: bool = False,
     scaling_of: Callable[[Passage], Scaling] | None = None,
 ) -> AsIs:
     """Run the artefact untouched; against a reference of all layers where that is small enough.
 
     passages: of which those named in AS_IS_PASSAGES are run. sharpness_of: what they are held to. size: bytes
     that the runtime must hold. weights: the reference's, the checkpoint's own where they are not given.
-    share_of_memory: that the reference may take, if that is more than AS_IS_REFERENCE_BYTES. scaling_of: as
-    in `References`. Raises RuntimeRefused where the runtime does not load the artefact itself.
+    share_of_memory: that the reference may take, if that is more than AS_IS_REFERENCE_BYTES.
+    whatever_the_size: compare even with one that memory does not hold. scaling_of: as in `References`. Raises
+    RuntimeRefused where the runtime does not load the artefact itself.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:
@@ -242,9 +264,9 @@ def as_is(
     why_not = f"a reference of all layers would take {needed / 1e9:.3g} GB"
     if plan.checkpoint.described and weights is None:
         why_not = "no checkpoint was given"
-    elif needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
-        made = source_weights(plan) if weights is None else weights()
-        references = References(plan, made, layers=layers, scaling_of=scaling_of)
+    elif whatever_the_size or needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):
+        made = source_weights(plan, computing) if weights is None else weights()
+        references = References(plan, made, layers=layers, scaling_of=scaling_of, computing=computing)
         evidence = compare_all(
             run, references, chosen, sharpness_of, runtime=runtime, title=title, progress=progress
         )

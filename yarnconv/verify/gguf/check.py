@@ -111,7 +111,11 @@ def _check_open(
         reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
-        runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
+        runtime={
+            "name": runner.name,
+            "version": runner.version,
+            "reference": reference_version(options.computing),
+        },
         seed=options.seed,
         layers=case.layers,
         all_layers=case.all_layers,

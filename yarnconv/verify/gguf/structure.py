@@ -79,7 +79,9 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     with case.progress.stage("Writing a float32 copy", size, is_bytes=True) as advance:
         write_float_copy(case.artefact, path, layers=case.layers, vocabulary=vocabulary, advance=advance)
     with open_gguf(path) as copy:
-        references = References(case.plan, _copied_weights(copy, case.places), layers=case.layers)
+        weights = _copied_weights(copy, case.places)
+    computing = case.options.computing
+    references = References(case.plan, weights, layers=case.layers, computing=computing)
     rounding = case.runner.angle_rounding(rope.main.rotary_dim // 2)
     evidence = compare_all(
         _run(case, path),
@@ -124,4 +126,6 @@ def run_as_is(case: Case) -> AsIs:
         size=sum(file.size for file in case.artefact.files),
         runtime=case.runner.name,
         progress=case.progress,
+        computing=case.options.computing,
+        whatever_the_size=case.options.layers == 0,
     )

@@ -76,7 +76,7 @@ def _check_open(
     gc.collect()  # a transformers model is a cycle
     as_is = run_as_is(case) if judged.windows else NOT_RUN
     structure = with_whole(judged.verdict, as_is.problem)
-    version = reference_version()
+    version = reference_version(options.computing)
     return CheckReport(
         artifact=str(artefact.directory),
         reference=str(reference),

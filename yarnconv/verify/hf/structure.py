@@ -4,6 +4,7 @@ weights in float32, against the model that the plan describes.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dy
 from yarnconv.rope.tables import Float32Array, RopeTables, buckets, ntk_base
 from yarnconv.verify.case import kept_vocabulary
 from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness
+from yarnconv.verify.computing import LazyWeights, held, shape_of, writable
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import Reference, TransformersModel, read_directory_config
@@ -42,33 +44,35 @@ FLOAT32_ROUNDING = 2.0**-24  # of a frequency: both sides compute them alike
 VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
 
 
-def _weights(case: Case, layers: int, vocabulary: NDArray[np.intp] | None) -> dict[str, Float32Array]:
+def _weights(case: Case, layers: int, vocabulary: NDArray[np.intp] | None) -> Mapping[str, Float32Array]:
     """The artefact's own, of its first layers, by the checkpoint's names. vocabulary: rows to keep of the
     embedding and the head, None for all.
     """
-    weights = {}
-    for binding in case.plan.bindings:
-        expected = binding.expected
-        if expected.layer is not None and expected.layer >= layers:
-            continue
-        tensor = case.artefact.tensors[expected.name]
+    kept = [b.expected for b in case.plan.bindings if b.expected.layer is None or b.expected.layer < layers]
+    shapes = {one.name: one.shape for one in kept}
+    cut = {one.name for one in kept if one.role in VOCABULARY_ROLES and vocabulary is not None}
+    if vocabulary is not None:
+        shapes |= {name: (len(vocabulary), shapes[name][1]) for name in cut}
+
+    def make(name: str) -> Float32Array:
+        tensor = case.artefact.tensors[name]
         values = tensor.load()
-        if vocabulary is not None and expected.role in VOCABULARY_ROLES:
-            values = values[vocabulary]
-        weights[expected.name] = np.array(to_float32(values, tensor.dtype))
-    return weights
+        return writable(to_float32(values[vocabulary] if name in cut else values, tensor.dtype))
+
+    return held(LazyWeights(shapes, make), case.options.computing)
 
 
 def _loaded(case: Case, weights: Mapping[str, Float32Array], layers: int) -> TransformersModel:
     """What transformers makes of the artefact's config.json. Raises RuntimeRefused where it makes nothing."""
     plan = case.plan
-    vocab_size = len(weights[plan.family.tensors["token_embedding"]])
+    vocab_size, _ = shape_of(weights, plan.family.tensors["token_embedding"])
     try:
         with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
             config = read_directory_config(
                 Path(directory), case.artefact.config, plan, layers=layers, vocab_size=vocab_size
             )
-        return TransformersModel(plan, config, weights, layers=layers)
+        computing = replace(case.options.computing, dtype="float32")
+        return TransformersModel(plan, config, weights, layers=layers, computing=computing)
     except Exception as error:  # it raises what it happens upon: KeyError, TypeError, its own kinds
         said = " ".join(str(error).split())[:300]
         raise RuntimeRefused(f"transformers does not load it ({type(error).__name__}: {said})") from None
@@ -149,7 +153,13 @@ def judge_structure(case: Case) -> Judged:
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     weights = _weights(case, case.layers, vocabulary)
     scaling_of = partial(_scaling_at, case.plan.rope.main)
-    references = References(case.plan, weights, layers=case.layers, scaling_of=scaling_of)
+    references = References(
+        case.plan,
+        weights,
+        layers=case.layers,
+        scaling_of=scaling_of,
+        computing=case.options.computing,
+    )
     try:
         evidence = compare_all(
             _run(case, weights, case.layers),
@@ -186,5 +196,7 @@ def run_as_is(case: Case) -> AsIs:
         size=4 * sum(int(np.prod(binding.expected.shape)) for binding in case.plan.bindings),
         runtime=NAME,
         progress=case.progress,
+        computing=case.options.computing,
+        whatever_the_size=case.options.layers == 0,
         scaling_of=partial(_scaling_at, case.plan.rope.main),
     )

@@ -116,7 +116,11 @@ def judge_graph(
         reference=str(reference),
         expected_from=expectation.source,
         expected=plan.rope,
-        runtime={"name": runner.name, "version": runner.version, "reference": reference_version()},
+        runtime={
+            "name": runner.name,
+            "version": runner.version,
+            "reference": reference_version(options.computing),
+        },
         seed=options.seed,
         layers=case.layers,
         all_layers=len(plan.description.layers),

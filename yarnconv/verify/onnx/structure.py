@@ -147,7 +147,8 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     with case.progress.stage("Writing a float32 copy", copy.nbytes, is_bytes=True) as advance:
         path = copy.write(directory, advance)
     run = _run(case, path)
-    references = References(case.plan, copy.written_weights(directory), layers=case.layers)
+    written, computing = copy.written_weights(directory), case.options.computing
+    references = References(case.plan, written, layers=case.layers, computing=computing)
     evidence = compare_all(
         run,
         references,
@@ -193,4 +194,6 @@ def run_as_is(case: Case, *, same_weights: bool) -> AsIs:
         size=case.artefact.nbytes,
         runtime=case.runner.name,
         progress=case.progress,
+        computing=case.options.computing,
+        whatever_the_size=case.options.layers == 0,
     )

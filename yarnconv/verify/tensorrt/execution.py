@@ -13,7 +13,7 @@ import numpy as np
 
 from yarnconv.errors import NotJudged
 from yarnconv.rope.tables import Float32Array
-from yarnconv.verify.compare import LARGEST_TOLERANCE, Sharpness, position_errors
+from yarnconv.verify.compare import Sharpness, narrowed
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import angle_sharpness, bucket_passages, numbers_beyond_the_tables
 from yarnconv.verify.passages import Passage
@@ -23,9 +23,6 @@ from yarnconv.verify.runners.runner import Runner
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, as_is
 from yarnconv.worker import RuntimeRefused
 
-# tests/verify/test_tensorrt_check.py measures it on what runs without a GPU: fp16 graphs on ONNX Runtime's
-# CPU lie 0.39 to 1.77 times as far from the float32 reference as the reference does with products in fp16.
-MARGIN = 3.0
 NARROW = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}  # as torch calls them
 SHARE_OF_MEMORY = 0.5  # for a reference of all layers
 
@@ -38,11 +35,7 @@ def narrow_sharpness(case: Case, reference: Reference, passage: Passage, wanted:
         return exact
     with reference.products_in(NARROW[element]):
         rounded = reference.logits(passage)
-    noise = float(position_errors(rounded, wanted).max())
-    allowed = exact.allowed + MARGIN * noise
-    if not allowed <= LARGEST_TOLERANCE:
-        return Sharpness(allowed=allowed, blind=f"{NARROW[element]} alone moves these logits by {noise:.1g}")
-    return Sharpness(allowed=allowed)
+    return narrowed(exact, rounded, wanted, NARROW[element])
 
 
 def stored_weights(case: Case) -> dict[str, Float32Array]:
@@ -79,6 +72,7 @@ def execute(runner: Runner, directory: Path, case: Case, same_weights: bool) -> 
         weights=partial(stored_weights, case),
         share_of_memory=SHARE_OF_MEMORY,
         runtime=runner.name,
+        computing=case.options.computing,
         progress=case.progress,
     )
 
