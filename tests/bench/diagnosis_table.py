@@ -166,6 +166,13 @@ def by_others(bench):
         path = build(model, bench.directory / f"builder-out-{number}", "fp32")
         codes, _ = bench.inspected(path, "--reference", model)
         bench.add(kind, "onnx", "genai's builder", (cause, None), (codes[0] if codes else None, None))
+    from tests.support.torch_export import export_as_optimum, rope_config
+
+    config = rope_config("default")
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    codes, _ = bench.inspected(export_as_optimum(config, bench.directory / "frozen"))
+    wanted = "plain-rope", None
+    bench.add("dynamic NTK, traced", "onnx", "torch's exporter", wanted, (codes[0] if codes else None, None))
 
 
 def false_alarms(bench, targets):

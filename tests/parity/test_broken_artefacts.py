@@ -113,6 +113,16 @@ def test_check_names_another_plan(kind, target, made, check, checkpoints):
     assert report["diagnosis"]["label"] == case.check
 
 
+def test_a_dynamic_base_that_an_exporter_froze(inspected, tmp_path):
+    """As optimum writes it: plain up to the length that was traced, and the config beside it says dynamic."""
+    from tests.support.torch_export import export_as_optimum, rope_config
+
+    config = rope_config("default")
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    assert inspected(export_as_optimum(config, tmp_path / "frozen")) == (["plain-rope"], 1)
+    assert inspected(export_as_optimum(rope_config("yarn"), tmp_path / "right")) == ([], 0)
+
+
 RIGHT = {
     "plain": ("--method", "none"),
     "linear": (*FACTOR, "--method", "linear"),

@@ -21,7 +21,7 @@ from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims
 from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
 
 MODEL_CONFIG = "config.json"
-RECORD, CONFIG, CLIENTS = "its record", f"the {MODEL_CONFIG} beside it", f"{CONFIG_FILE}"
+RECORD, CONFIG, CLIENTS = "its record", MODEL_CONFIG, CONFIG_FILE
 
 
 def _config_claims(model: OnnxModel) -> Iterator[Claims]:
@@ -58,7 +58,7 @@ def _layers(layers: tuple[int, ...] | None, alone: bool) -> str:
     if layers is None:
         return "all layers" if alone else "layers that the graph does not tell"
     if alone or not layers:
-        return f"{len(layers)} layers"
+        return f"{len(layers)} layers" if len(layers) != 1 else f"layer {layers[0]}"
     runs = layers == tuple(range(layers[0], layers[-1] + 1))
     return f"layers {layers[0]} to {layers[-1]}" if runs else f"layers {', '.join(map(str, layers))}"
 
