@@ -157,3 +157,18 @@ def check(yarnconv):
         return code, json.loads(stdout) if stdout else None, stderr
 
     return run
+
+
+@pytest.fixture
+def inspect(yarnconv):
+    """Run `yarnconv inspect`: (exit code, document, codes of what is worse than a note)."""
+
+    def run(*arguments):
+        code, stdout, stderr = yarnconv("inspect", *arguments, "--json")
+        assert "Traceback" not in stderr
+        document = json.loads(stdout)
+        assert all(f["message"] and f["remedy"] for f in document["findings"])
+        severe = [f["code"] for f in document["findings"] if f["severity"] != "note"]
+        return code, document, severe
+
+    return run

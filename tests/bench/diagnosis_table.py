@@ -24,8 +24,10 @@ from tests.support.broken import (
     FACTOR,
     FROZEN,
     GGUF_EDITS,
+    IN_TABLES,
     ONNX_EDITS,
     PLANS,
+    RIGHT,
     edited_gguf,
     edited_onnx,
     with_theta,
@@ -51,20 +53,6 @@ BY_BUILDER = {
     "Llama, linear": ("llama", {"rope_type": "linear", "factor": 4.0}, "plain-rope"),
     "Qwen3, YaRN with betas": ("qwen3", YARN | BETAS, "truncate-ignored"),
     "Qwen3, attention_factor": ("qwen3", YARN | BETAS | {"attention_factor": 1.3}, "truncate-ignored"),
-}
-RIGHT = {
-    "plain": ("--method", "none"),
-    "linear": (*FACTOR, "--method", "linear"),
-    "ntk": (*FACTOR, "--method", "ntk"),
-    "ntk-by-parts": (*FACTOR, "--method", "ntk-by-parts"),
-    "yarn": FACTOR,
-    "temperature": (*FACTOR, "--attention-factor", "1.5"),
-}
-ANYWHERE = {
-    "betas": (*FACTOR, "--beta-fast", "16", "--beta-slow", "2"),
-    "not truncated": (*FACTOR, "--no-truncate"),
-    "dynamic-yarn": (*FACTOR, "--method", "dynamic-yarn"),
-    "dynamic-ntk": (*FACTOR, "--method", "dynamic-ntk"),
 }
 
 
@@ -179,7 +167,7 @@ def false_alarms(bench, targets):
     alarms, right = [], Counter()
     for family in track(FAMILIES, "right artefacts", transient=True):
         model = bench.models[family]
-        for method, options in (RIGHT | ANYWHERE).items():
+        for method, options in (RIGHT | IN_TABLES).items():
             for target in targets:
                 kinds = {"gguf": ("f32", "q8_0", "q4_k_m"), "onnx": ("fp32", "fp16", "bf16", "int4")}
                 if target == "tensorrt" and method not in {"yarn", "dynamic-yarn", "linear"}:

@@ -2,16 +2,16 @@
 one is called broken. `python -m tests.bench.diagnosis_table` prints the whole.
 """
 
-import json
-
 import pytest
 
 from tests.support.broken import (
     FACTOR,
     FROZEN,
     GGUF_EDITS,
+    IN_TABLES,
     ONNX_EDITS,
     PLANS,
+    RIGHT,
     edited_gguf,
     edited_onnx,
     with_theta,
@@ -42,13 +42,12 @@ def made(artefacts, onnx_artefacts, engines, checkpoints, yarnconv, tmp_path):
 
 
 @pytest.fixture
-def inspected(yarnconv):
+def inspected(inspect):
     """Codes of what is worse than a note, and the exit code."""
 
     def run(path, *arguments):
-        code, stdout, _ = yarnconv("inspect", path, *arguments, "--json")
-        findings = json.loads(stdout)["findings"]
-        return [f["code"] for f in findings if f["severity"] != "note"], code
+        code, _, severe = inspect(path, *arguments)
+        return severe, code
 
     return run
 
@@ -123,22 +122,6 @@ def test_a_dynamic_base_that_an_exporter_froze(inspected, tmp_path):
     assert inspected(export_as_optimum(rope_config("yarn"), tmp_path / "right")) == ([], 0)
 
 
-RIGHT = {
-    "plain": ("--method", "none"),
-    "linear": (*FACTOR, "--method", "linear"),
-    "ntk": (*FACTOR, "--method", "ntk"),
-    "ntk-by-parts": (*FACTOR, "--method", "ntk-by-parts"),
-    "yarn": FACTOR,
-    "temperature": (*FACTOR, "--attention-factor", "1.5"),
-}
-ANYWHERE = {
-    "betas": (*FACTOR, "--beta-fast", "16", "--beta-slow", "2"),
-    "not truncated": (*FACTOR, "--no-truncate"),
-    "dynamic-yarn": (*FACTOR, "--method", "dynamic-yarn"),
-    "dynamic-ntk": (*FACTOR, "--method", "dynamic-ntk"),
-}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", RIGHT)
 @pytest.mark.parametrize("outtype", ["f32", "q8_0", "q4_k_m"])
@@ -148,9 +131,9 @@ def test_no_right_gguf_is_called_broken(method, family, outtype, artefacts, insp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", RIGHT | ANYWHERE)
+@pytest.mark.parametrize("method", RIGHT | IN_TABLES)
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int4"])
 def test_no_right_onnx_model_is_called_broken(method, family, dtype, onnx_artefacts, inspected, checkpoints):
-    options = (RIGHT | ANYWHERE)[method]
+    options = (RIGHT | IN_TABLES)[method]
     path = onnx_artefacts(family, *options, "--dtype", dtype)
     assert inspected(path, "--reference", checkpoints(family), *options) == ([], 0)

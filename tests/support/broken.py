@@ -23,6 +23,22 @@ OWN_BETAS = (*FACTOR, "--beta-fast", "16", "--beta-slow", "2")
 OWN_FACTOR = (*FACTOR, "--attention-factor", "1.5")
 DYNAMIC = (*FACTOR, "--method", "dynamic-yarn")
 
+# right artefacts: what every target can say, and what a GGUF cannot
+RIGHT = {
+    "plain": ("--method", "none"),
+    "linear": (*FACTOR, "--method", "linear"),
+    "ntk": (*FACTOR, "--method", "ntk"),
+    "ntk-by-parts": (*FACTOR, "--method", "ntk-by-parts"),
+    "yarn": FACTOR,
+    "temperature": (*FACTOR, "--attention-factor", "1.5"),
+}
+IN_TABLES = {
+    "betas": OWN_BETAS,
+    "not truncated": (*FACTOR, "--no-truncate"),
+    "dynamic-yarn": DYNAMIC,
+    "dynamic-ntk": (*FACTOR, "--method", "dynamic-ntk"),
+}
+
 
 def _with_factor(value: float) -> tuple[str, ...]:
     return (*FACTOR, "--attention-factor", repr(value))

@@ -1,6 +1,5 @@
 """`yarnconv inspect` on GGUFs that others made: what they carry, and which mistake they have."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,21 +11,6 @@ from tests.support.models import ORIGINAL_CONTEXT, edit_config, make_checkpoint
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}
 EXTENDED = 4 * ORIGINAL_CONTEXT
-
-
-@pytest.fixture
-def inspect(yarnconv):
-    """(exit code, document, codes of what is worse than a note)."""
-
-    def run(*arguments):
-        code, stdout, stderr = yarnconv("inspect", *arguments, "--json")
-        assert "Traceback" not in stderr
-        document = json.loads(stdout)
-        severe = [f["code"] for f in document["findings"] if f["severity"] != "note"]
-        assert all(f["message"] and f["remedy"] for f in document["findings"])
-        return code, document, severe
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -28,20 +28,6 @@ METHODS = {
 }
 
 
-@pytest.fixture
-def inspect(yarnconv):
-    """(exit code, document, codes of what is worse than a note)."""
-
-    def run(*arguments):
-        code, stdout, stderr = yarnconv("inspect", *arguments, "--json")
-        assert "Traceback" not in stderr
-        document = json.loads(stdout)
-        severe = [f["code"] for f in document["findings"] if f["severity"] != "note"]
-        return code, document, severe
-
-    return run
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["fp32", "int4"])
 def test_ours_are_read_back(method, dtype, onnx_artefacts, checkpoints, inspect, yarnconv):
