@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOUND = 1
 ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
+FILE_SUFFIXES = ENGINE_SUFFIXES | {".gguf", ".onnx", ".json"}  # of no Hub id
 
 
 class FailOn(StrEnum):
@@ -62,6 +63,13 @@ def _claims(
     return (claims_of(read_config(directory), request, "the reference"),)
 
 
+def _downloaded(model: Path, revision: str | None) -> Path:
+    """The config of a checkpoint that is named by its Hub id."""
+    from yarnconv.checkpoint.hub import CONFIG_FILES, locate
+
+    return locate(str(model), revision=revision, files=CONFIG_FILES)
+
+
 def _is_engine(path: Path) -> bool:
     """An engine, whatever its file is called, or the directory of one of ours."""
     if path.is_dir():
@@ -76,6 +84,8 @@ def _inspect_engine(path: Path, claims_by: "ClaimsBy") -> "Inspected":
     from yarnconv.targets.tensorrt.inspection import inspect_engine
     from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
 
+    if not path.exists():
+        raise BadInput("no such file", where=str(path), fix="Give an engine, or its directory.")
     directory = engine_directory(path)
     record = json.dumps(read_sidecar(directory)["plan"]) if is_engine(directory) else None
     return inspect_engine(path, claims_by(record))
@@ -105,8 +115,8 @@ def _inspect_gguf(path: Path, claims_by: "ClaimsBy") -> "Inspected":
 def _inspect_checkpoint(path: Path, claims_by: "ClaimsBy") -> "Inspected":
     from yarnconv.targets.hf.inspection import inspect_checkpoint
 
-    if not (path / "config.json" if path.is_dir() else path).is_file():
-        what = "there is neither a model nor a config.json in it" if path.is_dir() else "no such file"
+    if path.is_dir() and not (path / "config.json").is_file():
+        what = "there is neither a model nor a config.json in it"
         raise BadInput(what, where=str(path), fix="Give an artefact, or a checkpoint's directory.")
     return inspect_checkpoint(path, claims_by(None))
 
@@ -152,7 +162,8 @@ def inspect(
         Path,
         typer.Argument(
             metavar="ARTEFACT",
-            help="GGUF, ONNX model or directory, TensorRT engine or its directory, or checkpoint.",
+            help="GGUF, ONNX model or directory, TensorRT engine or its directory, checkpoint directory, or "
+            "a Hub id.",
         ),
     ],
     request: RopeRequest,
@@ -177,7 +188,10 @@ def inspect(
 
     draw = None if plot is None else _plotter(plot, artefact)
     claims_by = partial(_claims, reference, request, revision)
-    facts = _opener(artefact)(artefact, claims_by)
+    path = (
+        artefact if artefact.exists() or artefact.suffix in FILE_SUFFIXES else _downloaded(artefact, revision)
+    )
+    facts = _opener(path)(path, claims_by)
     if as_json:
         print_json(inspected_document(str(artefact), facts))
     else:

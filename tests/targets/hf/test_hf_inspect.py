@@ -71,6 +71,6 @@ def test_a_family_that_nobody_knows(inspect, directory):
 def test_what_is_nothing_of_it(yarnconv, tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         code, _, stderr = yarnconv("inspect", path)
-        assert (code, "Give an artefact" in stderr) == (2, True)
+        assert (code, "Give a" in stderr) == (2, True)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert yarnconv("inspect", tmp_path)[0] == 2
