@@ -12,7 +12,7 @@ from tests.conftest import FIXTURES
 from yarnconv.rope.identify import Clues, identify, temperature_of
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.scaling import Linear, Llama3, NtkAware, Unscaled, Yarn
+from yarnconv.rope.scaling import Linear, Llama3, LongRope, NtkAware, Unscaled, Yarn
 from yarnconv.rope.tables import buckets, yarn_attention_factor
 
 CASES = json.loads((FIXTURES / "golden" / "rope_tables.json").read_text())["cases"]
@@ -188,3 +188,61 @@ def test_any_yarn_with_the_usual_betas(theta, rotary_dim, context, factor, trunc
         buckets(fit.scaling)[0].inv_freq, buckets(scaling)[0].inv_freq, rtol=2 * FLOAT32
     )
     assert (fit.scaling.theta, fit.scaling.factor, fit.temperature) == (theta, factor, "full")
+
+
+@pytest.mark.parametrize("context", [3000, 6144, 20000, 40960, 98304])
+def test_of_an_original_context_that_nobody_says_the_usual_betas_are_believed(context):
+    """Only the quotients of context and betas are in the numbers."""
+    scaling = Yarn(**(QWEN | {"original_context": context}))
+    for clues in (Clues(), Clues(contexts=(32768,), scalings=(Yarn(**QWEN),))):
+        fit = identify(observed(scaling), clues)
+        assert (fit.scaling.beta_fast, fit.scaling.beta_slow, fit.scaling.truncate) == (32.0, 1.0, True)
+        assert fit.context == "usual"
+        assert abs(fit.scaling.original_context / context - 1) < 0.25  # a step of the range
+
+
+def test_a_context_that_is_said_or_not_in_the_numbers_at_all():
+    assert identify(observed(Yarn(**QWEN)), Clues(contexts=(32768,))).context == "said"
+    assert identify(observed(Linear(**QWEN)), Clues()).context == "unknown"
+    assert identify(observed(NtkAware(**QWEN)), Clues()).context == "unknown"
+
+
+def test_a_base_that_anybody_wrote_is_one():
+    """Of any whole number hardly one is taken for a larger base of another."""
+    rng = np.random.default_rng(0)
+    bases = [float(rng.integers(10**4, 10**7)) for _ in range(200)]
+    found = [identify(observed(Unscaled(theta=base, rotary_dim=128)), Clues()) for base in bases]
+    assert sum(fit.method != "none" for fit in found) <= 2
+
+
+def test_numbers_that_no_scaling_can_have():
+    """Unknown, and no error."""
+    plain = observed(Unscaled(theta=1e4, rotary_dim=64))
+    slow = plain.inv_freq / 1e6
+    parted = np.concatenate([plain.inv_freq[:16], plain.inv_freq[16:] / 7e4])
+    one, none = np.array([1.0]), np.array([])
+    for frequencies in (slow, parted, one, none, np.ones(32), np.full(32, 1e-300), np.full(32, np.inf)):
+        uncertainty = np.full(len(frequencies), FLOAT32)
+        fit = identify(Observation(inv_freq=frequencies, uncertainty=uncertainty), Clues(contexts=(256,)))
+        assert fit.method in {"unknown", "none", "linear"}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_each_set_of_longrope_by_what_is_said(which):
+    """Nothing but a claim could name it."""
+    said = LongRope(
+        theta=1e4,
+        rotary_dim=64,
+        original_context=256,
+        factor=4.0,
+        short_factor=(1.0,) * 32,
+        long_factor=tuple(np.linspace(1.0, 4.0, 32).tolist()),
+    )
+    tables = buckets(said)[which]
+    observation = Observation(
+        inv_freq=tables.inv_freq,
+        uncertainty=np.full(32, FLOAT32),
+        attention_factor=tables.attention_factor,
+    )
+    fit = identify(observation, Clues(scalings=(said,)))
+    assert (fit.method, fit.temperature) == ("longrope", "full")

@@ -12,7 +12,7 @@ from yarnconv.rope.scaling import DynamicYarn, Linear, Llama3, NtkAware, Unscale
 from yarnconv.rope.tables import buckets, yarn_attention_factor
 from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims
 from yarnconv.targets.findings import CODES, Finding, at_least, without_repeats
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
+from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
 
 SMALL = {"theta": 1e4, "rotary_dim": 64, "original_context": 256, "factor": 4.0}
 SAID = Yarn(**SMALL)
@@ -146,3 +146,23 @@ def test_findings_are_counted_by_their_severity_and_said_once():
     assert at_least((one,), "warning")
     assert not at_least((one,), "error")
     assert not at_least((), "note")
+
+
+def test_a_softmax_scale_that_nothing_shows_is_not_missing():
+    """As in an ONNX graph or an engine, of which only tables were read."""
+    claim = Claims(source="the config", scaling=LATENT, context=1024)
+    assert list(claim_findings(claim, group(LATENT, said=LATENT, softmax_multiplier=None))) == []
+
+
+def test_llama_3s_with_another_factor():
+    said = Llama3(**SMALL, low_freq_factor=1.0, high_freq_factor=4.0)
+    claim = Claims(source="the config", scaling=said, context=1024)
+    (finding,) = claim_findings(claim, group(replace(said, factor=8.0), said=said))
+    assert finding.code == "wrong-factor"
+
+
+def test_the_layers_that_are_as_it_is_said_are_the_extended_ones():
+    plain, scaled = group(Unscaled(theta=1e4, rotary_dim=64)), group(SAID)
+    claim = Claims(source="the config", scaling=SAID, context=1024)
+    assert main_group((plain, scaled), (claim,)) is scaled
+    assert main_group((plain, scaled), ()) is plain

@@ -47,7 +47,7 @@ def _fit_facts(fit: Fit) -> dict[str, Any]:
     return {
         "method": fit.method,
         "factor": extended.factor if extended else None,
-        "original_context": extended.original_context if extended else None,
+        "original_context": extended.original_context if extended and fit.context != "unknown" else None,
         "rope_theta": scaling.theta if scaling else None,
         "beta_fast": yarn.beta_fast if yarn else None,
         "beta_slow": yarn.beta_slow if yarn else None,
@@ -134,7 +134,7 @@ def _shown(value: object) -> str:
 def _temperature(bucket: CarriedBucket) -> str:
     observed, fit = bucket.observation, bucket.fit
     text = f"{observed.attention_factor:.6g} on cos and sin ({_TEMPERATURES[fit.temperature]})"
-    if observed.softmax_multiplier != 1.0:
+    if observed.softmax_multiplier not in {None, 1.0}:
         text += f"; softmax scale x {observed.softmax_multiplier:.6g}"
     return text
 
@@ -145,7 +145,7 @@ def _method(bucket: CarriedBucket) -> Text:
         return Text(f"damaged: {printable(bucket.broken)}", style="bold red")
     if fit.scaling is None:
         return Text("unknown: no method explains its frequencies", style="bold yellow")
-    text = Text(described(fit.scaling))
+    text = Text(described(fit.scaling, fit.context))
     exact = fit.residual is None or fit.residual < EXACT
     return text.append(f"  (frequencies {'exact' if exact else f'within {fit.residual:.1e}'})", style="dim")
 

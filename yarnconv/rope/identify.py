@@ -17,6 +17,9 @@ from yarnconv.rope.bases import candidate_bases, digits, plain_base, ratios, res
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.ramp import solve_ramp
 from yarnconv.rope.scaling import (
+    MAXIMUM_FACTOR,
+    DynamicNtk,
+    DynamicYarn,
     Linear,
     Llama3,
     LongRope,
@@ -25,11 +28,12 @@ from yarnconv.rope.scaling import (
     Stretched,
     Unscaled,
     Yarn,
-    is_dynamic,
     method_name,
 )
 from yarnconv.rope.tables import buckets, magnitude, yarn_attention_factor
 
+# said: by someone. usual: it follows if the betas are the usual ones. unknown: the numbers do not hold it.
+Context = Literal["said", "usual", "unknown"]
 # none: 1 where nothing is extended. full: as the method's formula has it. missing: 1 where it should not be.
 # twice: its square. relogged: put through the logarithm again. other: some other number.
 Temperature = Literal["none", "full", "missing", "twice", "relogged", "other"]
@@ -40,8 +44,9 @@ COMMON_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 COMMON_BETAS = ((32.0, 1.0), (128.0, 2.0))
 # (factor, low_freq_factor, high_freq_factor, original context) of Llama 3.1 and 3.2
 LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
+ENLARGING = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 64.0)
 FACTOR_DIGITS = 3  # of a factor that is believed to explain a base that nobody names
-MAGNITUDE_TOLERANCE = 1e-5  # of a factor read from float32 numbers
+FACTOR_TOLERANCE = 1e-5  # of a factor read from float32 numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +58,22 @@ class Clues:
     scalings: tuple[Scaling, ...] = ()
     bases: tuple[float, ...] = ()
     contexts: tuple[int, ...] = ()
-    magnitude: float = MAGNITUDE_TOLERANCE
+    magnitude: float = FACTOR_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """scaling: the one that the frequencies are of, with the attention factor that was observed; None where
     none explains them. residual: largest relative difference of a frequency from it. tolerance: relative, to
-    which the attention factor is known.
+    which the attention factor is known. context: how its original context is known.
     """
 
     scaling: Scaling | None
     temperature: Temperature
     attention_factor: float
     residual: float | None
-    tolerance: float = MAGNITUDE_TOLERANCE
+    tolerance: float = FACTOR_TOLERANCE
+    context: Context = "said"
 
     @property
     def method(self) -> str:
@@ -104,11 +110,9 @@ def _alternatives(clues: Clues, base: float, pairs: int, factors: list[float]) -
 
 
 def _explains(scaling: Scaling, observed: Observation) -> bool:
-    return (
-        not is_dynamic(scaling)
-        and scaling.rotary_dim == 2 * len(observed.inv_freq)
-        and within(buckets(scaling)[0].inv_freq, observed)
-    )
+    if isinstance(scaling, DynamicNtk | DynamicYarn) or scaling.rotary_dim != 2 * len(observed.inv_freq):
+        return False
+    return any(within(tables.inv_freq, observed) for tables in buckets(scaling))
 
 
 def _shortest_factor(ratio: float, slack: float) -> float | None:
@@ -125,7 +129,7 @@ def _enlarged(base: float, observed: Observation, clues: Clues) -> NtkAware | No
         exponent = (pairs - 1) / pairs
         factor = _shortest_factor((base / known) ** exponent, slack)
         # a base that is round itself is one, unless the model is known to have another
-        sought = known in clues.bases or digits(base) > FACTOR_DIGITS
+        sought = known in clues.bases or (digits(base) > FACTOR_DIGITS and factor in ENLARGING)
         if factor is not None and sought and 1.0 < factor <= 256 and digits(factor) <= FACTOR_DIGITS:
             context = clues.contexts[0] if clues.contexts else COMMON_CONTEXTS[-1]
             return NtkAware(theta=known, rotary_dim=2 * pairs, original_context=context, factor=factor)
@@ -140,7 +144,7 @@ def _one_number(observed: Observation, clues: Clues) -> Scaling | None:
         enlarged = None if base in clues.bases else _enlarged(base, observed, clues)
         return enlarged or Unscaled(theta=base, rotary_dim=2 * pairs)
     factor = _shortest_factor(1.0 / float(observed.inv_freq[0]), float(observed.uncertainty[0]))
-    if factor is not None and factor > 1.0:
+    if factor is not None and 1.0 < factor <= MAXIMUM_FACTOR:
         base = plain_base(observed, interpolated=factor)
         if base is not None:
             return Linear(theta=base, rotary_dim=2 * pairs, original_context=context, factor=factor)
@@ -159,7 +163,7 @@ def _by_parts(observed: Observation, clues: Clues) -> Scaling | None:
             continue
         factor = _shortest_factor(float(by[-1]), float(observed.uncertainty[-1]))
         said = [s.factor for s in clues.scalings if isinstance(s, Stretched)]
-        read = [factor] if factor is not None and factor > 1.0 else []
+        read = [factor] if factor is not None and 1.0 < factor <= MAXIMUM_FACTOR else []
         factors = list(dict.fromkeys((*read, *said, *COMMON_FACTORS)))
         for scaling in _alternatives(clues, base, pairs, factors):
             if _explains(scaling, observed):
@@ -199,17 +203,14 @@ def temperature_of(attention_factor: float, scaling: Scaling | None, tolerance: 
 def _with_softmax(scaling: Scaling, observed: Observation) -> Scaling:
     """DeepSeek's: a pair of equal mscales, which leaves cos and sin alone and acts on the softmax scale."""
     multiplier = observed.softmax_multiplier
-    if (
-        not isinstance(scaling, Yarn)
-        or scaling.factor == 1.0
-        or multiplier <= 0
-        or _close(multiplier, 1.0, 1e-6)
-    ):
+    if multiplier is None or multiplier <= 0 or _close(multiplier, 1.0, FACTOR_TOLERANCE):
         return scaling
-    if _close(buckets(scaling)[0].softmax_multiplier, multiplier, MAGNITUDE_TOLERANCE):
+    if not isinstance(scaling, Yarn) or scaling.factor == 1.0:
+        return scaling
+    if _close(buckets(scaling)[0].softmax_multiplier, multiplier, FACTOR_TOLERANCE):
         return scaling
     slope = (math.sqrt(multiplier) - 1.0) / (0.1 * math.log(scaling.factor))
-    mscale = _shortest_factor(slope, MAGNITUDE_TOLERANCE)
+    mscale = _shortest_factor(slope, FACTOR_TOLERANCE)
     try:
         return replace(scaling, mscale=mscale, mscale_all_dim=mscale, softmax_mscale=True)
     except BadInput:
@@ -221,7 +222,7 @@ def _with_factor(scaling: Scaling, attention_factor: float, temperature: Tempera
     if not isinstance(scaling, Yarn) or temperature == "full":
         return scaling
     own = yarn_attention_factor(scaling)
-    if _close(own, attention_factor, MAGNITUDE_TOLERANCE):
+    if _close(own, attention_factor, FACTOR_TOLERANCE):
         return scaling
     try:
         return replace(scaling, attention_factor=1.0 if temperature == "missing" else attention_factor)
@@ -229,10 +230,25 @@ def _with_factor(scaling: Scaling, attention_factor: float, temperature: Tempera
         return scaling
 
 
+def _residual(scaling: Scaling, observed: Observation) -> float:
+    """Of longrope's two sets the nearer."""
+    return min(residual(tables.inv_freq, observed) for tables in buckets(scaling))
+
+
+def _context(scaling: Scaling | None, clues: Clues) -> Context:
+    """How the original context of a scaling that was found is known."""
+    if scaling is None or isinstance(scaling, Unscaled):
+        return "unknown"
+    if scaling.original_context in clues.contexts or scaling in clues.scalings:
+        return "said"
+    return "usual" if isinstance(scaling, Yarn | Llama3) else "unknown"
+
+
 def identify(observed: Observation, clues: Clues) -> Fit:
     """Name what was observed."""
     scaling: Scaling | None = None
-    usable = np.isfinite(observed.inv_freq).all() and (observed.inv_freq > 0).all()
+    numbers = observed.inv_freq
+    usable = len(numbers) > 0 and np.isfinite(numbers).all() and (numbers > 0).all()
     if usable:
         said = (s for s in clues.scalings if _explains(s, observed))
         scaling = next(said, None) or _one_number(observed, clues) or _by_parts(observed, clues)
@@ -242,11 +258,11 @@ def identify(observed: Observation, clues: Clues) -> Fit:
         scaling = _with_softmax(scaling, observed)
     factor = observed.attention_factor
     temperature = temperature_of(factor, scaling, clues.magnitude)
-    made = None if scaling is None else buckets(scaling)[0].inv_freq
     return Fit(
         scaling=None if scaling is None else _with_factor(scaling, factor, temperature),
         temperature=temperature,
         attention_factor=factor,
-        residual=None if made is None else residual(made, observed),
+        residual=None if scaling is None else _residual(scaling, observed),
         tolerance=clues.magnitude,
+        context=_context(scaling, clues),
     )

@@ -37,7 +37,9 @@ def _attempts(expected: Scaling, contexts: Sequence[int]) -> Iterator[Scaling]:
                 yield from _replaced(expected, factor=ratio)
     yield Unscaled(theta=expected.theta, rotary_dim=expected.rotary_dim)
     if isinstance(expected, Stretched) and expected.factor > 1.0 and expected.rotary_dim > 2:
-        kinds: tuple[type[Linear | NtkAware | Yarn], ...] = (Linear, NtkAware, Yarn)
+        kinds: list[type[Linear | NtkAware | Yarn]] = [Linear, NtkAware]
+        if expected.theta > 1.0:
+            kinds.append(Yarn)
         for kind in kinds:
             yield kind(
                 theta=expected.theta,

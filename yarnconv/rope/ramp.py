@@ -14,7 +14,7 @@ from yarnconv.rope.tables import Float64Array, plain_inv_freq
 WHOLE = 1e-3  # of a dimension: as near to a whole one as rounded numbers say
 WHOLE_STEP = 0.999
 FEWEST_BLENDED = 2  # pairs that a line goes through
-USUAL_BETA_FAST = 32.0
+USUAL_BETAS = ((32.0, 1.0), (128.0, 2.0))  # YaRN's, and Yarn-Mistral's
 LARGEST_CONTEXT = 2**31 - 1
 
 
@@ -38,18 +38,29 @@ def _written(number: float) -> float:
     return shortest(number * (1 - 1e-3), number * (1 + 1e-3)) or number
 
 
-def _usual_context(low: float, base: float, pairs: int) -> int:
-    """The original context, in positions, in which the (fractional) index `low`, up to which pairs are left
-    alone, turns as often as YaRN's usual beta_fast.
+def _roundest(low: float, high: float) -> int | None:
+    """Of the whole numbers between two the one with most factors of two, as contexts have."""
+    for power in range(31, -1, -1):
+        step = 1 << power
+        number = math.ceil(low / step) * step
+        if 1 < number <= min(high, LARGEST_CONTEXT):
+            return number
+    return None
+
+
+def _usual_context(first: int, last: int, base: float, pairs: int, betas: tuple[float, float]) -> int | None:
+    """An original context in which these betas give a range from pair `first` to `last`, rounded outwards;
+    None where none does.
     """
 
-    def context(dimension: float) -> float:
-        return float(USUAL_BETA_FAST * 2.0 * math.pi * base ** (dimension / pairs))
+    def context(rotations: float, dimension: float) -> float:
+        return float(rotations * 2.0 * math.pi * base ** (dimension / pairs))
 
-    step = WHOLE_STEP if abs(low - round(low)) < WHOLE else 0.0  # rounded down: it may be any of a step's
-    first = round(low) if step else low
-    found = shortest(context(first), context(first + step)) or context(low)
-    return int(min(max(found, 2.0), LARGEST_CONTEXT))
+    fast, slow = betas
+    # an edge at either end of all dimensions may lie beyond it
+    low = max(context(fast, first) if first > 0 else 0.0, context(slow, last - WHOLE_STEP))
+    high = min(context(fast, first + WHOLE_STEP), context(slow, last) if last < 2 * pairs - 1 else math.inf)
+    return _roundest(low, high)
 
 
 def _in_dimensions(
@@ -61,31 +72,41 @@ def _in_dimensions(
         return
     slope, intercept = line
     low, high = (1.0 - intercept) / slope, -intercept / slope
-    known = _usual_context(low, base, pairs) if context is None else context
 
-    def beta(dimension: float) -> float:
-        """Rotations in the original context at a (fractional) index of a pair."""
-        return float(known / (2.0 * math.pi * base ** (dimension / pairs)))
-
-    def yarn(fast: float, slow: float, truncate: bool) -> Yarn:
+    def yarn(original: int, fast: float, slow: float, truncate: bool) -> Yarn:
         return Yarn(
             theta=base,
             rotary_dim=2 * pairs,
-            original_context=known,
+            original_context=original,
             factor=factor,
             beta_fast=fast,
             beta_slow=slow,
             truncate=truncate,
         )
 
-    if all(abs(edge - round(edge)) < WHOLE for edge in (low, high)):
-        # rounded down and up: any betas do whose dimensions lie in the steps before
-        first, last = round(low), round(high)
+    first, last = round(low), round(high)
+    is_whole = all(abs(edge - round(edge)) < WHOLE for edge in (low, high))
+    # of the context and the betas only quotients are known: the usual betas are more likely than odd ones
+    for betas in USUAL_BETAS:
+        usual = _usual_context(first, last, base, pairs, betas) if is_whole else None
+        if usual is not None:
+            yield yarn(usual, *betas, truncate=True)
+        exact = round(betas[0] * 2.0 * math.pi * base ** (low / pairs))
+        if 1 < exact <= LARGEST_CONTEXT:
+            yield yarn(exact, *betas, truncate=False)
+    usual = round(USUAL_BETAS[0][0] * 2.0 * math.pi * base ** (low / pairs))
+    known = min(max(usual, 2), LARGEST_CONTEXT) if context is None else context
+
+    def beta(dimension: float) -> float:
+        """Rotations in the original context at a (fractional) index of a pair."""
+        return float(known / (2.0 * math.pi * base ** (dimension / pairs)))
+
+    if is_whole:  # any betas do whose dimensions lie in the steps before
         fast = shortest(beta(first + WHOLE_STEP), beta(first)) or beta(first + 0.5)
         slow = shortest(beta(last), beta(last - WHOLE_STEP)) or beta(last - 0.5)
-        yield yarn(fast, slow, truncate=True)
-    yield yarn(_written(beta(low)), _written(beta(high)), truncate=False)
-    yield yarn(beta(low), beta(high), truncate=False)
+        yield yarn(known, fast, slow, truncate=True)
+    yield yarn(known, _written(beta(low)), _written(beta(high)), truncate=False)
+    yield yarn(known, beta(low), beta(high), truncate=False)
 
 
 def _in_rotations(

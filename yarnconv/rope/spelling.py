@@ -74,11 +74,14 @@ class ConfigRope:
         a scaling of None means layers without RoPE).
     finetuned: what the config says of itself, None where it says nothing.
     notes: what a reader should know of how the config was understood.
+    states_original: whether it says which context the model was trained with, where it has a scaling that
+        counts from one; else max_position_embeddings was taken for it.
     """
 
     groups: Mapping[str | None, Scaling | None]
     finetuned: bool | None = None
     notes: tuple[str, ...] = ()
+    states_original: bool = True
 
 
 def _fail(where: str, what: str, fix: str | None = None) -> BadInput:
@@ -278,6 +281,14 @@ def _original_context(
     return top_level or inside or maximum
 
 
+def _leaves_original_out(config: JsonObject, parameters: JsonObject) -> bool:
+    """Whether a scaling that counts from the original context does not state it."""
+    rope_type = TYPE_SYNONYMS.get(str(parameters.get("rope_type", parameters.get("type"))))
+    rope_type = rope_type or parameters.get("rope_type", parameters.get("type"))
+    counts = rope_type in {"linear", "ntk", "yarn", "dynamic-yarn"}
+    return counts and "original_max_position_embeddings" not in {*config, *parameters}
+
+
 def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple[Scaling, list[str]]:
     """One scaling and the notes on it; `where` names its dict within config.json."""
     rope_type = _rope_type(parameters, where)
@@ -290,8 +301,7 @@ def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple
         missing = "rope_theta" if theta is None else "max_position_embeddings"
         raise _fail(missing, f"{missing} is missing")
     original = _original_context(config, parameters, where, rope_type, maximum)
-    states_original = "original_max_position_embeddings" in {*config, *parameters}
-    if rope_type in {"linear", "ntk", "yarn", "dynamic-yarn"} and not states_original:
+    if _leaves_original_out(config, parameters):
         notes.append(
             f"config.json does not say which context the model was trained with: "
             f"max_position_embeddings = {maximum} is taken for the original one. If it is the extended "
@@ -343,6 +353,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
             groups={None: scaling},
             finetuned=finetuned if isinstance(finetuned, bool) else None,
             notes=tuple(notes),
+            states_original=not _leaves_original_out(config, parameters),
         )
     strays = sorted(set(parameters) - set(nested) - {"truncate"})
     if strays:

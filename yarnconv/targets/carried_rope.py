@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yarnconv.plan import RopePlan
-from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Clues, Fit
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn, is_dynamic
+from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn
 from yarnconv.rope.tables import static_scalings
 from yarnconv.targets.findings import Finding
 
@@ -54,8 +54,8 @@ class CarriedGroup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What an artefact says of itself, or a reference says of it. scaling: of the extended layers. context:
-    positions that clients are told. pairing: which dimensions turn together, half or interleaved. source: who
-    says so, for people.
+    positions that clients are told. pairing: which dimensions turn together, half or interleaved. kinds: how
+    many kinds of layers turn each in its own way. source: who says so, for people.
     """
 
     source: str
@@ -63,9 +63,10 @@ class Claims:
     original_context: int | None = None
     context: int | None = None
     pairing: str | None = None
+    kinds: int = 1
 
 
-def clues_of(claims: Sequence[Claims], magnitude: float = MAGNITUDE_TOLERANCE) -> Clues:
+def clues_of(claims: Sequence[Claims], magnitude: float = FACTOR_TOLERANCE) -> Clues:
     """What is said, and what is often made of it, for whoever names numbers. magnitude: relative uncertainty
     of attention factors that were read.
     """
@@ -74,7 +75,7 @@ def clues_of(claims: Sequence[Claims], magnitude: float = MAGNITUDE_TOLERANCE) -
     contexts = [c for claim in claims for c in (claim.original_context, claim.context) if c is not None]
     misses = [miss for scaling in parts for miss in near_misses(scaling, contexts)]
     return Clues(
-        scalings=tuple(s for s in (*parts, *misses) if not is_dynamic(s)),
+        scalings=(*parts, *misses),
         bases=tuple(dict.fromkeys(s.theta for s in said)),
         contexts=tuple(dict.fromkeys(contexts)),
         magnitude=magnitude,

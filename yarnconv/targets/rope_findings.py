@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Fit
+from yarnconv.rope.bases import within
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Context, Fit
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import (
+    DynamicNtk,
     DynamicYarn,
     Linear,
+    LongRope,
     NtkAware,
     Scaling,
     Stretched,
@@ -23,6 +24,7 @@ from yarnconv.rope.tables import (
     buckets,
     extended_context,
     magnitude,
+    ntk_base,
     static_scalings,
     yarn_attention_factor,
 )
@@ -35,13 +37,19 @@ TEMPERATURE_COEFFICIENT = 0.1  # of the formula that every tool has
 CONVERT_AGAIN = "Convert the checkpoint again with yarnconv."
 
 
-def described(scaling: Scaling) -> str:
-    """A scaling in a few words."""
+def described(scaling: Scaling, context: Context = "said") -> str:
+    """A scaling in a few words. context: how its original context is known."""
     name = {"ntk": "NTK-aware", "yarn": "YaRN", "ntk-by-parts": "NTK-by-parts"}
     said = name.get(method_name(scaling), method_name(scaling))
     if isinstance(scaling, Unscaled) or scaling.factor == 1.0:
         return f"plain RoPE, base {scaling.theta:g}"
-    text = f"{said} x{scaling.factor:g} of {scaling.original_context}"
+    text = f"{said} x{scaling.factor:g}"
+    if context != "unknown":
+        text += f" of {scaling.original_context}"
+    if isinstance(scaling, NtkAware) and not isinstance(scaling, DynamicNtk):
+        text += f", which is a base of {ntk_base(scaling):.8g}"
+    if context == "usual":
+        text += " (if its betas are the usual ones)" if isinstance(scaling, Yarn) else " (as is usual)"
     if isinstance(scaling, Yarn):
         if (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
             text += f", betas {scaling.beta_fast:g} and {scaling.beta_slow:g}"
@@ -57,11 +65,7 @@ def _error(code: str, message: str, remedy: str = CONVERT_AGAIN) -> Finding:
 
 
 def _frequencies_agree(tables: RopeTables, observed: Observation) -> bool:
-    if len(tables.inv_freq) != len(observed.inv_freq):
-        return False
-    with np.errstate(all="ignore"):
-        off = np.abs(tables.inv_freq / observed.inv_freq - 1.0)
-    return bool((off <= observed.uncertainty).all())
+    return len(tables.inv_freq) == len(observed.inv_freq) and within(tables.inv_freq, observed)
 
 
 _METHODS = {
@@ -85,14 +89,14 @@ def _other_frequencies(
     found, said = fit.scaling, described(expected)
     if found is None:
         return _error("frequencies-unknown", f"its frequencies are of no known method; {who} says {said}")
-    message = f"it turns by {described(found)}; {who} says {said}"
+    message = f"it turns by {described(found, fit.context)}; {who} says {said}"
     if isinstance(found, Yarn) != isinstance(expected, Yarn) or (
         type(found) is not type(expected) and not isinstance(found, Yarn)
     ):
         return _error(_METHODS.get(type(found), "other-method"), message)
     if found.theta != expected.theta:
         return _error("wrong-theta", f"its base is {found.theta:g}; {who} says {expected.theta:g}")
-    if isinstance(found, Stretched) and isinstance(expected, Stretched):
+    if not isinstance(found, Unscaled | LongRope) and not isinstance(expected, Unscaled | LongRope):
         if found.factor != expected.factor:
             return _error("wrong-factor", message)
         if isinstance(found, Yarn) and isinstance(expected, Yarn):
@@ -109,6 +113,7 @@ def _other_ramp(expected: Yarn, found: Yarn, message: str, claimed_context: int 
     if found.original_context != expected.original_context:
         extended = {claimed_context, extended_context(expected)}
         taken = found.original_context in extended
+        message += " (of context and betas only the quotients can be read)"
         return _error("original-from-extended" if taken else "wrong-original-context", message)
     return _error("betas-ignored", message)
 
@@ -151,8 +156,8 @@ def _against(claim: Claims, bucket: CarriedBucket, scaling: Scaling, tables: Rop
     temperature = _other_temperature(scaling, tables, bucket.fit, claim.source)
     if temperature is not None:
         yield temperature
-    if not math.isclose(observed.softmax_multiplier, tables.softmax_multiplier, rel_tol=MAGNITUDE_TOLERANCE):
-        found, wanted = observed.softmax_multiplier, tables.softmax_multiplier
+    found, wanted = observed.softmax_multiplier, tables.softmax_multiplier
+    if found is not None and not math.isclose(found, wanted, rel_tol=FACTOR_TOLERANCE):
         message = f"the softmax scale is multiplied by {found:.6g}; {claim.source} says {wanted:.6g}"
         yield _error("softmax-factor-missing", message)
 
@@ -161,10 +166,11 @@ def _other_count(claim: Claims, group: CarriedGroup, wanted: int) -> Finding:
     """Sets of frequencies, one for each range of lengths, that are too many or too few."""
     assert claim.scaling is not None
     says = f"{claim.source} says {described(claim.scaling)}, of {wanted} set(s) by the length"
-    found = group.buckets[0].fit.scaling
+    fit = group.buckets[0].fit
+    found = fit.scaling
     if len(group.buckets) > 1:
         return _error("other-method", f"it holds {len(group.buckets)} sets of frequencies; {says}")
-    carried = "frequencies of no known method" if found is None else described(found)
+    carried = "frequencies of no known method" if found is None else described(found, fit.context)
     code = "plain-rope" if isinstance(found, Unscaled) else "dynamic-frozen"
     return _error(code, f"it turns by {carried} at every length; {says}")
 
@@ -189,9 +195,27 @@ def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
                 yield finding
 
 
+def main_group(groups: Sequence[CarriedGroup], claims: Sequence[Claims]) -> CarriedGroup:
+    """The extended layers: those that are as somebody says, else the first."""
+    for claim in claims:
+        for group in groups:
+            if claim.scaling is not None and group.buckets and not list(claim_findings(claim, group)):
+                return group
+    return groups[0]
+
+
 def _temperature_alone(fit: Fit) -> Iterator[Finding]:
     """What is odd about a temperature that nobody claims anything of."""
     scaling = fit.scaling
+    if isinstance(scaling, LongRope) and fit.temperature == "other":
+        formula = buckets(replace(scaling, attention_factor=None))[-1].attention_factor
+        yield Finding(
+            code="attention-factor-wrong",
+            severity="warning",
+            message=f"the attention factor is {fit.attention_factor:.6g}, by its formula {formula:.6g}",
+            remedy="Convert it again, unless the model's config asks for this attention_factor.",
+        )
+        return
     if not isinstance(scaling, Yarn) or scaling.factor == 1.0:
         if fit.temperature == "other":
             yield Finding(

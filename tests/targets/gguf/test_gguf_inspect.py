@@ -180,6 +180,10 @@ def test_longrope_is_shown_with_both_sets(artefacts, inspect, tmp_path):
         file.rows[f"rope_factors_{name}.weight"] = rows
         file.tensors[f"rope_factors_{name}.weight"] = replace(tensor, name=f"rope_factors_{name}.weight")
     file.keys.string("llama.rope.scaling.type", "longrope")
+    file.keys.uint32("llama.rope.scaling.original_context_length", ORIGINAL_CONTEXT)
+    _, _, severe = inspect(file.write(tmp_path / "file.gguf"))
+    assert severe == ["attention-factor-wrong"]  # YaRN's is not longrope's
+    file.keys.float32("llama.rope.scaling.attn_factor", np.sqrt(1 + np.log(4.0) / np.log(ORIGINAL_CONTEXT)))
     code, document, severe = inspect(file.write(tmp_path / "file.gguf"))
     assert (code, document["method"], severe) == (0, "longrope", [])
     short, long = document["carried"][0]["buckets"]

@@ -146,32 +146,74 @@ def test_pairs_in_another_order(edited, inspect, checkpoints):
     assert (code, severe) == (1, ["wrong-pairing"])
 
 
+def turned_otherwise(editor, layers):
+    """The first layers by tables of their own: plain ones."""
+    names = {}
+    for name in ("cos_cache", "sin_cache"):
+        rows = np.array(editor.stored(name))
+        pairs, count = rows.shape[1], len(rows) - 1
+        angles = np.arange(count)[:, None] * 10000.0 ** (-np.arange(pairs) / pairs)
+        rows[:count] = np.cos(angles) if name.startswith("cos") else np.sin(angles)
+        editor.graph.initializer.append(numpy_helper.from_array(rows, f"other_{name}"))
+        names[name] = f"other_{name}"
+    for gather in [node for node in editor.nodes("Gather") if node.input[0] in names]:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(gather)
+        copy.name, copy.input[0] = f"{gather.name}_other", names[gather.input[0]]
+        copy.output[0] = f"{gather.output[0]}_other"
+        editor.graph.node.insert(list(editor.graph.node).index(gather) + 1, copy)
+        for node in editor.nodes("RotaryEmbedding")[:layers]:
+            for index, value in enumerate(node.input):
+                if value == gather.output[0]:
+                    node.input[index] = copy.output[0]
+
+
 def test_one_layer_that_turns_otherwise(edited, inspect):
-    """Its own tables, twice as fast."""
+    _, document, severe = inspect(edited(lambda editor: turned_otherwise(editor, 1)))
+    assert severe == ["tables-differ"]
+    assert [group["layers"] for group in document["carried"]] == ["layers 1 to 2", "layer 0"]
 
-    def other(editor):
-        names = {}
-        for name in ("cos_cache", "sin_cache"):
-            rows = np.array(editor.stored(name))
-            rows[:-1] = rows[(2 * np.arange(len(rows) - 1)) % (len(rows) - 1)]
-            editor.graph.initializer.append(numpy_helper.from_array(rows, f"other_{name}"))
-            names[name] = f"other_{name}"
-        gathers = [node for node in editor.nodes("Gather") if node.input[0] in names]
-        rotating = editor.nodes("RotaryEmbedding")[:2]
-        for gather in gathers:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(gather)
-            copy.name, copy.input[0] = f"{gather.name}_other", names[gather.input[0]]
-            copy.output[0] = f"{gather.output[0]}_other"
-            editor.graph.node.insert(list(editor.graph.node).index(gather) + 1, copy)
-            for node in rotating:
-                for index, value in enumerate(node.input):
-                    if value == gather.output[0]:
-                        node.input[index] = copy.output[0]
 
-    _, document, severe = inspect(edited(other))
-    assert "tables-differ" in severe
-    assert len(document["carried"]) == 2
+def test_layers_of_two_kinds(edited, inspect, tmp_path):
+    """Most have a window and turn by themselves: right where the config says so. The others are judged."""
+    path = edited(lambda editor: turned_otherwise(editor, 2)).rename(tmp_path / "two")
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    config = {
+        "model_type": "windowed",
+        "head_dim": 64,
+        "max_position_embeddings": EXTENDED,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": plain, "full_attention": {**YARN, "rope_theta": 10000.0}},
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    code, document, severe = inspect(path)
+    assert (code, severe, document["method"]) == (0, [], "yarn")
+    all_plain = edited(lambda editor: turned_otherwise(editor, 3))
+    (all_plain / "config.json").write_text(json.dumps(config))
+    assert inspect(all_plain)[2] == [
+        "plain-rope"
+    ]  # the right tables stand there still, and nothing takes them
+    config["rope_parameters"]["full_attention"]["factor"] = 8.0
+    (path / "config.json").write_text(json.dumps(config))
+    assert inspect(path)[0] == 1
+
+
+def test_the_config_of_before_beside_an_extended_model(edited, inspect, checkpoints):
+    path = edited(lambda editor: None)
+    shutil.copy(checkpoints("llama") / "config.json", path / "config.json")
+    code, document, severe = inspect(path)
+    assert (code, severe) == (0, [])
+    assert [f["code"] for f in document["findings"]] == ["config-ignored"]
+
+
+def test_a_config_that_does_not_state_the_original_context(inspect, tmp_path):
+    """Nobody says how far its tables should reach."""
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    from tests.support.torch_export import export_as_optimum, rope_config
+
+    config = rope_config("linear", max_position_embeddings=EXTENDED)
+    config.rope_parameters = rope
+    assert inspect(export_as_optimum(config, tmp_path / "out"))[::2] == (0, [])
 
 
 def test_a_record_that_lies(onnx_artefacts, inspect, tmp_path):

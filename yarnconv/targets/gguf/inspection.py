@@ -4,16 +4,16 @@ odd about it.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import RopePlan
-from yarnconv.rope.identify import Clues, Fit, identify
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit, identify, temperature_of
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.scaling import LongRope, Scaling, Stretched, is_dynamic
+from yarnconv.rope.scaling import LongRope, Scaling, Stretched
 from yarnconv.rope.tables import plain_inv_freq
 from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.findings import Finding, without_repeats
@@ -66,7 +66,7 @@ def _clues(read: _Read, carried: CarriedRope | None, said: tuple[Scaling, ...]) 
     contexts = tuple(dict.fromkeys(c for c in (original, read.context) if c is not None and c > 1))
     misses = [miss for scaling in said for miss in near_misses(scaling, contexts)]
     return Clues(
-        scalings=tuple(s for s in (*own, *said, *misses) if not is_dynamic(s)),
+        scalings=(*own, *said, *misses),
         bases=(read.encoding.freq_base,),
         contexts=contexts,
     )
@@ -92,7 +92,12 @@ def _longrope_group(read: _Read, observed: ObservedGroup) -> CarriedGroup:
     except BadInput as error:
         where = f"{read.artefact.path.name}: {observed.source}"
         raise BadInput(error.what, where=where, fix=error.fix) from None
-    fit = Fit(scaling=scaling, temperature="full", attention_factor=factor, residual=0.0)
+    fit = Fit(
+        scaling=scaling,
+        temperature=temperature_of(factor, replace(scaling, attention_factor=None), FACTOR_TOLERANCE),
+        attention_factor=factor,
+        residual=0.0,
+    )
     return CarriedGroup(
         layers=observed.layers,
         source=observed.source,

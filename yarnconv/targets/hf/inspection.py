@@ -10,7 +10,7 @@ from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.model.family import describe, find_family, with_defaults
 from yarnconv.plan import RopePlan, plan_rope
-from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Fit, temperature_of
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.profiles import recognise
 from yarnconv.rope.request import RopeRequest
@@ -41,12 +41,15 @@ def claims_of(config: Mapping[str, Any], request: RopeRequest, source: str) -> C
     maximum = filled["max_position_embeddings"]
     profile = recognise(filled, rope) if request.use_profile else None
     resolved = resolve(rope, request, profile, maximum)
+    # a context that was made up of another is nothing that anybody says
+    known = rope.states_original or request.asks_for_something
     return Claims(
         source=source,
         scaling=resolved.main,
-        original_context=resolved.original_context,
-        context=resolved.target_context,
+        original_context=resolved.original_context if known else None,
+        context=resolved.target_context if known else None,
         pairing=_pairing(config),
+        kinds=len(rope.groups),
     )
 
 
@@ -83,7 +86,7 @@ def carried_group(scaling: Scaling | None, layers: str, source: str) -> CarriedG
                 ),
                 fit=Fit(
                     scaling=static,
-                    temperature=temperature_of(table.attention_factor, static, MAGNITUDE_TOLERANCE),
+                    temperature=temperature_of(table.attention_factor, static, FACTOR_TOLERANCE),
                     attention_factor=table.attention_factor,
                     residual=0.0,
                 ),
@@ -99,16 +102,15 @@ def _ignored(what: str, remedy: str) -> Finding:
 
 def _spelling_findings(scaling: Scaling, rope: ConfigRope) -> Iterator[Finding]:
     """Keys and types that do not do what they seem to."""
-    for note in rope.notes:
-        if "does not say which context" in note:
-            yield Finding(
-                code="original-context-unknown",
-                severity="warning",
-                message=note.split(": ")[0],
-                remedy="Write original_max_position_embeddings into the config.",
-            )
-        else:
-            yield _ignored(note, "Correct the config.")
+    if not rope.states_original:
+        yield Finding(
+            code="original-context-unknown",
+            severity="warning",
+            message="config.json does not say which context the model was trained with",
+            remedy="Write original_max_position_embeddings into it.",
+        )
+    for note in rope.notes[0 if rope.states_original else 1 :]:
+        yield _ignored(note, "Correct the config.")
     unknown_type = isinstance(scaling, DynamicYarn) or type(scaling) is NtkAware
     if unknown_type:
         yield _ignored(

@@ -8,8 +8,10 @@ from math import isclose
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.rope.identify import MAGNITUDE_TOLERANCE, Clues, identify
+from yarnconv.rope.bases import within
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, identify
 from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.scaling import Unscaled
 from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
 from yarnconv.targets.findings import Finding, without_repeats
 from yarnconv.targets.hf.inspection import claims_of
@@ -18,10 +20,19 @@ from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.observed import ObservedRope, claimed_context, maker, observe
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
+from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
 
 MODEL_CONFIG = "config.json"
+UNTOLD = "layers that the graph does not tell"
 RECORD, CONFIG, CLIENTS = "its record", MODEL_CONFIG, CONFIG_FILE
+
+
+def _stated_context(model: OnnxModel) -> int | None:
+    """What clients are told, where that can be read."""
+    try:
+        return claimed_context(model)
+    except BadInput:
+        return None
 
 
 def _config_claims(model: OnnxModel) -> Iterator[Claims]:
@@ -30,9 +41,10 @@ def _config_claims(model: OnnxModel) -> Iterator[Claims]:
     if not path.exists():
         return
     try:
-        yield claims_of(read_json_object(path), RopeRequest(), CONFIG)
+        claim = claims_of(read_json_object(path), RopeRequest(), CONFIG)
     except BadInput:
         return  # of a model that is not known, or of none that turns
+    yield replace(claim, context=_stated_context(model))
 
 
 def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
@@ -40,7 +52,7 @@ def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
     of the model before anything was done to it.
     """
     recorded = model.metadata(RECORD_KEY)
-    context = claimed_context(model)
+    context = _stated_context(model)
     if recorded is not None:
         try:
             record = recorded_claims(read_record(recorded), 2 * pairs, RECORD)
@@ -56,10 +68,12 @@ def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
 def _layers(layers: tuple[int, ...] | None, alone: bool) -> str:
     """For people."""
     if layers is None:
-        return "all layers" if alone else "layers that the graph does not tell"
+        return "all layers" if alone else UNTOLD
     if alone or not layers:
-        return f"{len(layers)} layers" if len(layers) != 1 else f"layer {layers[0]}"
+        return f"{len(layers)} layers" if len(layers) != 1 else "1 layer"
     runs = layers == tuple(range(layers[0], layers[-1] + 1))
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
     return f"layers {layers[0]} to {layers[-1]}" if runs else f"layers {', '.join(map(str, layers))}"
 
 
@@ -91,16 +105,23 @@ def _differ(one: CarriedGroup, other: CarriedGroup) -> bool:
     if len(one.buckets) != len(other.buckets):
         return True
     return any(
-        a.fit.scaling != b.fit.scaling
-        or not isclose(a.fit.attention_factor, b.fit.attention_factor, rel_tol=MAGNITUDE_TOLERANCE)
-        for a, b in zip(one.buckets, other.buckets, strict=True)
+        len(a.inv_freq) != len(b.inv_freq)
+        or not within(a.inv_freq, b)
+        or not isclose(a.attention_factor, b.attention_factor, rel_tol=FACTOR_TOLERANCE)
+        for a, b in (
+            (mine.observation, its.observation) for mine, its in zip(one.buckets, other.buckets, strict=True)
+        )
     )
 
 
-def _layer_findings(groups: tuple[CarriedGroup, ...], found: tuple[ObservedRope, ...]) -> Iterator[Finding]:
-    """Layers that turn otherwise than most: right for a few families, and a mistake for all others."""
-    for group, rope in zip(groups[1:], found[1:], strict=True):
-        if rope.layers is not None and _differ(groups[0], group):
+def _layer_findings(
+    main: CarriedGroup, groups: tuple[CarriedGroup, ...], claims: tuple[Claims, ...]
+) -> Iterator[Finding]:
+    """Layers that turn otherwise than the extended ones: right for families of several kinds of layers."""
+    if any(claim.kinds > 1 for claim in claims):
+        return
+    for group in groups:
+        if group is not main and group.layers != UNTOLD and _differ(main, group):
             yield Finding(
                 code="tables-differ",
                 severity="warning",
@@ -109,16 +130,34 @@ def _layer_findings(groups: tuple[CarriedGroup, ...], found: tuple[ObservedRope,
             )
 
 
+def _claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
+    """What is otherwise than it is said. A plain config beside scaled tables is of the model before it was
+    extended, as far as anyone can tell.
+    """
+    found = list(claim_findings(claim, group))
+    before = claim.source == CONFIG and isinstance(claim.scaling, Unscaled)
+    if not before or not found:
+        yield from found
+        return
+    yield Finding(
+        code="config-ignored",
+        severity="note",
+        message=f"{found[0].message}: the config is of the model before it was extended, or was not heard",
+        remedy="Hold it against what it should be: --reference MODEL with --factor.",
+    )
+
+
 def _findings(
     group: CarriedGroup, own: tuple[Claims, ...], references: tuple[Claims, ...]
 ) -> Iterator[Finding]:
     for claim in (*references, *own):
-        yield from claim_findings(claim, group)
+        yield from _claim_findings(claim, group)
     claims = (*own, *references)
     stated = [claim.context for claim in (*own[::-1], *references) if claim.context is not None]
     known = any(claim.scaling is not None for claim in claims)
     yield from group_findings(group, stated[:1], judge_temperature=not known)
-    original = next((c.original_context for c in claims if c.original_context is not None), None)
+    scaled = [c for c in claims if c.scaling is not None and not isinstance(c.scaling, Unscaled)]
+    original = next((c.original_context for c in scaled if c.original_context is not None), None)
     if len(group.buckets) == 1 and stated and original is not None:
         # tables may end before all that the scaling reaches, and clients are told so
         inside = stated[0] <= original
@@ -142,10 +181,15 @@ def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspe
     found = tuple(sorted(observe(model), key=_is_main))
     pairs = next((len(t.observation.inv_freq) for rope in found for t in rope.buckets), 1)
     own = _own_claims(model, pairs)
-    clues = clues_of((*references, *own), max(MAGNITUDE_TOLERANCE, _magnitude(found)))
+    clues = clues_of((*references, *own), max(FACTOR_TOLERANCE, _magnitude(found)))
     groups = tuple(_group(rope, clues, len(found) == 1) for rope in found)
-    if groups and groups[0].buckets:
-        findings = tuple(_findings(groups[0], own, references))
+    # tables that stand there unused are nobody's
+    used = [group for group in groups if group.layers != UNTOLD] or list(groups)
+    main = main_group(used, (*references, *own)) if used else None
+    if main is not None and main.buckets:
+        findings = tuple(_findings(main, own, references))
+        findings = (*findings, *_layer_findings(main, groups, (*references, *own)))
+        groups = (main, *(group for group in groups if group is not main))
     else:
         findings = (
             Finding(
@@ -164,6 +208,6 @@ def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspe
         groups=groups,
         claims=(*own, *references),
         details={},
-        findings=without_repeats((*findings, *_layer_findings(groups, found))),
+        findings=without_repeats(findings),
         notes=notes,
     )

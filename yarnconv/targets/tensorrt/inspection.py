@@ -13,13 +13,14 @@ from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, I
 from yarnconv.targets.findings import Finding, without_repeats
 from yarnconv.targets.observed_table import ObservedTable
 from yarnconv.targets.record import recorded_claims
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
+from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
 from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_facts import FREQUENCY_ROUNDING, EngineFacts, read_engine_facts
 from yarnconv.targets.tensorrt.files import ENGINE_FILE
 from yarnconv.targets.tensorrt.sidecar import is_engine
 from yarnconv.targets.tensorrt.table_search import find_tables
 
+BYTES = "the engine's bytes"
 ENGINE, SIDECAR = "engine", "sidecar"
 PLAN_FACTS = (
     *("method", "factor", "original_context", "target_context", "rope_theta", "rotary_dim", "head_dim"),
@@ -67,7 +68,7 @@ def _shown(identity: dict[str, Any]) -> Iterator[tuple[str, str]]:
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         if isinstance(value, list):
             text = ", ".join(map(str, value))
-        source = "the engine's bytes" if identity["sources"][key] == ENGINE else "the sidecar"
+        source = BYTES if identity["sources"][key] == ENGINE else "the sidecar"
         yield key.replace("_", " "), f"{text[:60]} ({source})"
 
 
@@ -104,12 +105,19 @@ def _search(engine: Path) -> tuple[ObservedTable, ...]:
         file.close()
 
 
-def _group(tables: tuple[ObservedTable, ...], clues: Clues) -> CarriedGroup:
-    return CarriedGroup(
-        layers="all layers",
-        source="the engine's bytes",
-        buckets=tuple(_bucket(table.observation, clues, table) for table in tables),
-    )
+def _groups(tables: tuple[ObservedTable, ...], claims: tuple[Claims, ...]) -> tuple[CarriedGroup, ...]:
+    """The tables as the buckets of all layers; of a model whose layers are of several kinds each by itself,
+    those that are as somebody says first.
+    """
+    clues = clues_of(claims)
+    found = tuple(_bucket(table.observation, clues, table) for table in tables)
+    if not found:
+        return ()
+    if all(claim.kinds == 1 for claim in claims):
+        return (CarriedGroup(layers="all layers", source=BYTES, buckets=found),)
+    groups = [CarriedGroup(layers="some layers", source=BYTES, buckets=(bucket,)) for bucket in found]
+    main = main_group(groups, claims)
+    return (main, *(group for group in groups if group is not main))
 
 
 def _findings(
@@ -133,20 +141,20 @@ def _bare(engine: Path, references: tuple[Claims, ...]) -> Inspected:
         header = read_header(file)
     finally:
         file.close()
-    group = _group(tables, clues_of(references))
+    groups = _groups(tables, references)
     unknown = Finding(
         code="tables-unknown",
         severity="warning",
         message="no tables of cos and sin were found in its bytes: what it turns by is unknown",
         remedy="Look at the ONNX model that it was built from.",
     )
-    findings = without_repeats(_findings(group, (), references)) if tables else (unknown,)
+    findings = without_repeats(_findings(groups[0], (), references)) if groups else (unknown,)
     version = "" if header is None else f", {header.version}"
     return Inspected(
         target="tensorrt",
         title=f"TensorRT engine without a sidecar{version}",
         identity={} if header is None else {"runtime_version": header.version},
-        groups=(group,) if tables else (),
+        groups=groups,
         claims=references,
         details={},
         findings=findings,
@@ -165,16 +173,16 @@ def inspect_engine(path: Path, references: tuple[Claims, ...] = ()) -> Inspected
     tables = _by_sidecar(facts) or _search(engine)
     pairs = len(tables[0].observation.inv_freq) if tables else 1
     record = recorded_claims({**plan, "graph": graph}, 2 * pairs, "the sidecar")
-    group = _group(tables, clues_of((record, *references)))
+    groups = _groups(tables, (record, *references))
     findings = list(facts.findings)
-    if tables:
+    if groups:
         disagrees = bool(facts.findings)
-        findings += without_repeats(_findings(group, (record,), references, disagrees=disagrees))
+        findings += without_repeats(_findings(groups[0], (record,), references, disagrees=disagrees))
     return Inspected(
         target="tensorrt",
         title=f"TensorRT engine, {graph.get('dtype')}",
         identity=identity,
-        groups=(group,) if tables else (),
+        groups=groups,
         claims=(record, *references),
         details=dict(_shown(identity)),
         findings=tuple(findings),
