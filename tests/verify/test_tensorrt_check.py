@@ -18,13 +18,14 @@ from yarnconv.targets.onnx.placement import stored_weights as weights_of
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.verify.case import CheckOptions, random_tokens
 from yarnconv.verify.compare import position_errors
+from yarnconv.verify.narrow import MARGIN
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import bucket_passages
 from yarnconv.verify.report import AsIs
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, References
 from yarnconv.verify.tensorrt.check import _judge_run
-from yarnconv.verify.tensorrt.execution import MARGIN, execute, stored_weights
+from yarnconv.verify.tensorrt.execution import execute, stored_weights
 from yarnconv.verify.verdict import Verdict
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

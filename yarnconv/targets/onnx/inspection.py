@@ -137,13 +137,18 @@ def _magnitude(found: tuple[ObservedRope, ...]) -> float:
     return max((2 * ROUNDINGS.get(_precision(rope), 0.0) for rope in found), default=0.0)
 
 
+def carried_groups(found: tuple[ObservedRope, ...], claims: tuple[Claims, ...]) -> tuple[CarriedGroup, ...]:
+    """What was found to turn, each source named by the claims where it fits one of them."""
+    clues = clues_of(claims, max(MAGNITUDE_TOLERANCE, _magnitude(found)))
+    return tuple(_group(rope, clues, len(found) == 1) for rope in found)
+
+
 def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspected:
     """What it carries. Raises BadInput for a graph that cannot be walked."""
     found = tuple(sorted(observe(model), key=_is_main))
     pairs = next((len(t.observation.inv_freq) for rope in found for t in rope.buckets), 1)
     own = _own_claims(model, pairs)
-    clues = clues_of((*references, *own), max(MAGNITUDE_TOLERANCE, _magnitude(found)))
-    groups = tuple(_group(rope, clues, len(found) == 1) for rope in found)
+    groups = carried_groups(found, (*references, *own))
     if groups and groups[0].buckets:
         findings = tuple(_findings(groups[0], own, references))
     else:

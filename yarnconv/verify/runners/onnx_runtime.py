@@ -37,11 +37,13 @@ class OnnxRuntime(Runner):
     Raises MissingComponent where ONNX Runtime, or its CUDA build, is not installed.
     """
 
+    script = WORKER
+
     def __init__(self, provider: Provider = "cpu") -> None:
         require("check,onnx", "onnxruntime")
         if provider == "cuda":
             self._require_cuda()
-        super().__init__("ONNX Runtime", WORKER)
+        super().__init__("ONNX Runtime", self.script)
         self.provider = provider
         self.version = f"{_version()}, {provider.upper()}"
 
