@@ -26,11 +26,12 @@ REACH, PAIRING = frozenset({"table-short"}), frozenset({"wrong-pairing"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedFacts:
-    """facts: what was read, beside what the plan has. unread: of which layers nothing could be read, for
-    people; None where all was.
+    """facts: what was read, beside what the plan has. reach: positions that every table holds; None where
+    there are no tables. unread: of which layers nothing could be read, for people; None where all was.
     """
 
     facts: tuple[FactComparison, ...]
+    reach: int | None
     unread: str | None
 
 
@@ -62,6 +63,11 @@ def _findings(claim: Claims, carried: CarriedGroup, max_context: int) -> list[Fi
     return [*claim_findings(claim, carried), *(finding for finding in own if finding.severity == "error")]
 
 
+def _reaches(carried: CarriedGroup) -> list[int]:
+    """Positions that the tables hold, of those buckets that have one."""
+    return [bucket.reach for bucket in carried.buckets if bucket.reach is not None]
+
+
 def _fact(key: str, expected: str, found: str, wrong: Sequence[Finding]) -> FactComparison:
     said = "; ".join(f"{finding.code}: {finding.message}" for finding in wrong)
     return FactComparison(key=key, expected=expected, found=said or found, agrees=not wrong)
@@ -83,7 +89,7 @@ def _compare(
     if temperature or not frequencies:  # the temperature of other frequencies says nothing
         found = f"{last.observation.attention_factor:.6g}"
         yield _fact(f"attention factor{where}", f"{wanted.attention_factor:.6g}", found, temperature)
-    reaches = [bucket.reach for bucket in carried.buckets if bucket.reach is not None]
+    reaches = _reaches(carried)
     reach = f"{max(reaches)} positions" if reaches else "angles are computed as they are asked for"
     short = [finding for finding in findings if finding.code in REACH]
     yield _fact(f"positions{where}", f"{max_context} positions", reach, short)
@@ -150,4 +156,7 @@ def compare_observed(plan: ConversionPlan, model: OnnxModel, max_context: int) -
             own = f"{where}, {carried.layers}" if len(held) > 1 else where
             facts += _compare(group, claim, carried, max_context, own)
     said = f"what layers {_ranges(unread)} turn by is made in a way that is not read" if unread else None
-    return ObservedFacts(facts=(*facts, *_context(model, max_context)), unread=said)
+    reaches = [max(_reaches(carried)) for _, carried in found if _reaches(carried)]
+    return ObservedFacts(
+        facts=(*facts, *_context(model, max_context)), reach=min(reaches, default=None), unread=said
+    )

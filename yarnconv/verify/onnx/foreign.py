@@ -45,6 +45,7 @@ from yarnconv.verify.verdict import Verdict, conclude_facts
 from yarnconv.verify.weights import left_out
 from yarnconv.worker import RuntimeRefused
 
+FEWEST = 2 * AROUND  # positions
 LONGEST = 4096  # positions that are run at once, where the attention of so many fits
 SCORE_BYTES = (
     12  # of a head's attention from one position to another, in the reference: mask, scores, softmax
@@ -179,8 +180,7 @@ def _nearest(references: References, evidence: Sequence[Evidence], case: Case, c
     found = references.diagnose([first], bucket_tables, case.progress)
     if found.label is not None:
         return found
-    near = [f"{code} ({distance:.2g})" for code, distance in list(found.distances.items())[:3]]
-    text = f"Quantised numbers ({codes}) move the logits by an unknown amount; nearest are {', '.join(near)}."
+    text = f"Quantised numbers ({codes}) move the logits by an unknown amount: how near is for information."
     return replace(found, explanation=text)
 
 
@@ -203,10 +203,21 @@ def _judge_quantised(
     return Judged(verdict=Verdict(outcome="not_judged", reason=reason), diagnosis=diagnosis), as_is
 
 
-def _judge_run(case: Case, numbers: _Numbers) -> tuple[Judged, AsIs]:
+def _reach(case: Case, observed: ObservedFacts) -> int:
+    """Positions that are run: those that should be there and are, and whose attention fits. Raises NotJudged
+    where that are too few to tell anything.
+    """
+    own = case.max_context if observed.reach is None else observed.reach
+    reach = min(case.max_context, own, _affordable(case.plan))
+    if reach < FEWEST:
+        raise NotJudged(f"only {reach} positions can be run, which is too few to tell")
+    return reach
+
+
+def _judge_run(case: Case, numbers: _Numbers, observed: ObservedFacts) -> tuple[Judged, AsIs]:
     """Run the model, and hold what it makes against the reference of all layers."""
     _check_affordable(case)
-    layers, reach = len(case.plan.description.layers), min(case.max_context, _affordable(case.plan))
+    layers, reach = len(case.plan.description.layers), _reach(case, observed)
     passages = list(_passages_by_bucket(case, reach) if case.is_dynamic else _passages(case, reach))
     references = References(case.plan, source_weights(case.plan), layers=layers)
     evidence = compare_all(
@@ -229,9 +240,9 @@ def _judge_run(case: Case, numbers: _Numbers) -> tuple[Judged, AsIs]:
     return judged, AsIs(windows=(), note="the model itself is what was judged")
 
 
-def _judge_structure(case: Case, numbers: _Numbers) -> tuple[Judged, AsIs]:
+def _judge_structure(case: Case, numbers: _Numbers, observed: ObservedFacts) -> tuple[Judged, AsIs]:
     try:
-        return _judge_run(case, numbers)
+        return _judge_run(case, numbers, observed)
     except NotJudged as error:
         verdict = Verdict(outcome="not_judged", reason=error.what)
     except RuntimeRefused as error:
@@ -283,7 +294,7 @@ def judge_foreign(case: Case, expectation: Expectation, reference: Path) -> Chec
         raise BadInput(what, where="--layers", fix="Leave it out.")
     numbers = _numbers(case.artefact)
     observed = compare_observed(plan, case.artefact, case.max_context)
-    judged, as_is = _judge_structure(case, numbers)
+    judged, as_is = _judge_structure(case, numbers, observed)
     return CheckReport(
         artifact=str(case.artefact.path),
         reference=str(reference),

@@ -1,0 +1,252 @@
+"""`yarnconv check` of ONNX models that others exported: run as a whole, read by their numbers."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import transformers
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.support.genai_builder import build
+from tests.support.models import ORIGINAL_CONTEXT, make_checkpoint
+from tests.support.torch_export import export, rope_config
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL_CONTEXT,
+}
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+EXTENDED = 4 * ORIGINAL_CONTEXT
+PLAIN = ("--method", "none")
+HOLDS = {"structure": "holds", "weights": "holds", "metadata": "holds"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(family, precision, RoPE) -> a checkpoint and what onnxruntime-genai's builder makes of it."""
+    root, made = tmp_path_factory.mktemp("builder"), {}
+
+    def get(family, precision="fp32", rope=None, provider="cpu"):
+        key = family, precision, provider, str(rope)
+        if key not in made:
+            scaled = {} if rope is None else {"rope_parameters": rope, "max_position_embeddings": EXTENDED}
+            checkpoint = make_checkpoint(root / f"{len(made)}", family, num_hidden_layers=2, **scaled)
+            made[key] = checkpoint, build(checkpoint, root / f"{len(made)}-onnx", precision, provider)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def edited(built, tmp_path):
+    """The builder's Llama, plain as it is whatever was asked for, changed: (checkpoint, directory)."""
+
+    def get(edit):
+        checkpoint, directory = built("llama", rope=YARN)
+        copy = shutil.copytree(directory, tmp_path / "edited")
+        model = onnx.load(copy / "model.onnx")
+        edit(model)
+        (copy / "model.onnx.data").unlink()
+        onnx.save(model, copy / "model.onnx")
+        return checkpoint, copy
+
+    return get
+
+
+def tensor(model, name):
+    """(the initialiser, its values), to be changed with `change`."""
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def change(model, name, values):
+    tensor(model, name).CopyFrom(numpy_helper.from_array(values, name))
+
+
+def differing(report):
+    return {fact["key"]: fact["found"] for fact in report["metadata"] if not fact["agrees"]}
+
+
+# what onnxruntime-genai's builder writes
+
+
+def test_a_llamas_yarn_that_the_builder_left_out(check, built):
+    checkpoint, directory = built("llama", rope=YARN)
+    code, report, _ = check(directory, checkpoint)
+    assert code == 1
+    assert report["verdicts"] == {"structure": "fails", "weights": "not_judged", "metadata": "fails"}
+    assert report["diagnosis"]["label"] == "plain-rope"
+    assert "plain RoPE, base 10000" in differing(report)["frequencies"]
+    assert "not called as the checkpoint's" in report["reasons"]["weights"]
+
+
+def test_the_same_model_is_right_where_plain_rope_is_expected(check, built):
+    checkpoint, directory = built("llama", rope=YARN)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["verdicts"], report["diagnosis"]) == (0, HOLDS, None)
+    assert (report["layers"], report["all_layers"]) == (2, 2)
+    assert max(window["relative_max"] for window in report["windows"]) < 1e-5
+    phases = {(window["name"], window["phase"]) for window in report["windows"]}
+    assert phases >= {("inside", "prefill"), ("far end", "decode")}
+    assert max(window["last"] for window in report["windows"]) == EXTENDED - 1
+
+
+def test_betas_whose_range_the_builder_never_rounds(check, built):
+    checkpoint, directory = built("qwen3", rope={**YARN, **BETAS})
+    code, report, _ = check(directory, checkpoint)
+    assert code == 1
+    assert report["diagnosis"]["label"] in {"truncate-flipped", "truncate-ignored"}
+    assert "truncate-ignored" in differing(report)["frequencies"]
+    code, report, _ = check(directory, checkpoint, "--factor", "4", "--no-truncate")
+    assert (code, report["verdicts"]) == (0, HOLDS)
+    assert {("edge", 256), ("crossing", 256), ("far end", 1023)} <= {
+        (window["name"], position)
+        for window in report["windows"]
+        for position in range(window["first"], window["last"] + 1)
+    }
+
+
+def test_quantised_weights_are_no_false_alarm_and_no_parity(check, built):
+    checkpoint, directory = built("qwen2", "int4")
+    code, report, _ = check(directory, checkpoint)
+    assert code == 5
+    assert report["parity"] is None
+    assert report["verdicts"] == {"structure": "not_judged", "weights": "not_judged", "metadata": "holds"}
+    assert "MatMulNBits" in report["reasons"]["structure"]
+    assert report["as_is"]["windows"]
+    assert report["diagnosis"]["label"] is None
+    distances = report["diagnosis"]["distances"]
+    assert distances["expected"] < distances["wrong-theta"]
+
+
+def test_what_a_quantised_model_turns_by_is_judged_all_the_same(check, built):
+    checkpoint, directory = built("qwen2", "int4")
+    code, report, _ = check(directory, checkpoint, "--factor", "4")
+    assert code == 1
+    assert report["verdicts"] == {"structure": "not_judged", "weights": "not_judged", "metadata": "fails"}
+    assert set(differing(report)) >= {"frequencies", "positions"}
+    distances = report["diagnosis"]["distances"]
+    assert distances["plain-rope"] < distances["expected"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "provider"), [("fp32", "cpu"), ("fp16", "cuda")])
+def test_right_models_of_the_builder(precision, provider, check, built):
+    checkpoint, directory = built("qwen2", precision, provider=provider)
+    code, report, _ = check(directory, checkpoint)
+    assert (code, report["verdicts"]) == (0, HOLDS)
+    relative = max(window["relative_max"] for window in report["windows"])
+    assert relative < 1e-5 if precision == "fp32" else 1e-4 < relative < 1e-2
+
+
+# faults of one right model
+
+
+def test_a_temperature_in_the_tables_is_named(check, edited):
+    def edit(model):
+        for name in ("cos_cache", "sin_cache"):
+            change(model, name, numpy_helper.to_array(tensor(model, name)) * np.float32(1.2))
+
+    checkpoint, directory = edited(edit)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["verdicts"]["structure"]) == (1, "fails")
+    assert "attention-factor-wrong" in differing(report)["attention factor"]
+
+
+def test_a_weight_that_is_not_the_checkpoints_shows_in_the_logits(check, edited):
+    def edit(model):
+        name = "model.layers.1.mlp.up_proj.MatMul.weight"
+        values = numpy_helper.to_array(tensor(model, name)).copy()
+        values[:, 7] *= 1.5
+        change(model, name, values)
+
+    checkpoint, directory = edited(edit)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert code == 1
+    assert report["verdicts"] == {"structure": "fails", "weights": "not_judged", "metadata": "holds"}
+    assert report["diagnosis"]["label"] is None
+
+
+def test_tables_that_end_early(check, edited):
+    def edit(model):
+        for name in ("cos_cache", "sin_cache"):
+            change(model, name, numpy_helper.to_array(tensor(model, name))[:700].copy())
+
+    checkpoint, directory = edited(edit)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert code == 1
+    assert "end after 700 positions" in differing(report)["positions"]
+    assert check(directory, checkpoint, *PLAIN, "--max-context", "700")[1]["verdicts"]["structure"] == "holds"
+
+
+def test_an_input_that_nobody_knows_is_named(check, edited):
+    def edit(model):
+        model.graph.input.append(helper.make_tensor_value_info("speaker\x1b[2J", TensorProto.INT64, ["n"]))
+
+    checkpoint, directory = edited(edit)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["parity"]) == (5, None)
+    assert "nobody here knows what to give as speaker" in report["reasons"]["structure"]
+    assert report["verdicts"]["metadata"] == "holds"
+
+
+def test_a_config_alone_judges_what_it_turns_by(yarnconv, built):
+    checkpoint, directory = built("llama", rope=YARN)
+    alone = ("check", directory, "--reference-config", checkpoint / "config.json")
+    code, stdout, _ = yarnconv(*alone)
+    assert code == 1
+    assert "plain RoPE, base 10000" in " ".join(stdout.split())
+    assert yarnconv(*alone, *PLAIN)[0] == 5
+
+
+def test_fewer_than_all_layers_are_refused(check, built):
+    checkpoint, directory = built("llama", rope=YARN)
+    assert check(directory, checkpoint, "--layers", "1")[0] == 2
+
+
+def test_all_values_cannot_be_compared(check, built):
+    checkpoint, directory = built("llama", rope=YARN)
+    code, report, _ = check(directory, checkpoint, *PLAIN, "--weights", "all")
+    assert (code, report["verdicts"]) == (5, {**HOLDS, "weights": "not_judged"})
+    assert check(directory, checkpoint, *PLAIN, "--weights", "none")[0] == 0
+
+
+# what torch.onnx writes
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A Llama of YaRN without a cache, by torch's newer exporter, and its checkpoint."""
+    root, config = tmp_path_factory.mktemp("torch"), rope_config("yarn", num_hidden_layers=2)
+    checkpoint = make_checkpoint(root / "model", "llama", **shape(config))
+    return checkpoint, export(config, root / "onnx", dynamo=True)
+
+
+def shape(config):
+    return {
+        "num_hidden_layers": config.num_hidden_layers,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_parameters": dict(config.rope_parameters),
+    }
+
+
+def test_a_graph_without_a_cache(check, exported):
+    checkpoint, directory = exported
+    code, report, _ = check(directory, checkpoint)
+    assert (code, report["verdicts"]) == (0, HOLDS)
+    assert {fact["key"]: fact["found"] for fact in report["metadata"]}["positions"].startswith("angles are")
+    assert max(window["last"] for window in report["windows"]) == EXTENDED - 1
+
+
+def test_another_attention_factor_than_the_exported_one_is_named(check, exported, tmp_path):
+    _, directory = exported
+    config = rope_config("yarn", num_hidden_layers=2)
+    rope = {**config.rope_parameters, "attention_factor": 1.3}
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", **{**shape(config), "rope_parameters": rope})
+    code, report, _ = check(directory, checkpoint)
+    assert code == 1
+    assert report["diagnosis"]["label"] == "attention-factor-dropped"
+    assert "attention-factor-dropped" in differing(report)["attention factor"]
+    assert transformers.AutoConfig.from_pretrained(checkpoint).rope_parameters["attention_factor"] == 1.3
