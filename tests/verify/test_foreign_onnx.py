@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.genai_builder import build
 from tests.support.models import ORIGINAL_CONTEXT, make_checkpoint
-from tests.support.torch_export import export, rope_config
+from tests.support.torch_export import export, export_cached, rope_config
 
 YARN = {
     "rope_type": "yarn",
@@ -141,6 +141,18 @@ def test_right_models_of_the_builder(precision, provider, check, built):
     assert relative < 1e-5 if precision == "fp32" else 1e-4 < relative < 1e-2
 
 
+@pytest.mark.slow
+def test_what_this_tool_made_of_the_builders_model(check, built, yarnconv, tmp_path):
+    checkpoint, directory = built("qwen2")
+    out = tmp_path / "extended"
+    assert yarnconv("onnx", directory, "--factor", "4", "-o", out)[0] == 0
+    code, report, _ = check(out, checkpoint)
+    assert (code, report["verdicts"], report["expected_from"]) == (0, HOLDS, "provenance")
+    code, report, _ = check(out, checkpoint, "--method", "linear", "--factor", "4")
+    assert (code, report["verdicts"]["structure"]) == (1, "fails")
+    assert report["diagnosis"]["label"] == "yarn"
+
+
 # faults of one right model
 
 
@@ -192,6 +204,34 @@ def test_an_input_that_nobody_knows_is_named(check, edited):
     assert report["verdicts"]["metadata"] == "holds"
 
 
+def test_a_graph_that_gives_the_last_tokens_logits_alone(check, edited):
+    def edit(model):
+        output = model.graph.output[0]
+        for node in model.graph.node:
+            node.output[:] = ["every" if name == output.name else name for name in node.output]
+        ends = {"first": -1, "last": 2**31 - 1, "axis": 1}
+        for name, value in ends.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+        model.graph.node.append(helper.make_node("Slice", ["every", *ends], [output.name]))
+        output.type.tensor_type.shape.dim[1].dim_param = "sequence_length"  # which it is not
+
+    checkpoint, directory = edited(edit)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["verdicts"]) == (0, HOLDS)
+
+
+def test_a_crash_is_not_a_verdict(check, built, monkeypatch, tmp_path):
+    from yarnconv.verify.runners import foreign_onnx
+
+    dying = tmp_path / "worker.py"
+    dying.write_text("import os, sys\nsys.stdin.readline()\nsys.stderr.write('no more')\nos.abort()\n")
+    monkeypatch.setattr(foreign_onnx, "WORKER", dying)
+    checkpoint, directory = built("llama", rope=YARN)
+    code, report, stderr = check(directory, checkpoint, *PLAIN)
+    assert (code, report) == (70, None)
+    assert "no more" in stderr
+
+
 def test_a_config_alone_judges_what_it_turns_by(yarnconv, built):
     checkpoint, directory = built("llama", rope=YARN)
     alone = ("check", directory, "--reference-config", checkpoint / "config.json")
@@ -238,6 +278,16 @@ def test_a_graph_without_a_cache(check, exported):
     assert (code, report["verdicts"]) == (0, HOLDS)
     assert {fact["key"]: fact["found"] for fact in report["metadata"]}["positions"].startswith("angles are")
     assert max(window["last"] for window in report["windows"]) == EXTENDED - 1
+
+
+def test_a_graph_with_a_cache_and_positions_and_a_mask_of_its_own(check, exported, tmp_path):
+    checkpoint, _ = exported
+    directory = export_cached(rope_config("yarn", num_hidden_layers=2), tmp_path / "cached")
+    code, report, _ = check(directory, checkpoint)
+    assert (code, report["verdicts"]) == (0, HOLDS)
+    code, report, _ = check(directory, checkpoint, "--factor", "4", "--attention-factor", "1")
+    assert (code, report["verdicts"]["structure"]) == (1, "fails")
+    assert report["diagnosis"]["label"] == "attention-factor-dropped"
 
 
 def test_another_attention_factor_than_the_exported_one_is_named(check, exported, tmp_path):

@@ -64,7 +64,9 @@ def _findings(claim: Claims, carried: CarriedGroup, max_context: int) -> list[Fi
 
 
 def _reaches(carried: CarriedGroup) -> list[int]:
-    """Positions that the tables hold, of those buckets that have one."""
+    """Positions that the tables hold, of those buckets that have one; none where one is damaged."""
+    if any(bucket.broken is not None for bucket in carried.buckets):
+        return []
     return [bucket.reach for bucket in carried.buckets if bucket.reach is not None]
 
 
@@ -92,7 +94,8 @@ def _compare(
     reaches = _reaches(carried)
     reach = f"{max(reaches)} positions" if reaches else "angles are computed as they are asked for"
     short = [finding for finding in findings if finding.code in REACH]
-    yield _fact(f"positions{where}", f"{max_context} positions", reach, short)
+    if reaches or last.reach is None:
+        yield _fact(f"positions{where}", f"{max_context} positions", reach, short)
     if carried.pairing is not None:
         turned = [finding for finding in findings if finding.code in PAIRING]
         yield _fact(f"pairs of dimensions{where}", str(claim.pairing), carried.pairing, turned)
@@ -100,14 +103,14 @@ def _compare(
 
 def _candidates(
     group: RopeGroup, found: Sequence[tuple[ObservedRope, CarriedGroup]]
-) -> tuple[list[CarriedGroup], set[int]]:
-    """What may turn a group's layers, and which of them are shown to turn by it."""
+) -> tuple[list[tuple[ObservedRope, CarriedGroup]], set[int]]:
+    """What may turn a group's layers, and which of them that is known of."""
     own = set(group.layers)
     shown = [(rope, carried) for rope, carried in found if own & set(rope.layers or ())]
     if shown:
         covered = {layer for rope, _ in shown for layer in rope.layers or ()}
-        return [carried for _, carried in shown], own & covered
-    return [carried for rope, carried in found if rope.layers is None], own
+        return shown, own & covered
+    return [(rope, carried) for rope, carried in found if rope.layers is None], own
 
 
 def _context(model: OnnxModel, max_context: int) -> Iterator[FactComparison]:
@@ -144,16 +147,16 @@ def compare_observed(plan: ConversionPlan, model: OnnxModel, max_context: int) -
                 FactComparison(key=f"rotation{where}", expected="none", found=yes, agrees=not turned)
             )
             continue
-        read = [carried for carried in candidates if carried.buckets]
-        attributed = any(set(group.layers) & set(rope.layers or ()) for rope, _ in found)
-        right = [carried for carried in read if not _findings(claim, carried, max_context)]
+        read = [(rope, carried) for rope, carried in candidates if carried.buckets]
+        right = [one for one in read if not _findings(claim, one[1], max_context)]
         if not read or (not right and len(read) < len(candidates)):
             unread += group.layers
             continue
         unread += set(group.layers) - covered
-        held = read if attributed else (right or read)[:1]
-        for carried in held:
-            own = f"{where}, {carried.layers}" if len(held) > 1 else where
+        shown = read[0][0].layers is not None
+        held = read if shown else (right or read)[:1]
+        for rope, carried in held:
+            own = f", layers {_ranges(rope.layers or ())}" if len(held) > 1 else where
             facts += _compare(group, claim, carried, max_context, own)
     said = f"what layers {_ranges(unread)} turn by is made in a way that is not read" if unread else None
     reaches = [max(_reaches(carried)) for _, carried in found if _reaches(carried)]

@@ -11,6 +11,8 @@ from yarnconv.verify.passages import Passage
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.runners.runner import Runner
 
+WORKER = Path(__file__).with_name("foreign_onnx_worker.py")
+
 
 class ForeignOnnxRuntime(OnnxRuntime):
     """Runs passages at positions 0, 1, ... without a gap: such a graph may count them itself.
@@ -18,12 +20,13 @@ class ForeignOnnxRuntime(OnnxRuntime):
     plan: says what of a cache's shape the graph leaves open.
     """
 
-    script = Path(__file__).with_name("foreign_onnx_worker.py")
-
     def __init__(self, provider: Provider, plan: ConversionPlan) -> None:
         super().__init__(provider)
         attention = [layer.attention for layer in plan.description.layers]
         self._caches = [[one.key_value_heads, one.head_dim] for one in attention]
+
+    def _script_file(self) -> Path:
+        return WORKER
 
     def logits(
         self, path: Path, passages: Sequence[Passage], advance: Advance = lambda done: None, **more: Any

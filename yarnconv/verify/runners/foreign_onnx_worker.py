@@ -65,9 +65,8 @@ class Model:
         self.empty = {value.name: self._empty(value, caches, key[0]) for key, value in pasts.items()}
         self.following = {value.name: presents[key] for key, value in pasts.items()}
         self.output = self._logits(outputs)
-        self.last_only = self.output.shape[1] != self.inputs["input_ids"].shape[1]
+        self.last_only: bool | None = None
         self.past: dict[str, NDArray[Any]] = {}
-        self.length = 0
 
     @staticmethod
     def _is_known(value: Any) -> bool:
@@ -137,6 +136,9 @@ class Model:
     ) -> NDArray[np.float32]:
         """Logits of the tokens from `judged` on. ours: what only graphs of our own take."""
         every, count = np.array(tokens, np.int64), len(tokens)
+        if self.last_only is None:  # shapes need not say it: exporters name them as they like
+            self.past = dict(self.empty)
+            self.last_only = len(self.feed(every[:2], 0)) < len(every[:2])
         self.past = dict(self.empty)
 
         def feed(begin: int, end: int) -> tuple[NDArray[np.float32], int]:

@@ -37,15 +37,16 @@ class OnnxRuntime(Runner):
     Raises MissingComponent where ONNX Runtime, or its CUDA build, is not installed.
     """
 
-    script = WORKER
-
     def __init__(self, provider: Provider = "cpu") -> None:
         require("check,onnx", "onnxruntime")
         if provider == "cuda":
             self._require_cuda()
-        super().__init__("ONNX Runtime", self.script)
+        super().__init__("ONNX Runtime", self._script_file())
         self.provider = provider
         self.version = f"{_version()}, {provider.upper()}"
+
+    def _script_file(self) -> Path:
+        return WORKER
 
     @staticmethod
     def _require_cuda() -> None:
