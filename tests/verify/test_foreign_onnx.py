@@ -193,15 +193,55 @@ def test_tables_that_end_early(check, edited):
     assert check(directory, checkpoint, *PLAIN, "--max-context", "700")[1]["verdicts"]["structure"] == "holds"
 
 
-def test_an_input_that_nobody_knows_is_named(check, edited):
+def unknown_input(model):
+    model.graph.input.append(helper.make_tensor_value_info("speaker\x1b[2J", TensorProto.INT64, ["n"]))
+
+
+def renamed_cache(model):
+    for node in model.graph.node:
+        node.output[:] = [name.replace("present.1.key", "later") for name in node.output]
+    next(o for o in model.graph.output if o.name == "present.1.key").name = "later"
+
+
+def two_outputs(model):
+    output = model.graph.output[0]
+    for name in ("one", "other"):
+        model.graph.node.append(helper.make_node("Identity", [output.name], [name]))
+        model.graph.output.append(output)
+        model.graph.output[-1].name = name
+    del model.graph.output[0]
+
+
+def fixed_length(model):
+    next(i for i in model.graph.input if i.name == "input_ids").type.tensor_type.shape.dim[1].dim_value = 64
+
+
+UNKNOWN = {
+    "nobody here knows what to give as speaker": unknown_input,
+    "its cache goes in by other names than it comes out": renamed_cache,
+    "which of its outputs are logits nobody knows": two_outputs,
+    "nobody here knows what to give as input_ids": fixed_length,
+}
+
+
+@pytest.mark.parametrize("said", UNKNOWN)
+def test_what_nobody_knows_how_to_run_is_not_judged(said, check, edited):
+    checkpoint, directory = edited(UNKNOWN[said])
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["parity"]) == (5, None)
+    assert said in report["reasons"]["structure"]
+    assert report["verdicts"]["metadata"] == ("not_judged" if UNKNOWN[said] is renamed_cache else "holds")
+
+
+def test_what_onnx_runtime_does_not_load_fails(check, edited):
     def edit(model):
-        model.graph.input.append(helper.make_tensor_value_info("speaker\x1b[2J", TensorProto.INT64, ["n"]))
+        node = next(node for node in model.graph.node if node.op_type == "MatMul")
+        node.domain, node.op_type = "com.microsoft", "NobodysProduct"
 
     checkpoint, directory = edited(edit)
     code, report, _ = check(directory, checkpoint, *PLAIN)
-    assert (code, report["parity"]) == (5, None)
-    assert "nobody here knows what to give as speaker" in report["reasons"]["structure"]
-    assert report["verdicts"]["metadata"] == "holds"
+    assert (code, report["verdicts"]["structure"]) == (1, "fails")
+    assert "NobodysProduct" in report["reasons"]["structure"]
 
 
 def test_a_graph_that_gives_the_last_tokens_logits_alone(check, edited):
@@ -218,6 +258,34 @@ def test_a_graph_that_gives_the_last_tokens_logits_alone(check, edited):
     checkpoint, directory = edited(edit)
     code, report, _ = check(directory, checkpoint, *PLAIN)
     assert (code, report["verdicts"]) == (0, HOLDS)
+
+
+def test_a_dynamic_scaling_that_a_plain_model_lacks(check, built):
+    """Each set of frequencies is asked of a request long enough to get it."""
+    checkpoint, directory = built("llama", rope=YARN)
+    dynamic = ("--method", "dynamic-yarn", "--factor", "4", "--original-context", ORIGINAL_CONTEXT)
+    code, report, _ = check(directory, checkpoint, *dynamic)
+    assert code == 1
+    wrong = {w["bucket"]: w["first_bad_position"] is not None for w in report["windows"]}
+    assert wrong == {0: False, 1: True, 2: True}
+    assert report["diagnosis"]["label"] == "plain-rope"
+    assert differing(report)["frequencies"].startswith("plain-rope: ")
+
+
+def test_what_was_too_long_to_run_is_said(check, built, monkeypatch):
+    from yarnconv.verify.onnx import foreign_structure
+
+    checkpoint, directory = built("llama", rope=YARN)
+    monkeypatch.setattr(foreign_structure, "LONGEST", 300)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert code == 0
+    assert max(window["last"] for window in report["windows"]) == 299
+    assert "positions from 300 to 1023 were not run" in report["reasons"]["structure"]
+    monkeypatch.setattr(foreign_structure, "AS_IS_REFERENCE_BYTES", 0)
+    monkeypatch.setattr(foreign_structure, "SHARE_OF_MEMORY", 0.0)
+    code, report, _ = check(directory, checkpoint, *PLAIN)
+    assert (code, report["verdicts"]["metadata"]) == (5, "holds")
+    assert "a reference of all layers would take" in report["reasons"]["structure"]
 
 
 def test_a_crash_is_not_a_verdict(check, built, monkeypatch, tmp_path):
