@@ -51,7 +51,7 @@ def _judge_weights(case: Case, numbers: Numbers, judged: Judged) -> Verdict:
         return Verdict(outcome="not_judged", reason=f"{UNBOUND}, so that not every value can be compared")
     layers, rows = len(case.plan.description.layers), len(np.unique(case.tokens))
     kind = NARROW.get(numbers.element, "float32")
-    within = max(window.tolerance for window in judged.windows)
+    within = min(window.tolerance for window in judged.windows)  # every one holds
     reason = (
         f"its logits are the checkpoint's, as far as {kind} tells (to within {within:.1g}); all {layers} "
         f"layers were run, and {rows} rows of the embedding ({UNBOUND})"
