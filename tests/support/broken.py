@@ -118,7 +118,7 @@ PLANS = {
 # one set of frequencies where there should be three: a GGUF holds no more, and refuses the plan
 FROZEN = {
     "dynamic, scaled at every length": AnotherPlan(
-        made=FACTOR, expected=DYNAMIC, inspect="dynamic-frozen", check="one-bucket"
+        made=FACTOR, expected=DYNAMIC, inspect="dynamic-frozen", check="dynamic-frozen"
     ),
     "dynamic, plain at every length": AnotherPlan(
         made=("--method", "none"), expected=DYNAMIC, inspect="plain-rope", check="plain-rope"

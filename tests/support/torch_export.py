@@ -46,6 +46,22 @@ class _Logits(torch.nn.Module):
         return self.m(input_ids=input_ids, use_cache=False, **given).logits
 
 
+class _Cached(torch.nn.Module):
+    """The model with its cache as flat inputs and outputs, as optimum-onnx has it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.m = model
+
+    def forward(self, input_ids, attention_mask, position_ids, *past):
+        cache = transformers.DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        given = {"position_ids": position_ids, "attention_mask": attention_mask}
+        made = self.m(input_ids=input_ids, past_key_values=cache, use_cache=True, **given)
+        return made.logits, *(part for one in made.past_key_values.layers for part in (one.keys, one.values))
+
+
 class _RotatedKeys(torch.nn.Module):
     """The part of optimum-onnx's graph that rotates: transformers 4's product of expanded frequencies with
     positions. optimum-onnx itself does not live with transformers 5."""
@@ -99,6 +115,30 @@ def export(config, out, *, dynamo, dtype=torch.float32):
         "attention_mask": {0: "batch", 2: "tokens", 3: "tokens"},
     }
     return _quietly(model, inputs, out, dynamo=True, verbose=False, dynamic_shapes=shapes, **names)
+
+
+def export_cached(config, out):
+    """The directory of a model with a cache, by the older exporter."""
+    out.mkdir()
+    names = [
+        f"past_key_values.{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")
+    ]
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    ids, positions = torch.ones(2, 7, dtype=torch.long), torch.arange(3, 10)[None].expand(2, 7)
+    inputs = ids, torch.zeros(2, 1, 7, 10), positions, *(torch.zeros(2, heads, 3, width) for _ in names)
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("input_ids", "position_ids")}
+    axes |= {"attention_mask": {0: "batch", 2: "tokens", 3: "all_tokens"}}
+    axes |= {name: {0: "batch", 2: "past"} for name in names}
+    return _quietly(
+        _Cached(sharp_model(config).eval()),
+        inputs,
+        out,
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes=axes,
+        input_names=["input_ids", "attention_mask", "position_ids", *names],
+        output_names=["logits", *(name.replace("past_key_values", "present") for name in names)],
+    )
 
 
 def export_as_optimum(config, out, dtype=torch.float32):

@@ -20,6 +20,7 @@ from yarnconv.errors import BadInput
 from yarnconv.progress import Progress
 from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.gguf.reader import open_gguf
+from yarnconv.targets.onnx.extension import RUNTIME_OPERATORS
 from yarnconv.targets.onnx.files import MODEL_FILE
 from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
@@ -149,7 +150,7 @@ def _judge_of(artefact: Path, *, weights: str, max_context: int | None, provider
             return check_hf
     if artefact.is_dir() or artefact.suffix == ".onnx":
         require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
-        with open_onnx(artefact):
+        with open_onnx(artefact, unknown=RUNTIME_OPERATORS):
             return partial(check_onnx, max_context=max_context, provider=parse_provider(provider))
     require("check,llama", "torch", "transformers", "llama_cpp")
     if not artefact.is_file():

@@ -150,7 +150,8 @@ def print_report(report: CheckReport) -> None:
     factors = [tables.factor for tables in report.expected.main_group.buckets]
     parts: list[Table | Text | Padding] = []
     if report.windows:
-        title = f"structure: float32 copy of {report.layers} of {report.all_layers} layers, its own weights"
+        copied = f"float32 copy of {report.layers} of {report.all_layers} layers, its own weights"
+        title = f"structure: {report.ran or copied}"
         parts += [Text(f"\n{title}", style="bold"), _windows_table(report.windows, factors, judged=True)]
     parts.append(Text(f"\nas it is: {report.as_is.note}", style="bold"))
     if report.as_is.windows:

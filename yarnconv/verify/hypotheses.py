@@ -47,10 +47,10 @@ REMEDIES = {
     "rope.scaling.type for one that is not scaled), or exchange the tables.",
     "bucket-of-length-so-far": "A request's bucket must be chosen from the context that it declares, once: "
     "keys that are cached already keep the frequencies that they were made with.",
-    "one-bucket": "The bucket must be chosen from the context that a request declares.",
+    "dynamic-frozen": "The bucket must be chosen from the context that a request declares.",
     "linear": "llama.cpp takes a scaling without a type for linear: write rope.scaling.type yarn.",
     "ntk-aware": "A larger base stands for the plan's own frequencies: write the plan's type and factor.",
-    "yarn": "The plan has another method: write its type, or give --method yarn if that is what is meant.",
+    "by-parts": "The plan has another method: write its type, or give --method yarn if that is what is meant.",
     "temperature-missing": "The frequencies are right and the temperature is not there: write the attention "
     "factor, or fold it into the tables; for frequencies alone give --method ntk-by-parts.",
     "temperature-twice": "llama.cpp computes attn_factor x (1 + 0.1 ln s): its key takes the quotient of the "
@@ -164,7 +164,7 @@ def _methods(main: Scaling) -> Iterator[Hypothesis]:
     if is_dynamic(main):
         tables = buckets(main)
         text = "every request is computed with the frequencies of the longest bucket"
-        yield Hypothesis(code="one-bucket", explanation=text, rope=tables[-1:])
+        yield Hypothesis(code="dynamic-frozen", explanation=text, rope=tables[-1:])
     yield Hypothesis(code="plain-rope", explanation="plain RoPE is computed, unscaled", rope=Unscaled(**own))
     if is_dynamic(main):
         text = "the bucket follows the length so far instead of the context that is declared"
@@ -179,7 +179,7 @@ def _methods(main: Scaling) -> Iterator[Hypothesis]:
         yield Hypothesis(code="ntk-aware", explanation=text, rope=NtkAware(**stretch))
     if not isinstance(main, Yarn | Llama3 | LongRope) and main.theta > 1.0:
         text = f"YaRN with the factor {main.factor:g} is computed"
-        yield Hypothesis(code="yarn", explanation=text, rope=Yarn(**stretch))
+        yield Hypothesis(code="by-parts", explanation=text, rope=Yarn(**stretch))
 
 
 def _temperatures(main: Scaling) -> Iterator[Hypothesis]:

@@ -60,7 +60,8 @@ class Diagnosis:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """layers: how many of all layers the structure was judged with. remark: what to make of it, where the
-    verdicts alone do not say. diagnosis: None where nobody asked why.
+    verdicts alone do not say. diagnosis: None where nobody asked why. ran: what the windows are of, where
+    that is no float32 copy of the first layers.
     """
 
     artifact: str
@@ -80,6 +81,7 @@ class CheckReport:
     as_is: AsIs
     remark: str | None = None
     diagnosis: Diagnosis | None = None
+    ran: str | None = None
 
     @property
     def parity(self) -> bool | None:

@@ -69,8 +69,8 @@ def test_what_a_checkpoint_brings(yarnconv, tmp_path):
     assert_agrees(table, *reference(transformers.AutoConfig.from_pretrained(checkpoint)))
 
 
-def test_layers_that_rotate_by_tables_of_their_own(onnx_artefacts, tmp_path):
-    editor = Editor(onnx_artefacts("llama", *YARN), tmp_path / "edited")
+def give_last_layer_its_own_tables(editor):
+    """Those of all layers without the temperature."""
     gathers = {node.output[0]: node for node in editor.nodes("Gather") if node.input[0] in editor.tables}
     last = editor.nodes("RotaryEmbedding")[-1]
     for index in (1, 2):
@@ -79,6 +79,11 @@ def test_layers_that_rotate_by_tables_of_their_own(onnx_artefacts, tmp_path):
         other = helper.make_node("Gather", [editor.constant(values), node.input[1]], [f"own_{index}"], axis=0)
         editor.graph.node.insert(list(editor.graph.node).index(node), other)
         last.input[index] = f"own_{index}"
+
+
+def test_layers_that_rotate_by_tables_of_their_own(onnx_artefacts, tmp_path):
+    editor = Editor(onnx_artefacts("llama", *YARN), tmp_path / "edited")
+    give_last_layer_its_own_tables(editor)
     found, _, _ = read(editor.save())
     factors = {source.layers: source.buckets[0].observation.attention_factor for source in found}
     assert factors == {(0, 1): pytest.approx(1.1386294), (2,): pytest.approx(1.0)}

@@ -176,13 +176,18 @@ def _magnitude(found: tuple[ObservedRope, ...]) -> float:
     return max((2 * ROUNDINGS.get(_precision(rope), 0.0) for rope in found), default=0.0)
 
 
+def carried_groups(found: tuple[ObservedRope, ...], claims: tuple[Claims, ...]) -> tuple[CarriedGroup, ...]:
+    """What was found to turn, each source named by the claims where it fits one of them."""
+    clues = clues_of(claims, max(FACTOR_TOLERANCE, _magnitude(found)))
+    return tuple(_group(rope, clues, len(found) == 1) for rope in found)
+
+
 def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspected:
     """What it carries. Raises BadInput for a graph that cannot be walked."""
     found = tuple(sorted(observe(model), key=_is_main))
     pairs = next((len(t.observation.inv_freq) for rope in found for t in rope.buckets), 1)
     own = _own_claims(model, pairs)
-    clues = clues_of((*references, *own), max(FACTOR_TOLERANCE, _magnitude(found)))
-    groups = tuple(_group(rope, clues, len(found) == 1) for rope in found)
+    groups = carried_groups(found, (*references, *own))
     # tables that stand there unused are nobody's
     used = [group for group in groups if group.layers != UNTOLD] or list(groups)
     main = main_group(used, (*references, *own)) if used else None

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.onnx.placement import stored_weights
+from yarnconv.targets.onnx.extension import RUNTIME_OPERATORS
+from yarnconv.targets.onnx.placement import StoredWeight, stored_weights
 from yarnconv.targets.onnx.reader import OnnxModel, open_onnx
 from yarnconv.targets.onnx.rope_reading import compare_metadata
 from yarnconv.targets.onnx.target import plan_refusals
@@ -21,10 +23,12 @@ from yarnconv.verify.components import require
 from yarnconv.verify.diagnosis import with_weights
 from yarnconv.verify.expectation import Expectation, expect, open_reference
 from yarnconv.verify.onnx.case import Case
+from yarnconv.verify.onnx.foreign import is_foreign, judge_foreign
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
 from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
 from yarnconv.verify.report import AsIs, CheckReport
+from yarnconv.verify.runners.foreign_onnx import ForeignOnnxRuntime
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.structure import NOT_RUN, with_whole
 from yarnconv.verify.verdict import conclude_facts
@@ -60,6 +64,32 @@ def _with_head_of_its_own(plan: ConversionPlan, artefact: OnnxModel) -> Conversi
     return plan.with_untied_head()
 
 
+def _case(
+    expectation: Expectation,
+    artefact: OnnxModel,
+    weights: dict[str, StoredWeight | None],
+    options: CheckOptions,
+    max_context: int | None,
+    runner: OnnxRuntime,
+    progress: Progress,
+) -> Case:
+    """What the check works on. Raises BadInput for options that do not fit the model."""
+    plan = expectation.plan
+    return Case(
+        plan=plan,
+        artefact=artefact,
+        weights=weights,
+        max_context=_expected_context(expectation, max_context, artefact.metadata(RECORD_KEY)),
+        tokens=choose_tokens(
+            options, plan.description.vocab_size, partial(tokenize_beside, artefact.directory)
+        ),
+        layers=judged_layers(plan, options.layers),
+        options=options,
+        runner=runner,
+        progress=progress,
+    )
+
+
 RunWhole = Callable[[Case, bool], AsIs]  # the second: whether its weights are the checkpoint's
 
 
@@ -88,18 +118,9 @@ def judge_graph(
     plan = _with_head_of_its_own(expectation.plan, artefact)
     if refusals := plan_refusals(plan):
         raise refusals[0]
-    vocab_size = plan.description.vocab_size
-    case = Case(
-        plan=plan,
-        artefact=artefact,
-        weights=stored_weights(plan, artefact),
-        max_context=_expected_context(expectation, max_context, record),
-        tokens=choose_tokens(options, vocab_size, partial(tokenize_beside, artefact.directory)),
-        layers=judged_layers(plan, options.layers),
-        options=options,
-        runner=runner,
-        progress=progress,
-    )
+    weights_there = stored_weights(plan, artefact)
+    expectation = replace(expectation, plan=plan)
+    case = _case(expectation, artefact, weights_there, options, max_context, runner, progress)
     keys = compare_metadata(plan, artefact, case.max_context)
     weights, tensors = judge_weights(case)
     judged = judge_structure(case)
@@ -154,13 +175,19 @@ def check_onnx(
     MissingComponent, and RuntimeCrashed where ONNX Runtime dies.
     """
     require("check,onnx", "torch", "transformers", "onnx", "onnxruntime")
+    shown = progress or Silent()
     with (
         termination_as_interrupt(),
-        open_onnx(artefact) as opened,
+        open_onnx(artefact, unknown=RUNTIME_OPERATORS) as opened,
         open_reference(checkpoint) as source,
-        OnnxRuntime(provider) as runner,
     ):
-        report, _ = judge_graph(
-            runner, opened, source, checkpoint, request, options, max_context, progress or Silent()
-        )
-        return report
+        expectation = expect(source, request, opened.metadata(RECORD_KEY))
+        weights = stored_weights(expectation.plan, opened)
+        if is_foreign(expectation.plan, opened, weights):
+            with ForeignOnnxRuntime(provider, expectation.plan) as runner:
+                case = _case(expectation, opened, weights, options, max_context, runner, shown)
+                return judge_foreign(case, expectation, checkpoint)
+        with OnnxRuntime(provider) as own_runner:
+            return judge_graph(own_runner, opened, source, checkpoint, request, options, max_context, shown)[
+                0
+            ]

@@ -41,9 +41,12 @@ class OnnxRuntime(Runner):
         require("check,onnx", "onnxruntime")
         if provider == "cuda":
             self._require_cuda()
-        super().__init__("ONNX Runtime", WORKER)
+        super().__init__("ONNX Runtime", self._script_file())
         self.provider = provider
         self.version = f"{_version()}, {provider.upper()}"
+
+    def _script_file(self) -> Path:
+        return WORKER
 
     @staticmethod
     def _require_cuda() -> None:

@@ -24,15 +24,20 @@ PROVIDERS = {
 }
 
 
+def session_options() -> onnxruntime.SessionOptions:
+    """Silent, and with as many threads as the environment allows."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]:
+        options.intra_op_num_threads = int(threads)
+    return options
+
+
 class Model:
     """A session, and the cache of one sequence."""
 
     def __init__(self, path: str, provider: str) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]:
-            options.intra_op_num_threads = int(threads)
-        self.session = onnxruntime.InferenceSession(path, options, providers=PROVIDERS[provider])
+        self.session = onnxruntime.InferenceSession(path, session_options(), providers=PROVIDERS[provider])
         self.device = "cuda" if provider == "cuda" else "cpu"
         inputs = {i.name: i for i in self.session.get_inputs()}
         outputs = {o.name: o for o in self.session.get_outputs()}

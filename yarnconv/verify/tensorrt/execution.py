@@ -1,8 +1,6 @@
 """An engine run on a GPU, as it is: all its layers, in its own types.
 
-It computes in fp16 or bf16, so it is held to what such arithmetic does to the reference itself: the
-reference's logits with products in that type lie so far from its float32 ones, and the engine's may lie
-MARGIN times as far.
+It computes in fp16 or bf16, so it is held to what such arithmetic does to the reference itself.
 """
 
 from collections.abc import Sequence
@@ -13,7 +11,8 @@ import numpy as np
 
 from yarnconv.errors import NotJudged
 from yarnconv.rope.tables import Float32Array
-from yarnconv.verify.compare import Sharpness, narrowed
+from yarnconv.verify.compare import Sharpness
+from yarnconv.verify.narrow import widened
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import angle_sharpness, bucket_passages, numbers_beyond_the_tables
 from yarnconv.verify.passages import Passage
@@ -23,7 +22,6 @@ from yarnconv.verify.runners.runner import Runner
 from yarnconv.verify.structure import AS_IS_INSIDE, AS_IS_PREFIX, as_is
 from yarnconv.worker import RuntimeRefused
 
-NARROW = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}  # as torch calls them
 SHARE_OF_MEMORY = 0.5  # for a reference of all layers
 
 
@@ -31,11 +29,7 @@ def narrow_sharpness(case: Case, reference: Reference, passage: Passage, wanted:
     """What a passage can tell of an engine whose products are made in its cache's type."""
     exact = angle_sharpness(case, reference, passage, wanted)
     element = case.artefact.cache.element if case.artefact.cache is not None else ""
-    if element not in NARROW or exact.blind is not None:
-        return exact
-    with reference.products_in(NARROW[element]):
-        rounded = reference.logits(passage)
-    return narrowed(exact, rounded, wanted, NARROW[element])
+    return widened(exact, reference, passage, wanted, element)
 
 
 def stored_weights(case: Case) -> dict[str, Float32Array]:
