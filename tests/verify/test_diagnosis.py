@@ -60,7 +60,7 @@ IN_A_GGUF = {
     "wrong-factor, half of it": (YARN, number(FACTOR, 2.0)),
     "wrong-theta": (YARN, number(THETA, 500000.0)),
     "wrong-theta, the highest": (YARN, number(THETA, 1000000.0)),
-    "yarn": ((*YARN, "--method", "linear"), None),
+    "by-parts": ((*YARN, "--method", "linear"), None),
 }
 
 
@@ -174,7 +174,7 @@ PLANS = {
     "wrong-factor": (("--factor", "8"), YARN),
     "betas-ignored": (YARN, OWN_BETAS),
     "truncate-ignored": ((*YARN, "--no-truncate"), YARN),
-    "yarn": (YARN, (*YARN, "--method", "ntk")),
+    "by-parts": (YARN, (*YARN, "--method", "ntk")),
 }
 
 
