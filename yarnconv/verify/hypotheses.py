@@ -50,7 +50,7 @@ REMEDIES = {
     "dynamic-frozen": "The bucket must be chosen from the context that a request declares.",
     "linear": "llama.cpp takes a scaling without a type for linear: write rope.scaling.type yarn.",
     "ntk-aware": "A larger base stands for the plan's own frequencies: write the plan's type and factor.",
-    "by-parts": "The plan has another method: write its type, or give --method yarn if that is what is meant.",
+    "by-parts": "The plan has another method: write its type, or give --method yarn if that is meant.",
     "temperature-missing": "The frequencies are right and the temperature is not there: write the attention "
     "factor, or fold it into the tables; for frequencies alone give --method ntk-by-parts.",
     "temperature-twice": "llama.cpp computes attn_factor x (1 + 0.1 ln s): its key takes the quotient of the "
