@@ -38,9 +38,9 @@ def commands(text):
     return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
 
 
-def test_a_static_plan(card):
+def test_a_static_plan(card, checkpoints):
     text = card("--factor", "4", "--beta-fast", "20", emit="all")
-    assert "# llama-0 for llama.cpp\n" in text
+    assert f"# {checkpoints('llama').name} for llama.cpp\n" in text
     found = rows(text)
     assert found["method"] == ["yarn, factor 4"]
     assert found["context"] == ["256 positions in training, 1024 planned"]
@@ -64,11 +64,11 @@ def test_what_was_not_emitted_is_not_named(card):
     assert "--cache-reuse" not in text
 
 
-def test_a_dynamic_plan(card):
+def test_a_dynamic_plan(card, checkpoints):
     text = card(*DYNAMIC, emit="llama-server,card")
     found = rows(text)
     assert found["carried by"] == ["the presets beside it"]
-    assert found["896"][:3] == ["3.5", "1.3", "`llama-0-896`"]
+    assert found["896"][:3] == ["3.5", "1.3", f"`{checkpoints('llama').name}-896`"]
     assert "attn_factor=float:" in found["896"][3]
     assert ["yarnconv", "check", "model.gguf", "--reference", "MODEL", "--method", "none"] in commands(text)
     assert ["sh", "model.llama-server.sh"] in commands(text)
