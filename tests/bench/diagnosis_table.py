@@ -153,7 +153,10 @@ def by_others(bench):
         model = checkpoint(f"builder-{number}", family, rope)
         path = build(model, bench.directory / f"builder-out-{number}", "fp32")
         codes, _ = bench.inspected(path, "--reference", model)
-        bench.add(kind, "onnx", "genai's builder", (cause, None), (codes[0] if codes else None, None))
+        alone = len(codes) == 1  # two mistakes at once have no name
+        label = bench.diagnosed(path, model)[1] if alone else None
+        wanted = cause, cause if alone else None
+        bench.add(kind, "onnx", "genai's builder", wanted, (codes[0] if codes else None, label))
     from tests.support.torch_export import export_as_optimum, rope_config
 
     config = rope_config("default")
