@@ -23,6 +23,7 @@ from yarnconv.console.rope_drawing import HEIGHT, MOST_PAIRS, WIDTH, rope_drawin
 from yarnconv.console.step_summary import MOST_BYTES, TOO_LONG, append_step_summary, step_summary
 from yarnconv.verify.baseline import Comparison, Regression
 from yarnconv.verify.report import Diagnosis
+from yarnconv.verify.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,11 @@ def cases(result):
     (suite,) = JUnitXml.fromstring(junit_xml(result))
     groups = {}
     for case in suite:
-        assert not any(isinstance(found, Error) for found in case.result)
         groups.setdefault(case.classname.removeprefix("yarnconv."), []).append(case)
-    counted = [sum(isinstance(r, kind) for case in suite for r in case.result) for kind in (Failure, Skipped)]
-    assert [suite.tests, suite.failures, suite.skipped] == [sum(map(len, groups.values())), *counted]
+    kinds = (Failure, Error, Skipped)
+    counted = [sum(isinstance(r, kind) for case in suite for r in case.result) for kind in kinds]
+    said = [suite.tests, suite.failures, suite.errors, suite.skipped]
+    assert said == [sum(map(len, groups.values())), *counted]
     return suite, groups
 
 
@@ -91,18 +93,26 @@ def test_junit_says_what_failed_and_why(failing):
     assert found.keys() == wrong.keys()
 
 
-def test_junit_skips_what_was_not_judged(holding):
+def test_junit_skips_what_says_nothing(holding):
     report = holding.report
     blind = [replace(window, blind="nothing shows") for window in report.windows]
-    unknown = replace(report.weights, outcome="not_judged", reason="nothing is known of TQ2_0")
     other = [replace(key, agrees=False, decisive=False) for key in report.keys]
-    suite, groups = cases(
-        replace(holding, report=replace(report, windows=blind, weights=unknown, keys=other))
-    )
-    assert suite.failures == 0
-    assert groups["verdict"][1].result[0].message == "nothing is known of TQ2_0"
+    suite, groups = cases(replace(holding, report=replace(report, windows=blind, keys=other)))
+    assert suite.failures == suite.errors == 0
     assert {case.result[0].message for case in groups["window"]} == {"nothing shows"}
     assert all("does not compute with it" in case.result[0].message for case in groups["metadata"])
+
+
+@pytest.mark.parametrize(("waived", "kind"), [(False, Error), (True, Skipped)])
+def test_what_could_not_be_judged_is_an_error_unless_it_was_left_out(waived, kind, holding):
+    """Or a check that ends with 5 would leave a file that is green."""
+    unknown = Verdict(outcome="not_judged", reason="nothing is known of TQ2_0", waived=waived)
+    result = replace(holding, report=replace(holding.report, weights=unknown))
+    suite, groups = cases(result)
+    (found,) = groups["verdict"][1].result
+    assert (type(found), found.message) == (kind, "nothing is known of TQ2_0")
+    assert (suite.failures, suite.errors, suite.skipped) == (0, not waived, waived)
+    assert result.passes is (True if waived else None)
 
 
 def test_every_report_says_what_got_worse(holding):

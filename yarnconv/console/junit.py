@@ -15,11 +15,14 @@ LONGEST_TEXT = 4000  # of one message; values of metadata come from strangers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
-    """failure, skipped: the message of what did not hold, or was not judged; neither where it holds."""
+    """failure, error, skipped: the message of what did not hold, should have been judged and could not, or
+    was left out; none where it holds.
+    """
 
     group: str
     name: str
     failure: str | None = None
+    error: str | None = None
     skipped: str | None = None
     details: str = ""
 
@@ -40,11 +43,13 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
 def _verdicts(result: CheckResult) -> Iterator[_Case]:
     for name, verdict in result.verdicts.items():
         details = _diagnosis(result.report.diagnosis) if name == "structure" else ""
+        unjudged = verdict.reason if verdict.outcome == "not_judged" else None
         yield _Case(
             group="verdict",
             name=name,
             failure=verdict.reason if verdict.outcome == "fails" else None,
-            skipped=verdict.reason if verdict.outcome == "not_judged" else None,
+            error=None if verdict.waived else unjudged,
+            skipped=unjudged if verdict.waived else None,
             details=details,
         )
 
@@ -111,7 +116,7 @@ def junit_xml(result: CheckResult) -> bytes:
     counts = {
         "tests": str(len(cases)),
         "failures": str(sum(case.failure is not None for case in cases)),
-        "errors": "0",
+        "errors": str(sum(case.error is not None for case in cases)),
         "skipped": str(sum(case.skipped is not None for case in cases)),
     }
     root = ElementTree.Element("testsuites", {"name": "yarnconv check", **counts})
@@ -125,14 +130,14 @@ def junit_xml(result: CheckResult) -> bytes:
     for case in cases:
         attributes = {"classname": f"yarnconv.{case.group}", "name": _text(case.name)}
         element = ElementTree.SubElement(suite, "testcase", attributes)
-        if case.failure is not None:
-            kind = {"message": _text(case.failure), "type": case.group}
-            ElementTree.SubElement(element, "failure", kind).text = _text(
-                "\n".join(filter(None, (case.failure, case.details)))
-            )
+        for tag, said in (("failure", case.failure), ("error", case.error)):
+            if said is not None:
+                kind = {"message": _text(said), "type": case.group}
+                told = "\n".join(filter(None, (said, case.details)))
+                ElementTree.SubElement(element, tag, kind).text = _text(told)
         if case.skipped is not None:
             ElementTree.SubElement(element, "skipped", {"message": _text(case.skipped)})
-        if case.failure is None and case.details:
+        if case.failure is case.error is None and case.details:
             ElementTree.SubElement(element, "system-out").text = _text(case.details)
     ElementTree.SubElement(suite, "system-out").text = _text(_as_is(result))
     ElementTree.indent(root)
