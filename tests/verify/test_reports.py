@@ -43,7 +43,7 @@ WORSE = Comparison(
         Regression(where="as is: inside", figure="kl_max", baseline=1e-3, found=0.5, allowed=2e-3),
         Regression(where="structure", figure="windows", baseline=9.0, found=None, allowed=9.0),
     ),
-    unmatched=("weights of type Q4_0: only here",),
+    unmatched=("weights: not measured in the baseline",),
 )
 
 
@@ -126,7 +126,7 @@ def test_every_report_says_what_got_worse(holding):
     for text in (page, summary):
         assert "Parity holds, and figures got worse" in text
         assert "not measured" in text
-    assert "weights of type Q4_0: only here" in page
+    assert "weights: not measured in the baseline" in page
     assert suite.failures == 2
     (case,) = cases(replace(holding, comparison=replace(WORSE, regressions=())))[1]["baseline"]
     assert case.result == []
