@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 
 import pytest
+from junitparser import JUnitXml
 
 from tests.support.faults import FAULTS
 from tests.support.gguf_editing import load
@@ -150,6 +151,33 @@ def test_what_differs_in_the_options_shows_before_the_work(measured, yarnconv, a
         code, _, stderr = yarnconv(*command, "--baseline", path, *options)
         assert code == 2
         assert "measured something else" in stderr
+
+
+def test_a_baseline_that_does_not_fit_loses_no_finished_report(
+    measured, yarnconv, artefacts, checkpoints, tmp_path
+):
+    """What only a run shows, such as how many layers were judged: everything is told, and then it fails."""
+    earlier = deepcopy(measured)
+    earlier["layers"] = 3
+    path, places = tmp_path / "earlier.json", [tmp_path / f"new.{kind}" for kind in ("json", "xml", "html")]
+    path.write_text(json.dumps(earlier))
+    given = ("--reference", checkpoints("llama"), "--baseline", path)
+    forms = [
+        word for pair in zip(("--output-json", "--junit", "--html"), places, strict=True) for word in pair
+    ]
+    command = ("check", artefacts("llama", "q8_0", "--factor", "4"), *given)
+    code, stdout, stderr = yarnconv(*command, *forms)
+    assert (code, "parity holds" in stdout) == (2, True)
+    assert "layers is 3, here 2" in stderr
+    report = json.loads(places[0].read_text())
+    assert (report["parity"], len(report["windows"])) == (True, len(measured["windows"]))
+    assert report["baseline"].keys() == {"path", "misfit"}
+    assert "layers is 3, here 2" in report["baseline"]["misfit"]
+    suite = JUnitXml.fromfile(str(places[1]))
+    assert (suite.failures, suite.errors) == (0, 1)
+    assert "Parity holds, and the baseline does not fit" in places[2].read_text()
+    code, stdout, _ = yarnconv(*command, "--json")
+    assert (code, json.loads(stdout)) == (2, report)
 
 
 def test_other_versions_and_the_last_digit_of_a_logarithm_do_not_matter(held, measured):

@@ -21,6 +21,7 @@ from yarnconv.console.html_report import html_report
 from yarnconv.console.junit import junit_xml
 from yarnconv.console.rope_drawing import HEIGHT, MOST_PAIRS, WIDTH, rope_drawing
 from yarnconv.console.step_summary import MOST_BYTES, TOO_LONG, append_step_summary, step_summary
+from yarnconv.errors import BadInput
 from yarnconv.verify.baseline import Comparison, Regression
 from yarnconv.verify.report import Diagnosis
 from yarnconv.verify.verdict import Verdict
@@ -130,6 +131,19 @@ def test_every_report_says_what_got_worse(holding):
     assert suite.failures == 2
     (case,) = cases(replace(holding, comparison=replace(WORSE, regressions=())))[1]["baseline"]
     assert case.result == []
+
+
+def test_every_report_says_that_the_baseline_does_not_fit(holding):
+    misfit = BadInput("measured something else: layers is 3, here 2", where="old.json")
+    result = replace(holding, misfit=misfit)
+    (case,) = cases(result)[1]["baseline"]
+    assert (type(case.result[0]), case.result[0].message) == (Error, str(misfit))
+    for text in (html_report(result).decode(), step_summary(result)):
+        assert "Parity holds, and the baseline does not fit" in text
+        assert "layers is 3" in text
+    assert result.passes is None
+    failed = replace(holding.report, weights=replace(holding.report.weights, outcome="fails"))
+    assert replace(result, report=failed).passes is False
 
 
 def test_strangers_words_stay_words(failing):

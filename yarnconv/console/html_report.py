@@ -36,6 +36,8 @@ def headline(result: CheckResult) -> str:
     """What came of it, in a few words."""
     if result.report.parity is True and result.regressed:
         return "Parity holds, and figures got worse"
+    if result.report.parity is True and result.misfit is not None:
+        return "Parity holds, and the baseline does not fit"
     return HEADLINES[result.report.parity]
 
 
@@ -210,6 +212,7 @@ def result_values(result: CheckResult) -> dict[str, Any]:
         "weights": _weights(result),
         "diagnosis": _diagnosis(report.diagnosis),
         "baseline": _baseline(result),
+        "misfit": None if result.misfit is None else shown(result.misfit),
         "warnings": [shown(warning) for warning in report.expected.warnings],
     }
 

@@ -86,6 +86,8 @@ def _facts(result: CheckResult) -> Iterator[_Case]:
 
 
 def _regressions(result: CheckResult) -> Iterator[_Case]:
+    if result.misfit is not None:
+        yield _Case(group="baseline", name="the baseline fits", error=str(result.misfit))
     if result.comparison is None:
         return
     for one in result.comparison.regressions:
