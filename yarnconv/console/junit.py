@@ -101,7 +101,8 @@ def _regressions(result: CheckResult) -> Iterator[_Case]:
 
 def _as_is(result: CheckResult) -> str:
     """Information: no case, because nothing is held to anything."""
-    lines = [f"as it is: {result.report.as_is.note}"]
+    lines = [result.report.remark] if result.report.remark else []
+    lines.append(f"as it is: {result.report.as_is.note}")
     lines += [
         f"{w.name}, {w.phase} {w.first}..{w.last}: relative error up to {w.relative_max:.3g}, "
         f"KL up to {w.kl_max:.3g}, top-1 {100 * w.top1_agreement:.4g} %"

@@ -24,7 +24,7 @@ from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
 from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
-from yarnconv.verify.report import AsIs, CheckReport
+from yarnconv.verify.report import AsIs, CheckReport, without_checkpoint
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.structure import NOT_RUN, with_whole
 from yarnconv.verify.verdict import conclude_facts
@@ -133,7 +133,7 @@ def judge_graph(
         as_is=as_is,
         diagnosis=with_weights(judged.diagnosis, tensors),
     )
-    return report, case
+    return without_checkpoint(report) if checkpoint.described else report, case
 
 
 def check_onnx(
