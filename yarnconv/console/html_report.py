@@ -12,6 +12,7 @@ from yarnconv import __version__
 from yarnconv.console.baseline_view import figure_text
 from yarnconv.console.check_view import expectation_source
 from yarnconv.console.figures import plan_curve
+from yarnconv.console.marks import REPORT
 from yarnconv.console.messages import printable
 from yarnconv.console.rope_drawing import rope_drawing
 from yarnconv.plan import RopePlan
@@ -220,4 +221,4 @@ def result_values(result: CheckResult) -> dict[str, Any]:
 
 def html_report(result: CheckResult) -> bytes:
     """The whole page, UTF-8."""
-    return render("report/check.html", result_values(result)).encode()
+    return render("report/check.html", {**result_values(result), "generator": REPORT}).encode()

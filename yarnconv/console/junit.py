@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from yarnconv import __version__
 from yarnconv.console.baseline_view import figure_text
+from yarnconv.console.marks import REPORT
 from yarnconv.console.messages import printable
 from yarnconv.verify.report import Diagnosis
 from yarnconv.verify.result import CheckResult
@@ -122,7 +123,7 @@ def junit_xml(result: CheckResult) -> bytes:
         "errors": str(sum(case.error is not None for case in cases)),
         "skipped": str(sum(case.skipped is not None for case in cases)),
     }
-    root = ElementTree.Element("testsuites", {"name": "yarnconv check", **counts})
+    root = ElementTree.Element("testsuites", {"name": REPORT, **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _text(report.artifact), **counts})
     properties = ElementTree.SubElement(suite, "properties")
     facts = {"reference": report.reference, "seed": str(report.seed), "yarnconv": __version__}
