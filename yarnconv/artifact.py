@@ -8,15 +8,18 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeAlias
 
 from yarnconv.errors import BadInput
 
 # Headers, directory entries and the file system's own bookkeeping.
 SLACK_BYTES = 16 * 2**20
+_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 def check_directory(directory: Path) -> None:
@@ -48,6 +51,25 @@ def check_free_space(
 
 
 @contextmanager
+def _handling(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Signals by this handler meanwhile. What fails or interrupts while they are exchanged or put back leaves
+    none of them exchanged.
+    """
+    with ExitStack() as put_back:
+        for number in numbers:
+            # of a handler that was installed by no Python nobody knows more than that
+            before = signal.getsignal(number) or signal.SIG_DFL
+            put_back.callback(signal.signal, number, before)
+            signal.signal(number, handler)
+        yield
+
+
+def _not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those that the caller had us ignore (nohup) stay ignored."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """While something lies on the disk that must not stay, SIGTERM and SIGHUP unwind like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
@@ -57,14 +79,8 @@ def termination_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # one that the caller had us ignore (nohup) stays ignored
-    caught = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in caught}
-    try:
+    with _handling(_not_ignored(signal.SIGTERM, signal.SIGHUP), interrupt):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -73,33 +89,24 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
+    with _handling(_ALL, signal.SIG_IGN):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Interrupts that arrive in between count at its end."""
+    """Interrupts that arrive in between count at its end, each of them once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # an ignored one stays ignored, and one that nobody handles ends the process as ever: after the end
-    caught = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in caught}
+    arrived: dict[int, None] = {}  # one that nobody handles ends the process as ever: after the end
     try:
-        yield
+        with _handling(_not_ignored(*_ALL), lambda number, _: arrived.setdefault(number)):
+            yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
+        with ExitStack() as raised:  # where the first one interrupts, the others arrive all the same
+            for number in reversed(arrived):
+                raised.callback(signal.raise_signal, number)
 
 
 def _publish(paths: Sequence[Path], destinations: Sequence[Path]) -> None:

@@ -54,10 +54,46 @@ def test_a_file_that_is_no_report_is_not_replaced(check, checkpoints, yarnconv, 
     assert code == 2
     assert "is no report" in stderr
     assert second.read_bytes() == before
-    report = tmp_path / "report.html"
-    report.write_text("<!doctype html>an older one")
-    assert check(first, checkpoints("llama"), "--html", report)[0] == 0
-    assert "Parity holds" in report.read_text()
+
+
+NO_REPORTS = {
+    "genai_config.json": '{"model": {"context_length": 1024}}',
+    "plan.json": '{"schema_version": 1, "method": "yarn"}',
+    "verdicts.json": '{"verdicts": {"structure": "holds"}, "parity": true}',
+    "deep.json": '{"a":' * 100_000,
+    "half.json": '{"schema_version": 1, "parity": true, "verdicts": {',
+    "network.xml": '<?xml version="1.0"?>\n<net name="Model0" version="11"/>',
+    "others.xml": '<testsuites name="pytest tests"/>',
+    "page.html": "<!doctype html><html><head><title>yarnconv check</title></head></html>",
+    "notes.txt": "yarnconv check",
+    "blank": "\n",
+}
+
+
+@pytest.mark.parametrize("option", FORMS)
+def test_what_begins_like_a_report_and_is_none_is_not_replaced(option, check, onnx_artefacts, tmp_path):
+    """A part of an artefact that is named by its file, before the reference is even looked for."""
+    directory = onnx_artefacts("llama", "--factor", "4")
+    for name, text in NO_REPORTS.items():
+        place = tmp_path / name
+        place.write_text(text)
+        code, _, stderr = check(directory / "model.onnx", tmp_path / "none", option, place)
+        assert (code, place.read_text()) == (2, text)
+        assert f"{name}: the file exists and is no report that yarnconv wrote" in " ".join(stderr.split())
+    assert len(list(tmp_path.iterdir())) == len(NO_REPORTS)
+
+
+def test_an_older_report_of_any_form_and_an_empty_file_give_way(check, artefacts, checkpoints, tmp_path):
+    path, directory = artefacts("llama", "f32", "--factor", "4"), checkpoints("llama")
+    places = [tmp_path / name for name in ("a.json", "a.xml", "a.html")]
+    options = [word for pair in zip(FORMS, places, strict=True) for word in pair]
+    for place in places:
+        place.touch()
+    assert check(path, directory, "--factor", "2", *options)[0] == 1
+    older = [place.read_bytes() for place in places]
+    assert check(path, directory, *options)[0] == 0
+    assert all(place.read_bytes() != before for place, before in zip(places, older, strict=True))
+    assert "Parity holds" in places[2].read_text()
 
 
 def test_of_a_dynamic_plan_each_window_has_its_factor(check, onnx_artefacts, checkpoints, tmp_path):

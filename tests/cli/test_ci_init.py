@@ -103,6 +103,12 @@ def assert_judged(runner, target):
     assert "Parity holds" in (runner.temporary / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("factor", ["4", "1.5", "1.2345678", "3.0000000000000004", "65535.987"])
+def test_the_factor_is_exactly_the_one_that_was_given(factor, init):
+    job, _ = init("--factor", factor)
+    assert job["env"]["FACTOR"] == factor
+
+
 def test_its_steps_convert_and_judge_and_fail_where_they_should(init, checkpoints):
     job, place = init("--model", "model", "--factor", "2")
     shutil.copytree(checkpoints("llama"), place / "model")

@@ -28,6 +28,32 @@ def test_a_picture(suffix, artefacts, checkpoints, yarnconv, tmp_path):
     assert path.read_bytes().lower().startswith(beginning.lower())
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_only_a_picture_that_was_drawn_here_is_replaced(suffix, artefacts, yarnconv, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"mine{suffix}"
+    command = ("inspect", artefacts("llama", "f32", *FACTOR), "--plot", path)
+    others = {
+        ".png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR, another's",
+        ".svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"><title>mine</title></svg>',
+        ".html": b'<!doctype html><html><head><meta name="generator" content="another"></head></html>',
+    }
+    for data in (*others.values(), b"yarnconv inspect", b"{}"):
+        path.write_bytes(data)
+        code, stdout, stderr = yarnconv(*command)
+        assert (code, stdout, path.read_bytes()) == (2, "", data)
+        assert "is no picture that yarnconv drew" in " ".join(stderr.split())
+    path.write_bytes(b"")
+    assert yarnconv(*command)[0] == 0
+    drawn = path.read_bytes()
+    assert yarnconv(*command)[0] == 0
+    assert path.read_bytes() == drawn
+    path.unlink()
+    path.mkdir()
+    code, _, stderr = yarnconv(*command)
+    assert (code, "is no regular file" in stderr) == (2, True)
+
+
 def test_a_picture_of_what_has_no_name(artefacts, yarnconv, tmp_path):
     """Numbers can be drawn all the same; where there are none, nothing is written."""
     from tests.support.gguf_editing import load

@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 
 import pytest
+from junitparser import JUnitXml
 
 from tests.support.faults import FAULTS
 from tests.support.gguf_editing import load
@@ -75,9 +76,39 @@ def test_weights_by_type(held, measured):
     document["weights"]["types"]["F32"]["relative_max"] = 2e-7
     document["weights"]["types"]["Q8_0"]["relative_max"] *= 1.49
     assert held(document)[0] == [("weights: F32", "relative_max")]
-    document["weights"]["types"]["Q4_0"] = document["weights"]["types"].pop("Q8_0")
-    unmatched = held(document)[1].unmatched
-    assert unmatched == ("weights of type Q4_0: only here", "weights of type Q8_0: no more here")
+
+
+CHANGED = {
+    "F32, Q4_K": "weights of type Q8_0 before, Q4_K now",
+    "F32": "weights of type Q8_0 before, none now",
+    "F32, Q4_K, Q8_0": "weights of type none before, Q4_K now",
+}
+
+
+@pytest.mark.parametrize("types", CHANGED)
+@pytest.mark.parametrize("as_is", [True, False])
+def test_another_type_is_worse_whether_it_was_run_as_it_is_or_not(types, as_is, held, measured):
+    earlier = deepcopy(measured)
+    if not as_is:  # as where memory does not hold its reference
+        earlier["as_is"]["windows"] = []
+    document = deepcopy(earlier)
+    found = document["weights"]["types"]
+    document["weights"]["types"] = {name: found.get(name, found["Q8_0"]) for name in types.split(", ")}
+    worse, comparison = held(document, earlier=earlier)
+    assert worse == [(CHANGED[types], "types that differ")]
+    (regression,) = comparison.regressions
+    assert regression.found > regression.allowed == regression.baseline
+    assert comparison.unmatched == ()
+
+
+def test_weights_that_only_one_of_the_two_compared(held, measured):
+    none = deepcopy(measured)
+    none["weights"]["types"] = {}
+    worse, found = held(none)
+    assert worse == [("weights of type F32, Q8_0 before, none now", "types that differ")]
+    assert found.regressions[0].found is None
+    worse, found = held(measured, earlier=none)
+    assert (worse, found.unmatched) == ([], ("weights: not measured in the baseline",))
 
 
 def test_what_is_not_measured_any_more_is_worse(held, measured):
@@ -120,6 +151,33 @@ def test_what_differs_in_the_options_shows_before_the_work(measured, yarnconv, a
         code, _, stderr = yarnconv(*command, "--baseline", path, *options)
         assert code == 2
         assert "measured something else" in stderr
+
+
+def test_a_baseline_that_does_not_fit_loses_no_finished_report(
+    measured, yarnconv, artefacts, checkpoints, tmp_path
+):
+    """What only a run shows, such as how many layers were judged: everything is told, and then it fails."""
+    earlier = deepcopy(measured)
+    earlier["layers"] = 3
+    path, places = tmp_path / "earlier.json", [tmp_path / f"new.{kind}" for kind in ("json", "xml", "html")]
+    path.write_text(json.dumps(earlier))
+    given = ("--reference", checkpoints("llama"), "--baseline", path)
+    forms = [
+        word for pair in zip(("--output-json", "--junit", "--html"), places, strict=True) for word in pair
+    ]
+    command = ("check", artefacts("llama", "q8_0", "--factor", "4"), *given)
+    code, stdout, stderr = yarnconv(*command, *forms)
+    assert (code, "parity holds" in stdout) == (2, True)
+    assert "layers is 3, here 2" in stderr
+    report = json.loads(places[0].read_text())
+    assert (report["parity"], len(report["windows"])) == (True, len(measured["windows"]))
+    assert report["baseline"].keys() == {"path", "misfit"}
+    assert "layers is 3, here 2" in report["baseline"]["misfit"]
+    suite = JUnitXml.fromfile(str(places[1]))
+    assert (suite.failures, suite.errors) == (0, 1)
+    assert "Parity holds, and the baseline does not fit" in places[2].read_text()
+    code, stdout, _ = yarnconv(*command, "--json")
+    assert (code, json.loads(stdout)) == (2, report)
 
 
 def test_other_versions_and_the_last_digit_of_a_logarithm_do_not_matter(held, measured):
@@ -180,7 +238,8 @@ def test_worse_weights_fail_a_check_whose_parity_holds(
     code, report, _ = check(coarse, checkpoints("llama"), "--baseline", path)
     assert code == 1
     assert report["parity"] is True
-    assert {one["where"].split(":")[0] for one in report["baseline"]["regressions"]} == {"as is"}
+    types = "weights of type Q8_0 before, Q4_0, Q6_K now"  # Q6_K: its output head
+    assert {one["where"].split(":")[0] for one in report["baseline"]["regressions"]} == {types, "as is"}
     code, stdout, _ = yarnconv("check", coarse, "--reference", checkpoints("llama"), "--baseline", path)
     assert code == 1
     assert "parity holds" in stdout
@@ -188,8 +247,9 @@ def test_worse_weights_fail_a_check_whose_parity_holds(
     assert "relative_max" in stdout
     assert max(map(len, stdout.splitlines())) <= 80
     _, report, _ = check(coarse, checkpoints("llama"), "--baseline", path, "--margin", "1000")
-    # of 1000 times no disagreement at all there still is none
-    assert {one["figure"] for one in report["baseline"]["regressions"]} == {"1 - top1_agreement"}
+    # of 1000 times no disagreement at all there still is none, and no margin covers another type
+    figures = {one["figure"] for one in report["baseline"]["regressions"]}
+    assert figures == {"1 - top1_agreement", "types that differ"}
 
 
 def test_a_fault_fails_with_a_baseline_as_without(measured, check, artefacts, checkpoints, tmp_path):

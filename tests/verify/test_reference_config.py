@@ -1,5 +1,6 @@
 """`yarnconv check --reference-config`: an artefact judged without the checkpoint it was made from."""
 
+import html
 import json
 import shutil
 
@@ -11,6 +12,10 @@ from tests.support.models import edit_config, make_checkpoint
 from tests.support.onnx_faults import Editor, temperature_dropped
 
 YARN = ("--factor", "4")
+SO_FAR = (
+    "parity holds as far as it can be seen without the checkpoint: that the weights are the model's, and the "
+    "rows of q and k in their order, was not judged"
+)
 WITHOUT_WEIGHTS = {"structure": "holds", "weights": "not_judged", "metadata": "holds"}
 
 
@@ -58,10 +63,34 @@ def test_a_gguf(family, outtype, check_config, config, artefacts, tmp_path):
     assert report["diagnosis"]["label"] == "temperature-missing"
 
 
-def test_what_only_weights_can_show_is_not_judged(check_config, config, artefacts, tmp_path):
+@pytest.mark.parametrize("fault", ["two tensors swapped", "q/k permutation"])
+def test_what_only_weights_can_show_is_not_judged_and_said_so(
+    fault, check_config, yarnconv, config, artefacts, tmp_path
+):
     file = load(artefacts("llama", "f32", *YARN))
-    FAULTS["two tensors swapped"][0](file)
-    assert check_config(file.write(tmp_path / "swapped.gguf"), config("llama"), *YARN)[0] == 0
+    FAULTS[fault][0](file)
+    path, page = file.write(tmp_path / "faulty.gguf"), tmp_path / "page.html"
+    code, report, _ = check_config(path, config("llama"), *YARN, "--html", page)
+    assert (code, report["parity"], report["remark"]) == (0, True, SO_FAR)
+    text = page.read_text()
+    assert "<h1>Parity holds as far as it can be seen</h1>" in text
+    assert html.escape(SO_FAR, quote=False).replace("'", "&#39;") in text
+    _, stdout, _ = yarnconv("check", path, "--reference-config", config("llama"), *YARN)
+    assert " ".join(stdout.split()).endswith(SO_FAR)
+    assert "as asked" not in stdout + text
+
+
+def test_what_fails_without_a_checkpoint_does_not_hold_so_far(check_config, config, artefacts):
+    code, report, _ = check_config(artefacts("llama", "f32", *YARN), config("llama"), "--factor", "2")
+    assert (code, report["parity"]) == (1, False)
+    assert "holds" not in report["remark"]
+    assert "was not judged" in report["remark"]
+
+
+def test_with_the_checkpoint_nothing_is_left_open(check, artefacts, checkpoints):
+    path = artefacts("llama", "f32", *YARN)
+    assert check(path, checkpoints("llama"))[1]["remark"] is None
+    assert check(path, checkpoints("llama"), "--weights", "none")[1]["remark"] is None
 
 
 def test_a_missing_tensor_is_missing_still(check_config, config, artefacts, tmp_path):
@@ -77,7 +106,7 @@ def test_an_onnx_model(dtype, check_config, config, onnx_artefacts, tmp_path):
     path = onnx_artefacts("llama", *YARN, "--dtype", dtype)
     code, report, stderr = check_config(path, config("llama"), *YARN)
     assert code == 0, stderr
-    assert report["verdicts"] == WITHOUT_WEIGHTS
+    assert (report["verdicts"], report["remark"]) == (WITHOUT_WEIGHTS, SO_FAR)
     editor = Editor(path, tmp_path / "faulty")
     temperature_dropped(editor)
     code, report, _ = check_config(editor.save(), config("llama"), *YARN)
@@ -89,7 +118,7 @@ def test_an_extended_checkpoint(check_config, config, checkpoints, yarnconv, tmp
     assert yarnconv("hf", checkpoints("llama"), *YARN, "-o", out)[0] == 0
     code, report, stderr = check_config(out, config("llama"), *YARN)
     assert code == 0, stderr
-    assert report["verdicts"] == WITHOUT_WEIGHTS
+    assert (report["verdicts"], report["remark"]) == (WITHOUT_WEIGHTS, SO_FAR)
     code, report, _ = check_config(out, config("llama"), "--factor", "8")
     assert (code, report["verdicts"]["structure"]) == (1, "fails")
 
@@ -150,7 +179,8 @@ def test_configs_that_cannot_be_read(check_config, config, artefacts, checkpoint
     edit_config(bad.parent, **json.loads((checkpoints("llama") / "config.json").read_text()))
     code, _, stderr = check_config(path, bad, *YARN, "--output-json", bad)
     assert code == 2
-    assert "over the artefact or into the checkpoint" in stderr
+    assert "is no report that yarnconv wrote" in stderr
+    assert json.loads(bad.read_text())["model_type"] == "llama"
 
 
 def test_another_models_config(check_config, config, artefacts):

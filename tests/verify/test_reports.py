@@ -21,8 +21,10 @@ from yarnconv.console.html_report import html_report
 from yarnconv.console.junit import junit_xml
 from yarnconv.console.rope_drawing import HEIGHT, MOST_PAIRS, WIDTH, rope_drawing
 from yarnconv.console.step_summary import MOST_BYTES, TOO_LONG, append_step_summary, step_summary
+from yarnconv.errors import BadInput
 from yarnconv.verify.baseline import Comparison, Regression
 from yarnconv.verify.report import Diagnosis
+from yarnconv.verify.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ WORSE = Comparison(
         Regression(where="as is: inside", figure="kl_max", baseline=1e-3, found=0.5, allowed=2e-3),
         Regression(where="structure", figure="windows", baseline=9.0, found=None, allowed=9.0),
     ),
-    unmatched=("weights of type Q4_0: only here",),
+    unmatched=("weights: not measured in the baseline",),
 )
 
 
@@ -51,10 +53,11 @@ def cases(result):
     (suite,) = JUnitXml.fromstring(junit_xml(result))
     groups = {}
     for case in suite:
-        assert not any(isinstance(found, Error) for found in case.result)
         groups.setdefault(case.classname.removeprefix("yarnconv."), []).append(case)
-    counted = [sum(isinstance(r, kind) for case in suite for r in case.result) for kind in (Failure, Skipped)]
-    assert [suite.tests, suite.failures, suite.skipped] == [sum(map(len, groups.values())), *counted]
+    kinds = (Failure, Error, Skipped)
+    counted = [sum(isinstance(r, kind) for case in suite for r in case.result) for kind in kinds]
+    said = [suite.tests, suite.failures, suite.errors, suite.skipped]
+    assert said == [sum(map(len, groups.values())), *counted]
     return suite, groups
 
 
@@ -91,18 +94,26 @@ def test_junit_says_what_failed_and_why(failing):
     assert found.keys() == wrong.keys()
 
 
-def test_junit_skips_what_was_not_judged(holding):
+def test_junit_skips_what_says_nothing(holding):
     report = holding.report
     blind = [replace(window, blind="nothing shows") for window in report.windows]
-    unknown = replace(report.weights, outcome="not_judged", reason="nothing is known of TQ2_0")
     other = [replace(key, agrees=False, decisive=False) for key in report.keys]
-    suite, groups = cases(
-        replace(holding, report=replace(report, windows=blind, weights=unknown, keys=other))
-    )
-    assert suite.failures == 0
-    assert groups["verdict"][1].result[0].message == "nothing is known of TQ2_0"
+    suite, groups = cases(replace(holding, report=replace(report, windows=blind, keys=other)))
+    assert suite.failures == suite.errors == 0
     assert {case.result[0].message for case in groups["window"]} == {"nothing shows"}
     assert all("does not compute with it" in case.result[0].message for case in groups["metadata"])
+
+
+@pytest.mark.parametrize(("waived", "kind"), [(False, Error), (True, Skipped)])
+def test_what_could_not_be_judged_is_an_error_unless_it_was_left_out(waived, kind, holding):
+    """Or a check that ends with 5 would leave a file that is green."""
+    unknown = Verdict(outcome="not_judged", reason="nothing is known of TQ2_0", waived=waived)
+    result = replace(holding, report=replace(holding.report, weights=unknown))
+    suite, groups = cases(result)
+    (found,) = groups["verdict"][1].result
+    assert (type(found), found.message) == (kind, "nothing is known of TQ2_0")
+    assert (suite.failures, suite.errors, suite.skipped) == (0, not waived, waived)
+    assert result.passes is (True if waived else None)
 
 
 def test_every_report_says_what_got_worse(holding):
@@ -116,10 +127,23 @@ def test_every_report_says_what_got_worse(holding):
     for text in (page, summary):
         assert "Parity holds, and figures got worse" in text
         assert "not measured" in text
-    assert "weights of type Q4_0: only here" in page
+    assert "weights: not measured in the baseline" in page
     assert suite.failures == 2
     (case,) = cases(replace(holding, comparison=replace(WORSE, regressions=())))[1]["baseline"]
     assert case.result == []
+
+
+def test_every_report_says_that_the_baseline_does_not_fit(holding):
+    misfit = BadInput("measured something else: layers is 3, here 2", where="old.json")
+    result = replace(holding, misfit=misfit)
+    (case,) = cases(result)[1]["baseline"]
+    assert (type(case.result[0]), case.result[0].message) == (Error, str(misfit))
+    for text in (html_report(result).decode(), step_summary(result)):
+        assert "Parity holds, and the baseline does not fit" in text
+        assert "layers is 3" in text
+    assert result.passes is None
+    failed = replace(holding.report, weights=replace(holding.report.weights, outcome="fails"))
+    assert replace(result, report=failed).passes is False
 
 
 def test_strangers_words_stay_words(failing):

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from yarnconv.verify.baseline import (
     LARGEST_MARGIN,
     LEAST_MARGIN,
     Baseline,
-    compare_with_baseline,
     read_baseline,
     refuse_other_settings,
 )
@@ -185,7 +183,9 @@ def run_check(
     command: str,
     as_json: bool,
 ) -> int:
-    """Check, show, and give the exit code. command: what makes the same check again."""
+    """Check, show, and give the exit code. command: what makes the same check again. Raises BadInput, among
+    others of a baseline that turns out to be none of this artefact: once the report is shown and written.
+    """
     if text is not None and tokens is not None:
         raise BadInput("both are given", where="--text, --tokens", fix="Give one of them.")
     artefact = engine_directory(artefact)
@@ -209,7 +209,7 @@ def run_check(
     report = judge(artefact, place, request, options, TerminalProgress(enabled=not as_json))
     result = CheckResult(report=report, sample=_sample(options), command=command)
     if earlier is not None:
-        result = replace(result, comparison=compare_with_baseline(result.document, earlier, margin))
+        result = result.held_against(earlier, margin)
     if as_json:
         print_json(result.document)
     else:
@@ -218,4 +218,6 @@ def run_check(
             print_comparison(result.comparison)
     files.write(result)
     append_step_summary(result)
+    if result.misfit is not None:
+        raise result.misfit
     return {True: HOLDS, False: DOES_NOT_HOLD, None: NOT_JUDGED}[result.passes]

@@ -142,8 +142,6 @@ def _plotter(path: Path, artefact: Path) -> "Callable[[Inspected], None]":
     require("plot", "matplotlib")
     check_figure_path(path)
     check_directory(path.parent)
-    if path.resolve() == artefact.resolve():
-        raise BadInput("would be written over the artefact", where=str(path), fix="Correct --plot.")
 
     def draw(facts: "Inspected") -> None:
         curves = curves_of(facts)

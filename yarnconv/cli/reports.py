@@ -10,6 +10,7 @@ import typer
 from yarnconv.artifact import check_directory, staged
 from yarnconv.console.html_report import html_report
 from yarnconv.console.junit import junit_xml
+from yarnconv.console.marks import is_report
 from yarnconv.console.messages import json_text
 from yarnconv.errors import BadInput
 from yarnconv.verify.result import CheckResult
@@ -48,9 +49,10 @@ class ReportFiles:
             if path.resolve() in taken:
                 where = f"{taken[path.resolve()]}, {option}"
                 raise BadInput("both name the same file", where=where, fix="Give each a file of its own.")
-            if path.exists() and not _may_be_report(path):  # another part of a split model, perhaps
+            if path.exists() and not is_report(path):  # another part of the artefact, perhaps
                 fix = f"Move it away, or correct {option}."
-                raise BadInput("the file exists and is no report", where=str(path), fix=fix)
+                what = "the file exists and is no report that yarnconv wrote"
+                raise BadInput(what, where=str(path), fix=fix)
             taken[path.resolve()] = option
             self._refuse_over(artefact, option, path)
 
@@ -72,12 +74,6 @@ class ReportFiles:
         for path, data in made:
             with staged([path]) as temporary:
                 temporary[0].write_bytes(data)
-
-
-def _may_be_report(path: Path) -> bool:
-    """Whether a file begins as JSON, XML or HTML do, or is empty."""
-    with path.open("rb") as file:
-        return file.read(1) in {b"", b"{", b"<"}
 
 
 def command_again(context: typer.Context) -> str:

@@ -127,11 +127,15 @@ def _keys_table(report: CheckReport) -> Table:
 def _conclusion(report: CheckReport) -> Text:
     waived = [name for name, verdict in _named(report) if verdict.waived]
     without = f" ({', '.join(waived)} not judged, as asked)" if waived else ""
+    if report.parity and report.remark:
+        return Text(printable(report.remark), style="bold green")
     if report.parity:
         return Text(f"parity holds{without}", style="bold green")
     if report.parity is None:
         said = Text("parity could not be judged", style="bold yellow")
-        return said.append(f": {report.remark}", style="not bold default") if report.remark else said
+        return (
+            said.append(f": {printable(report.remark)}", style="not bold default") if report.remark else said
+        )
     return Text("parity does not hold", style="bold red")
 
 

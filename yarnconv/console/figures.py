@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from yarnconv.artifact import staged
+from yarnconv.console.marks import FIGURE, is_figure
 from yarnconv.console.messages import printable
 from yarnconv.errors import BadInput
 from yarnconv.plan import RopePlan
@@ -281,29 +282,34 @@ def rope_figure(curves: Sequence[Curve], original_context: int) -> "Figure":
 
 def _drawn(figure: "Figure", form: str) -> bytes:
     """The same bytes whenever the same figure is drawn."""
-    without = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[form]
+    named = {"svg": {"Date": None, "Creator": FIGURE}, "png": {"Software": FIGURE}}[form]
     drawn = BytesIO()
     with _styled():
-        figure.savefig(drawn, format=form, metadata=without)
+        figure.savefig(drawn, format=form, metadata=named)
     return drawn.getvalue()
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
     """As .png, .svg or .html (one page that needs no other), whole or not at all. Raises BadInput for another
-    suffix.
+    suffix, and where something else stands that is not replaced.
     """
     check_figure_path(path)
     suffix = path.suffix.lower()
     data = _drawn(figure, "png" if suffix == ".png" else "svg")
     if suffix == ".html":
         picture = base64.b64encode(data).decode("ascii")  # as an image: no part of it can be a script
-        data = render("report/figure.html", {"picture": picture}).encode()
+        data = render("report/figure.html", {"picture": picture, "generator": FIGURE}).encode()
     with staged([path]) as temporary:
         temporary[0].write_bytes(data)
 
 
 def check_figure_path(path: Path) -> None:
-    """Refuse before the work what no picture can be written as."""
+    """Refuse before the work what no picture can be written as, or would take the place of something else."""
     if path.suffix.lower() not in SUFFIXES:
         fix = f"Name it {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
         raise BadInput(f"{path.suffix or 'no suffix'!r} is no kind of picture", where=str(path), fix=fix)
+    if path.exists() and not path.is_file():
+        raise BadInput("is no regular file", where=str(path), fix="Give another name.")
+    if path.exists() and not is_figure(path):
+        fix = "Move it away, or give another name."
+        raise BadInput("the file exists and is no picture that yarnconv drew", where=str(path), fix=fix)

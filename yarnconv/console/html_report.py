@@ -12,6 +12,7 @@ from yarnconv import __version__
 from yarnconv.console.baseline_view import figure_text
 from yarnconv.console.check_view import expectation_source
 from yarnconv.console.figures import plan_curve
+from yarnconv.console.marks import REPORT
 from yarnconv.console.messages import printable
 from yarnconv.console.rope_drawing import rope_drawing
 from yarnconv.plan import RopePlan
@@ -36,6 +37,10 @@ def headline(result: CheckResult) -> str:
     """What came of it, in a few words."""
     if result.report.parity is True and result.regressed:
         return "Parity holds, and figures got worse"
+    if result.report.parity is True and result.misfit is not None:
+        return "Parity holds, and the baseline does not fit"
+    if result.report.parity is True and result.report.remark:
+        return "Parity holds as far as it can be seen"
     return HEADLINES[result.report.parity]
 
 
@@ -190,7 +195,6 @@ def result_values(result: CheckResult) -> dict[str, Any]:
                 "name": name,
                 "outcome": verdict.outcome,
                 "reason": shown(verdict.reason),
-                "waived": verdict.waived,
             }
             for name, verdict in result.verdicts.items()
         ],
@@ -210,10 +214,11 @@ def result_values(result: CheckResult) -> dict[str, Any]:
         "weights": _weights(result),
         "diagnosis": _diagnosis(report.diagnosis),
         "baseline": _baseline(result),
+        "misfit": None if result.misfit is None else shown(result.misfit),
         "warnings": [shown(warning) for warning in report.expected.warnings],
     }
 
 
 def html_report(result: CheckResult) -> bytes:
     """The whole page, UTF-8."""
-    return render("report/check.html", result_values(result)).encode()
+    return render("report/check.html", {**result_values(result), "generator": REPORT}).encode()

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from yarnconv import __version__
 from yarnconv.console.baseline_view import figure_text
+from yarnconv.console.marks import REPORT
 from yarnconv.console.messages import printable
 from yarnconv.verify.report import Diagnosis
 from yarnconv.verify.result import CheckResult
@@ -15,11 +16,14 @@ LONGEST_TEXT = 4000  # of one message; values of metadata come from strangers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
-    """failure, skipped: the message of what did not hold, or was not judged; neither where it holds."""
+    """failure, error, skipped: the message of what did not hold, should have been judged and could not, or
+    was left out; none where it holds.
+    """
 
     group: str
     name: str
     failure: str | None = None
+    error: str | None = None
     skipped: str | None = None
     details: str = ""
 
@@ -40,11 +44,13 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
 def _verdicts(result: CheckResult) -> Iterator[_Case]:
     for name, verdict in result.verdicts.items():
         details = _diagnosis(result.report.diagnosis) if name == "structure" else ""
+        unjudged = verdict.reason if verdict.outcome == "not_judged" else None
         yield _Case(
             group="verdict",
             name=name,
             failure=verdict.reason if verdict.outcome == "fails" else None,
-            skipped=verdict.reason if verdict.outcome == "not_judged" else None,
+            error=None if verdict.waived else unjudged,
+            skipped=unjudged if verdict.waived else None,
             details=details,
         )
 
@@ -81,6 +87,8 @@ def _facts(result: CheckResult) -> Iterator[_Case]:
 
 
 def _regressions(result: CheckResult) -> Iterator[_Case]:
+    if result.misfit is not None:
+        yield _Case(group="baseline", name="the baseline fits", error=str(result.misfit))
     if result.comparison is None:
         return
     for one in result.comparison.regressions:
@@ -94,7 +102,8 @@ def _regressions(result: CheckResult) -> Iterator[_Case]:
 
 def _as_is(result: CheckResult) -> str:
     """Information: no case, because nothing is held to anything."""
-    lines = [f"as it is: {result.report.as_is.note}"]
+    lines = [result.report.remark] if result.report.remark else []
+    lines.append(f"as it is: {result.report.as_is.note}")
     lines += [
         f"{w.name}, {w.phase} {w.first}..{w.last}: relative error up to {w.relative_max:.3g}, "
         f"KL up to {w.kl_max:.3g}, top-1 {100 * w.top1_agreement:.4g} %"
@@ -111,10 +120,10 @@ def junit_xml(result: CheckResult) -> bytes:
     counts = {
         "tests": str(len(cases)),
         "failures": str(sum(case.failure is not None for case in cases)),
-        "errors": "0",
+        "errors": str(sum(case.error is not None for case in cases)),
         "skipped": str(sum(case.skipped is not None for case in cases)),
     }
-    root = ElementTree.Element("testsuites", {"name": "yarnconv check", **counts})
+    root = ElementTree.Element("testsuites", {"name": REPORT, **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _text(report.artifact), **counts})
     properties = ElementTree.SubElement(suite, "properties")
     facts = {"reference": report.reference, "seed": str(report.seed), "yarnconv": __version__}
@@ -125,14 +134,14 @@ def junit_xml(result: CheckResult) -> bytes:
     for case in cases:
         attributes = {"classname": f"yarnconv.{case.group}", "name": _text(case.name)}
         element = ElementTree.SubElement(suite, "testcase", attributes)
-        if case.failure is not None:
-            kind = {"message": _text(case.failure), "type": case.group}
-            ElementTree.SubElement(element, "failure", kind).text = _text(
-                "\n".join(filter(None, (case.failure, case.details)))
-            )
+        for tag, said in (("failure", case.failure), ("error", case.error)):
+            if said is not None:
+                kind = {"message": _text(said), "type": case.group}
+                told = "\n".join(filter(None, (said, case.details)))
+                ElementTree.SubElement(element, tag, kind).text = _text(told)
         if case.skipped is not None:
             ElementTree.SubElement(element, "skipped", {"message": _text(case.skipped)})
-        if case.failure is None and case.details:
+        if case.failure is case.error is None and case.details:
             ElementTree.SubElement(element, "system-out").text = _text(case.details)
     ElementTree.SubElement(suite, "system-out").text = _text(_as_is(result))
     ElementTree.indent(root)

@@ -85,7 +85,7 @@ def parity_workflow(model: str, *, target: str, factor: float) -> str:
         "version": __version__,
         "model": model,
         "target": target,
-        "factor": f"{factor:g}",
+        "factor": repr(factor).removesuffix(".0"),  # exactly, and as short as that can be
         "targets": PARITY_EXTRAS,
         "baseline": BASELINE_FILE,
         "extras": "${extras}",

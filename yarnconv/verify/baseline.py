@@ -30,7 +30,8 @@ _PARTS = ("structure", "as is")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
-    """A figure that got worse. where: such as as is: far end, prefill 0..15. allowed: the most it might be.
+    """A figure that got worse. where: such as as is: far end, prefill 0..15; or what became of the types of
+    the weights. allowed: the most it might be.
     found: None where it was not measured any more.
     """
 
@@ -187,9 +188,25 @@ def _compare_parts(baseline: Baseline, figures: _Figures) -> tuple[list[Regressi
             gone.append(lost)
         if now and not before:
             unmatched.append(f"{part}: not measured in the baseline")
-    types = sorted(key for key in baseline.figures.keys() ^ figures.keys() if key[0] == "weights")
-    unmatched += [f"weights of type {k[1]}: {'only here' if k in figures else 'no more here'}" for k in types]
     return gone, unmatched
+
+
+def _compare_types(baseline: Baseline, figures: _Figures) -> tuple[list[Regression], list[str]]:
+    """The same of the types of the weights: as what they are stored is no matter of more or less."""
+    before, now = ({where for p, where, _ in each if p == "weights"} for each in (baseline.figures, figures))
+    if now and not before:
+        return [], ["weights: not measured in the baseline"]
+    if before == now:
+        return [], []
+    was, are = (", ".join(sorted(types)) or "none" for types in (before - now, now - before))
+    changed = Regression(
+        where=f"weights of type {was} before, {are} now",
+        figure="types that differ",
+        baseline=0.0,
+        found=float(len(before ^ now)) if now else None,
+        allowed=0.0,
+    )
+    return [changed], []
 
 
 def compare_with_baseline(document: Mapping[str, Any], baseline: Baseline, margin: float) -> Comparison:
@@ -201,6 +218,8 @@ def compare_with_baseline(document: Mapping[str, Any], baseline: Baseline, margi
     refuse_other_settings(baseline, {**dict.fromkeys(baseline.settings), **own})
     figures = reading.figures(document)
     regressions, unmatched = _compare_parts(baseline, figures)
+    changed, unmeasured = _compare_types(baseline, figures)
+    regressions, unmatched = regressions + changed, unmatched + unmeasured
     for (part, where, name), before in baseline.figures.items():
         found = figures.get((part, where, name))
         allowed = margin * before.value + before.floor

@@ -1,7 +1,7 @@
 """What a check found, and what follows from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from yarnconv.plan import RopePlan, rope_facts
@@ -12,6 +12,8 @@ from yarnconv.verify.verdict import Verdict
 from yarnconv.verify.weights import TensorComparison
 
 BEYOND_ALL = 1e300  # a relative error that stands for one that is no number
+# What an artefact's own weights cannot show: their float32 copy has the same rows in the same places.
+UNSEEN = "that the weights are the model's, and the rows of q and k in their order, was not judged"
 # The fields of a window that mean something where there is no tolerance.
 INFORMATIVE = (
     *("name", "phase", "bucket", "first", "last"),
@@ -60,8 +62,8 @@ class Diagnosis:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """layers: how many of all layers the structure was judged with. remark: what to make of it, where the
-    verdicts alone do not say. diagnosis: None where nobody asked why. ran: what the windows are of, where
-    that is no float32 copy of the first layers.
+    verdicts alone do not say; where parity holds, how far. diagnosis: None where nobody asked why. ran: what
+    the windows are of, where that is no float32 copy of the first layers.
     """
 
     artifact: str
@@ -92,6 +94,13 @@ class CheckReport:
         if any(verdict.outcome == "not_judged" and not verdict.waived for verdict in verdicts):
             return None
         return True
+
+
+def without_checkpoint(report: CheckReport) -> CheckReport:
+    """A report of a check against a config.json alone, with what that leaves open."""
+    seen = "parity holds as far as it can be seen without the checkpoint"
+    said = f"{seen if report.parity is True else 'there was no checkpoint to compare with'}: {UNSEEN}"
+    return replace(report, remark="; ".join(filter(None, (report.remark, said))))
 
 
 def weights_by_type(tensors: Sequence[TensorComparison]) -> dict[str, dict[str, Any]]:

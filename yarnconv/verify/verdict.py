@@ -11,7 +11,9 @@ Outcome = Literal["holds", "fails", "not_judged"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """reason: one sentence, for people. waived: left out because the user said so."""
+    """reason: one sentence, for people. waived: left out because the user said so, or gave
+    nothing to compare with.
+    """
 
     outcome: Outcome
     reason: str

@@ -26,7 +26,7 @@ from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.gguf.structure import judge_structure, run_as_is
 from yarnconv.verify.gguf.weights import judge_weights
 from yarnconv.verify.reference import reference_version
-from yarnconv.verify.report import CheckReport
+from yarnconv.verify.report import CheckReport, without_checkpoint
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
 from yarnconv.verify.structure import NOT_RUN, Judged
 from yarnconv.verify.verdict import Verdict, conclude_facts
@@ -106,7 +106,7 @@ def _check_open(
             as_is = run_as_is(case)
         except RuntimeRefused as error:
             structure = Verdict(outcome="fails", reason=f"the file itself: {error.what}")
-    return CheckReport(
+    report = CheckReport(
         artifact=str(artefact.path),
         reference=str(reference),
         expected_from=expectation.source,
@@ -128,6 +128,7 @@ def _check_open(
         as_is=as_is,
         diagnosis=with_weights(judged.diagnosis, tensors),
     )
+    return without_checkpoint(report) if checkpoint.described else report
 
 
 def check_gguf(

@@ -22,7 +22,7 @@ from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hf.structure import NAME, judge_structure, run_as_is
 from yarnconv.verify.hf.weights import judge_weights
 from yarnconv.verify.reference import computed_keys, reference_version
-from yarnconv.verify.report import CheckReport
+from yarnconv.verify.report import CheckReport, without_checkpoint
 from yarnconv.verify.structure import NOT_RUN, with_whole
 from yarnconv.verify.verdict import conclude_facts
 
@@ -77,7 +77,7 @@ def _check_open(
     as_is = run_as_is(case) if judged.windows else NOT_RUN
     structure = with_whole(judged.verdict, as_is.problem)
     version = reference_version(options.computing)
-    return CheckReport(
+    report = CheckReport(
         artifact=str(artefact.directory),
         reference=str(reference),
         expected_from=expectation.source,
@@ -95,6 +95,7 @@ def _check_open(
         as_is=as_is,
         diagnosis=with_weights(judged.diagnosis, tensors),
     )
+    return without_checkpoint(report) if checkpoint.described else report
 
 
 def check_hf(

@@ -27,7 +27,7 @@ from yarnconv.verify.onnx.foreign import is_foreign, judge_foreign
 from yarnconv.verify.onnx.structure import judge_structure, run_as_is
 from yarnconv.verify.onnx.weights import judge_weights
 from yarnconv.verify.reference import reference_version
-from yarnconv.verify.report import AsIs, CheckReport
+from yarnconv.verify.report import AsIs, CheckReport, without_checkpoint
 from yarnconv.verify.runners.foreign_onnx import ForeignOnnxRuntime
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime, Provider
 from yarnconv.verify.structure import NOT_RUN, with_whole
@@ -154,7 +154,7 @@ def judge_graph(
         as_is=as_is,
         diagnosis=with_weights(judged.diagnosis, tensors),
     )
-    return report, case
+    return without_checkpoint(report) if checkpoint.described else report, case
 
 
 def check_onnx(

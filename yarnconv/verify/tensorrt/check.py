@@ -32,7 +32,7 @@ from yarnconv.verify.components import require
 from yarnconv.verify.expectation import open_reference
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.onnx.check import judge_graph
-from yarnconv.verify.report import AsIs, CheckReport
+from yarnconv.verify.report import AsIs, CheckReport, without_checkpoint
 from yarnconv.verify.runners.onnx_runtime import OnnxRuntime
 from yarnconv.verify.runners.tensorrt import TensorRt, why_not_here
 from yarnconv.verify.structure import conclude
@@ -102,7 +102,7 @@ def _judge_run(graph: Verdict, as_is: AsIs) -> Verdict:
 
 def _remark(graph: CheckReport, *verdicts: Verdict) -> str | None:
     """What to make of an engine that was not run, or not compared."""
-    outcomes = {verdict.outcome for verdict in verdicts}
+    outcomes = {verdict.outcome for verdict in verdicts if not verdict.waived}
     if graph.structure.outcome == "holds" and "fails" not in outcomes and "not_judged" in outcomes:
         return "all that can be seen without running the engine agrees"
     return None
@@ -145,7 +145,7 @@ def check_tensorrt(
         weights = _judge_weights(report, artefact, sidecar, case, executed=executed)
         metadata = conclude_facts(keys)
         version = report.runtime["version"] + (f"; {runner.version}" if runner is not None else "")
-        return replace(
+        report = replace(
             report,
             artifact=str(artefact / ENGINE_FILE),
             runtime={**report.runtime, "version": version},
@@ -155,3 +155,4 @@ def check_tensorrt(
             metadata=metadata,
             remark=_remark(report, structure, weights, metadata),
         )
+        return without_checkpoint(report) if source.described else report
