@@ -146,7 +146,8 @@ def _plotter(path: Path, artefact: Path) -> "Callable[[Inspected], None]":
     def draw(facts: "Inspected") -> None:
         curves = curves_of(facts)
         if not curves:
-            raise BadInput("there is nothing to draw: no frequencies were found", where=str(artefact))
+            what = "there is nothing to draw: no frequencies and temperature were found that an axis holds"
+            raise BadInput(what, where=str(artefact))
         write_figure(rope_figure(curves, original_context(facts)), path)
 
     return draw

@@ -11,11 +11,14 @@ from yarnconv.rope.tables import buckets, plain_inv_freq
 from yarnconv.targets.carried_rope import CarriedBucket, Claims, Inspected
 
 ARTEFACT = "artefact"
+LARGEST_FACTOR = 1e9  # on cos and sin, that can be drawn
 
 
 def _carried(bucket: CarriedBucket, claims: tuple[Claims, ...]) -> Curve | None:
-    """What was read; None of numbers that are none."""
+    """What was read; None of numbers that are none, or that no axis holds."""
     observed, scaling = bucket.observation, bucket.fit.scaling
+    if not abs(observed.attention_factor) <= LARGEST_FACTOR:  # of NaN too
+        return None
     if bucket.broken is not None or not (np.isfinite(observed.inv_freq) & (observed.inv_freq > 0)).all():
         return None
     said = [claim.scaling.theta for claim in claims if claim.scaling is not None]

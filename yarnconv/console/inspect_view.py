@@ -1,16 +1,16 @@
 """What an artefact was found to carry, for people and as JSON."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from yarnconv.console.inspect_curves import curves_of
-from yarnconv.console.messages import print_warnings, printable
+from yarnconv.console.messages import one_line, print_warnings
 from yarnconv.console.plan_view import runtime_warnings
 from yarnconv.console.regime_bars import RegimeBars
 from yarnconv.plan import rope_facts
@@ -34,7 +34,11 @@ _TEMPERATURES: dict[Temperature, str] = {
 
 
 def _in_json(value: object) -> object:
-    """JSON has no infinity: a number that is none is its name."""
+    """JSON has no infinity: a number that is none is its name, however deep it lies."""
+    if isinstance(value, Mapping):
+        return {key: _in_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -64,12 +68,12 @@ def _bucket_document(bucket: CarriedBucket) -> dict[str, Any]:
         **_fit_facts(bucket.fit),
         "temperature": bucket.fit.temperature,
         "residual": bucket.fit.residual,
-        "uncertainty": _in_json(float(observed.uncertainty.max())),
+        "uncertainty": float(observed.uncertainty.max()),
         "reach": bucket.reach,
         "broken": bucket.broken,
-        "attention_factor": _in_json(observed.attention_factor),
+        "attention_factor": observed.attention_factor,
         "softmax_scale_multiplier": observed.softmax_multiplier,
-        "inv_freq": [_in_json(value) for value in observed.inv_freq.tolist()],
+        "inv_freq": observed.inv_freq.tolist(),
     }
 
 
@@ -94,9 +98,9 @@ def _unplanned_facts(facts: Inspected) -> dict[str, Any]:
         "method": facts.groups[0].method,
         "target_context": context,
         "rotary_dim": 2 * len(observed.inv_freq),
-        "attention_factor": _in_json(observed.attention_factor),
+        "attention_factor": observed.attention_factor,
         "softmax_scale_multiplier": observed.softmax_multiplier,
-        "inv_freq": [_in_json(value) for value in observed.inv_freq.tolist()],
+        "inv_freq": observed.inv_freq.tolist(),
     }
 
 
@@ -113,7 +117,7 @@ def _claim_document(claim: Claims) -> dict[str, Any]:
 def inspected_document(artifact: str, facts: Inspected) -> dict[str, Any]:
     """`inspect --json`: the plan that it carries, where one can be named, and what was read."""
     plan = facts.plan
-    return {
+    document = {
         "artifact": artifact,
         "target": facts.target,
         **(rope_facts(plan) if plan else _unplanned_facts(facts)),
@@ -121,14 +125,15 @@ def inspected_document(artifact: str, facts: Inspected) -> dict[str, Any]:
         **({"runtime_warnings": runtime_warnings(plan)} if plan else {}),
         "carried": [_group_document(group) for group in facts.groups],
         "claims": [_claim_document(claim) for claim in facts.claims],
-        "keys": {key: _in_json(value) for key, value in facts.details.items()},
+        "keys": dict(facts.details),
         "notes": list(facts.notes),
         "findings": [asdict(finding) for finding in facts.findings],
     }
+    return cast("dict[str, Any]", _in_json(document))
 
 
 def _shown(value: object) -> str:
-    return printable(f"{value:.7g}" if isinstance(value, float) else str(value))[:100]
+    return one_line(f"{value:.7g}" if isinstance(value, float) else str(value)[:100])[:100]
 
 
 def _temperature(bucket: CarriedBucket) -> str:
@@ -142,7 +147,7 @@ def _temperature(bucket: CarriedBucket) -> str:
 def _method(bucket: CarriedBucket) -> Text:
     fit = bucket.fit
     if bucket.broken is not None:
-        return Text(f"damaged: {printable(bucket.broken)}", style="bold red")
+        return Text(f"damaged: {one_line(bucket.broken)}", style="bold red")
     if fit.scaling is None:
         return Text("unknown: no method explains its frequencies", style="bold yellow")
     text = Text(described(fit.scaling, fit.context))
@@ -152,7 +157,7 @@ def _method(bucket: CarriedBucket) -> Text:
 
 def _group_rows(group: CarriedGroup) -> Iterator[tuple[str, Text]]:
     element = f", {group.element}" if group.element else ""
-    yield "layers", Text(printable(f"{group.layers}, by {group.source}{element}")[:300])
+    yield "layers", Text(one_line(f"{group.layers}, by {group.source}{element}")[:300])
     if not group.buckets:
         yield "carries", Text("no RoPE")
     for bucket in group.buckets:
@@ -175,7 +180,7 @@ def _carried_table(facts: Inspected) -> Table:
     for claim in facts.claims:
         said = [] if claim.scaling is None else [described(claim.scaling)]
         said += [f"context {claim.context}"] if claim.context else []
-        table.add_row(printable(claim.source)[:60], Text(", ".join(said) or "says nothing of RoPE", "dim"))
+        table.add_row(one_line(claim.source)[:60], Text(", ".join(said) or "says nothing of RoPE", "dim"))
     return table
 
 
@@ -184,8 +189,8 @@ def _findings_table(findings: tuple[Finding, ...]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     for finding in findings:
-        text = Text(f"{finding.code}: ", style="bold").append(printable(finding.message), "not bold")
-        text.append(f"\n{printable(finding.remedy)}", style="dim not bold")
+        text = Text(f"{finding.code}: ", style="bold").append(one_line(finding.message), "not bold")
+        text.append(f"\n{one_line(finding.remedy)}", style="dim not bold")
         table.add_row(Text(finding.severity, style=_STYLES[finding.severity]), text)
     return table
 
@@ -193,14 +198,14 @@ def _findings_table(findings: tuple[Finding, ...]) -> Table:
 def print_inspected(artifact: str, facts: Inspected) -> None:
     """What it carries, what it says, and what is odd about it."""
     console = Console(highlight=False, markup=False)
-    console.print(Text(printable(f"{artifact} ({facts.title})"), style="bold"))
+    console.print(Text(one_line(f"{artifact} ({facts.title})"), style="bold"))
     console.print(_carried_table(facts))
     if curves := curves_of(facts):
         console.print(RegimeBars(curves))
     if facts.details:
         keys = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for key, value in facts.details.items():
-            keys.add_row(Text(printable(key), style="dim"), Text(_shown(value)))
+            keys.add_row(Text(one_line(key), style="dim"), Text(_shown(value)))
         console.print(Text("as it stands there", style="bold"), keys, sep="\n")
     print_warnings(console, facts.notes)
     if facts.findings:

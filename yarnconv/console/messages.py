@@ -13,9 +13,16 @@ from yarnconv.errors import YarnconvError
 SCHEMA_VERSION = 1
 
 
+def one_line(text: str) -> str:
+    """The text without control characters: names come from strangers, a terminal obeys an escape, and a new
+    line could be one that we are thought to have written.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
-    """The text without control characters: names come from strangers, and a terminal obeys an escape."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    """The same of a text that may have several lines."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def print_error(error: YarnconvError) -> None:
@@ -32,14 +39,16 @@ def print_error(error: YarnconvError) -> None:
 def print_warnings(console: Console, warnings: Iterable[str]) -> None:
     """One line each."""
     for warning in warnings:
-        console.print(Text("warning: ", style="bold yellow").append(warning, style="not bold default"))
+        console.print(
+            Text("warning: ", style="bold yellow").append(one_line(warning), style="not bold default")
+        )
 
 
 def print_findings(console: Console, findings: Iterable[str]) -> None:
     """What of an artefact does not agree, one line each."""
     for finding in findings:
         line = Text("finding: ", style="bold yellow")
-        console.print(line.append(printable(finding), style="not bold default"))
+        console.print(line.append(one_line(finding), style="not bold default"))
 
 
 def print_runtime_message(level: str, message: str) -> None:

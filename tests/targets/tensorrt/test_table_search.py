@@ -178,3 +178,61 @@ def test_a_table_that_the_file_cuts_off(search):
     cos, sin = tables(500)
     (table,) = search(cos, sin.reshape(-1)[: 123 * 32 + 7])
     assert_read(table, 123)
+
+
+def nearly_sines(frequencies, copies):
+    """Rows that begin as a table of sin does and are none."""
+    row = np.sin(frequencies).astype(np.float32)
+    row[1] /= 2
+    return np.tile(np.concatenate([np.zeros_like(row), row]), copies)
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Places at which a table of sin was tried."""
+    places, fits = [], table_search._fits
+
+    def counted(file, cosines, offset):
+        places.append(offset)
+        return fits(file, cosines, offset)
+
+    monkeypatch.setattr(table_search, "_fits", counted)
+    return places
+
+
+def test_bytes_that_are_nearly_sines_are_tried_so_often_in_the_whole_file(search, fitted, monkeypatch):
+    """Not so often for each set of cosines, nor for each window: two of both would be 4,800."""
+    monkeypatch.setattr(table_search, "WINDOW", 2**16)
+    monkeypatch.setattr(table_search, "MOST_LOOKED", 1000)
+    monkeypatch.setattr(table_search, "MOST_FITTED", 1000)
+    other = np.concatenate([FREQUENCIES[:1], FREQUENCIES[1:] / 3])
+    cosines = [tables(20)[0], tables(20, other)[0]]
+    assert search(*cosines, nearly_sines(FREQUENCIES, 1200)) == ()
+    assert 900 <= len(fitted) <= 1000
+
+
+def test_what_is_nearly_the_sine_of_one_does_not_hide_anothers(search, monkeypatch):
+    monkeypatch.setattr(table_search, "MOST_FITTED", 100)
+    other = FREQUENCIES / 3
+    cosines = [tables(20)[0], tables(20, other)[0]]
+    (table,) = search(*cosines, nearly_sines(FREQUENCIES, 300), tables(20, other)[1])
+    assert_read(table, 20, other)
+
+
+def test_runs_that_are_tried_in_vain_have_an_end(search, monkeypatch):
+    """After each 72 ones, rows of nearly ones that might be of 9 to 72 pairs, and are of none."""
+    block = np.concatenate([np.full(72, 1, np.float32), np.full(216, 1 - 1e-7, np.float32)])
+    block[80] = 0.3
+    parts = [np.tile(block, 40), *tables(100)]
+    assert [table.reach for table in search(*parts)] == [100]
+    monkeypatch.setattr(table_search, "MOST_TRIED_AT_ALL", 1000)
+    assert search(*parts) == ()
+
+
+def test_so_many_different_tables_and_no_more(search, monkeypatch):
+    monkeypatch.setattr(table_search, "MOST_DIFFERENT", 3)
+    parts = []
+    for rows in (40, 50, 60, 70, 80):  # that begin alike
+        cos, sin = tables(rows)
+        parts += [cos, np.full(32, np.nan, np.float32), sin, np.full(32, np.nan, np.float32)]
+    assert len(search(*parts)) == 3

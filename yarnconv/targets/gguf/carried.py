@@ -69,7 +69,10 @@ def head_dim_of(artefact: GgufFile) -> int:
     for name in ("attention.key_length_mla", "attention.key_length"):
         if f"{artefact.architecture}.{name}" in artefact.packed:
             return positive(artefact, name, largest)
-    heads = artefact.value(f"{artefact.architecture}.attention.head_count")
+    key = f"{artefact.architecture}.attention.head_count"
+    if len(artefact.packed.get(key, b"")) > 16 + 8 * MAXIMUM_LAYERS:  # a list's head, and 64 bits for each
+        raise BadInput(f"is more than {MAXIMUM_LAYERS} numbers", where=f"{artefact.path.name}: {key}")
+    heads = artefact.value(key)
     if isinstance(heads, list):  # one for each layer; some have none
         heads = max((one for one in heads if isinstance(one, int)), default=None)
     if not isinstance(heads, int) or heads <= 0:
@@ -79,7 +82,8 @@ def head_dim_of(artefact: GgufFile) -> int:
 
 def _shortest(value: float) -> float:
     """What a float32 was rounded from, as far as anyone writes numbers: 3.9 for 3.9000000953674316."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # to infinity, which no scaling takes
+        return float(str(np.float32(value)))
 
 
 def _yarn(encoding: RopeEncoding, theta: float, rotary_dim: int, keys: RopeKeys) -> Yarn:

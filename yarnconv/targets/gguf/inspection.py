@@ -33,6 +33,7 @@ from yarnconv.targets.gguf.rope import MAGNITUDE_TOLERANCE, RopeEncoding
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, WITHOUT_ROPE, RopeKeys
 from yarnconv.targets.gguf.rope_limits import keys_of, keys_read
 from yarnconv.targets.gguf.rope_reading import read_encoding
+from yarnconv.targets.gguf.shown_keys import shown_keys
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
 
@@ -170,7 +171,7 @@ def _details(artefact: GgufFile) -> dict[str, object]:
     shown = [key for key in artefact.packed if ".rope." in key]
     if RECORD_KEY in artefact.packed:
         shown.append("yarnconv.version")
-    return {key: artefact.value(key) for key in (f"{name}.context_length", *shown)}
+    return shown_keys(artefact, (f"{name}.context_length", *shown))
 
 
 def _title(artefact: GgufFile) -> str:

@@ -8,6 +8,7 @@ from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, RUNTIME_BETA_SLOW, RopeKeys
 from yarnconv.targets.gguf.rope_limits import LONGROPE_TENSORS
+from yarnconv.targets.gguf.shown_keys import shown_value
 
 _READ_BY_ALL = frozenset(
     {
@@ -35,7 +36,7 @@ def _unread(artefact: GgufFile, keys: RopeKeys) -> dict[str, object]:
     """Keys of RoPE that are not read, by name, with their values; another architecture's too."""
     prefix, read = f"{artefact.architecture}.rope.", _read(keys)
     return {
-        key: artefact.value(key)
+        key: shown_value(artefact, key)
         for key in artefact.packed
         if ".rope." in key and not (key.startswith(prefix) and key.removeprefix(prefix) in read)
     }
@@ -80,8 +81,8 @@ def unread_findings(artefact: GgufFile, keys: RopeKeys) -> Iterator[Finding]:
             code="attention-factor-dropped",
             severity="error",
             message=(
-                f"{temperature} is {unread[temperature]}, and llama.cpp's {keys.name} architecture never "
-                "reads it: it takes 1 + 0.1 ln s"
+                f"{temperature} is {unread[temperature]!s:.80}, and llama.cpp's {keys.name} architecture "
+                "never reads it: it takes 1 + 0.1 ln s"
             ),
             remedy="Convert the checkpoint with yarnconv, which says it by scaling.attn_factor.",
         )

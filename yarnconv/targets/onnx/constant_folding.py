@@ -5,7 +5,7 @@ which pair a value belongs to is its place in the vector.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import convert_floats, to_float32
 from yarnconv.rope.tables import Float64Array
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES
-from yarnconv.targets.onnx.value_flow import MOST_NUMBERS, Made, Value, ValueFlow, numbers
+from yarnconv.targets.onnx.value_flow import MOST_NUMBERS, Made, Value, ValueFlow, numbers, settle
 
-MOST_DEPTH = 128  # of nodes behind each other
 MOST_ALTERNATIVES = 8
 MOST_REMEMBERED = 2**24  # numbers of all vectors
 SHAPES = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Flatten"})
@@ -38,6 +37,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Log": np.log,
     "Sqrt": np.sqrt,
 }
+_FOLDED = SHAPES | CHOICES | {"Cast", "Concat", "Range"} | _BINARY.keys() | _UNARY.keys()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,22 +102,31 @@ class Folding:
         self._known: dict[tuple[int, str], tuple[Vector, ...]] = {}
         self._room = MOST_REMEMBERED
 
-    def vectors(self, value: Value | None, depth: int = 0) -> tuple[Vector, ...]:
+    def vectors(self, value: Value | None) -> tuple[Vector, ...]:
         """What a value may be where it is made of constants alone, by the branch that is taken; nothing where
         it is made of what is given at run time, or of too much.
         """
-        if value is None or depth > MOST_DEPTH:
+        if value is None:
             return ()
-        key = id(value.scope), value.name
-        if key not in self._known:
-            self._known[key] = ()  # for what needs itself
-            with np.errstate(all="ignore"):
-                made = self._made(value, depth)[:MOST_ALTERNATIVES]
-            self._room -= sum(len(vector.values) for vector in made)
-            self._known[key] = made if self._room >= 0 else ()
-        return self._known[key]
+        settle(value, self._known, self._needs, self._remembered)
+        return self._known[value.key]
 
-    def _made(self, value: Value, depth: int) -> tuple[Vector, ...]:
+    def _needs(self, value: Value) -> Iterable[Value]:
+        """What is looked at to know a value."""
+        made = None if self.flow.constant(value) is not None else self.flow.maker(value)
+        if made is None or made.node.domain not in {"", "ai.onnx"} or made.node.op_type not in _FOLDED:
+            return ()
+        if made.node.op_type == "If":
+            return self.flow.branches(made, value.name)
+        return made.inputs[:1] if made.node.op_type in SHAPES else made.inputs
+
+    def _remembered(self, value: Value) -> tuple[Vector, ...]:
+        with np.errstate(all="ignore"):
+            made = self._made(value)[:MOST_ALTERNATIVES]
+        self._room -= sum(len(vector.values) for vector in made)
+        return made if self._room >= 0 else ()
+
+    def _made(self, value: Value) -> tuple[Vector, ...]:
         tensor = self.flow.constant(value)
         if tensor is not None:
             values = numbers(tensor)
@@ -127,17 +136,16 @@ class Folding:
             element = tensor.element if tensor.element in WIDTHS else "DOUBLE"
             return (Vector(values=values, names=names, element=element),)
         made = self.flow.maker(value)
-        if made is None or made.node.domain not in {"", "ai.onnx"}:
+        given = [self._known.get(part.key, ()) for part in self._needs(value)]
+        if made is None or not given:
             return ()
         operator = made.node.op_type
-        if operator == "If":
-            inside = [self.vectors(branch, depth + 1) for branch in self.flow.branches(made, value.name)]
-            return tuple(itertools.chain(*inside)) if all(inside) else ()
         if operator in SHAPES:
-            return self.vectors(made.input(0), depth + 1)
-        given = [self.vectors(part, depth + 1) for part in made.inputs]
-        if not given or not all(given[operator == "Where" :]):
+            return given[0]
+        if not all(given[operator == "Where" :]):
             return ()
+        if operator == "If":
+            return tuple(itertools.chain(*given))
         if operator == "Where":
             return tuple(itertools.chain(*given[1:]))
         chosen = itertools.islice(itertools.product(*given), MOST_ALTERNATIVES)

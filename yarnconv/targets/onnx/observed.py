@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.targets.observed_table import ObservedTable
@@ -23,6 +25,7 @@ BEFORE_ROTATION = frozenset(
     | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
 MOST_NAMES = 4  # of tensors that are named
+MOST_SOURCES = 256  # whose layers are told apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +44,44 @@ class ObservedRope:
     notes: tuple[str, ...] = ()
 
 
-def _layers(flow: ValueFlow, model: OnnxModel, sources: Mapping[str, int]) -> dict[int, set[int]]:
-    """Source -> the layers whose keys turn by it. sources: by the names of their cos and sin in the graph."""
-    found: dict[int, set[int]] = {}
-    for output in model.proto.graph.output:
-        match = _PRESENT.search(output.name)
-        stack, seen = [output.name] if match else [], set[str]()
-        while stack:
-            name = stack.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            if name in sources:
-                assert match is not None
-                found.setdefault(sources[name], set()).add(int(match[1]))
-                continue
+def _sources_behind(flow: ValueFlow, outputs: Iterable[str], sources: Mapping[str, int]) -> dict[str, int]:
+    """Name -> the sources that its value turns by, a bit for each: of the outputs and all before them. Each
+    value is looked at once, whatever the number of outputs.
+    """
+    found: dict[str, int] = {}
+    inputs: dict[str, tuple[str, ...]] = {}
+    stack = list(outputs)
+    while stack:
+        name = stack[-1]
+        if name in found or name in sources:
+            found.setdefault(name, 1 << sources[name] if name in sources else 0)
+            stack.pop()
+        elif name in inputs:  # all that it is made of is known
+            stack.pop()
+            found[name] = reduce(or_, (found.get(before, 0) for before in inputs[name]), 0)
+        else:
             made = flow.maker(Value(scope=flow.root, name=name))
-            if made is not None and made.node.op_type not in BEFORE_ROTATION:
-                stack += [value.name for value in made.inputs]
+            walked = made is not None and made.node.op_type not in BEFORE_ROTATION
+            inputs[name] = tuple({v.name for v in made.inputs}) if made is not None and walked else ()
+            stack += [before for before in inputs[name] if before not in inputs]
+    return found
+
+
+def _layers(flow: ValueFlow, model: OnnxModel, sources: Mapping[str, int]) -> dict[int, set[int]]:
+    """Source -> the layers whose keys turn by it; nothing where there are more sources than a model has.
+    sources: by the names of their cos and sin in the graph.
+    """
+    if len(set(sources.values())) > MOST_SOURCES:
+        return {}
+    keys = {output.name: m for output in model.proto.graph.output if (m := _PRESENT.search(output.name))}
+    behind = _sources_behind(flow, keys, sources)
+    found: dict[int, set[int]] = {}
+    for name, match in keys.items():
+        bits = behind[name]
+        while bits:
+            lowest = bits & -bits
+            found.setdefault(lowest.bit_length() - 1, set()).add(int(match[1]))
+            bits ^= lowest
     return found
 
 

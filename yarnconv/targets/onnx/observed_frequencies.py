@@ -3,6 +3,8 @@ them: traced from Cos and Sin back to a constant, and on to what their results a
 """
 
 import itertools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +15,7 @@ from yarnconv.rope.tables import Float64Array
 from yarnconv.targets.observed_table import NARROW, ROUNDINGS, SMALLEST, ObservedTable, stored_precision
 from yarnconv.targets.onnx.constant_folding import (
     MOST_ALTERNATIVES,
-    MOST_DEPTH,
+    MOST_REMEMBERED,
     SHAPES,
     Folding,
     Vector,
@@ -23,12 +25,12 @@ from yarnconv.targets.onnx.constant_folding import (
     narrower,
 )
 from yarnconv.targets.onnx.rope_comparison import ANGLE_ROUNDING
-from yarnconv.targets.onnx.value_flow import Made, Value
+from yarnconv.targets.onnx.value_flow import Made, Value, settle
 
 Pairing = Literal["half", "interleaved"]
 PRODUCTS = frozenset({"Mul", "MatMul", "Einsum"})
 PASSED = SHAPES | {"Cast", "Concat", "Slice", "Gather", "Tile"}  # by cos and sin on their way
-MOST_VISITED = 4096
+MOST_STEPS = 2**17  # from cosines and sines to what takes them, of the whole graph
 
 
 def rotation_pairing(made: Made) -> Pairing:
@@ -86,45 +88,59 @@ class _Angles:
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
         self._known: dict[tuple[int, str], tuple[Angle, ...]] = {}
+        self._room = MOST_REMEMBERED
 
-    def of(self, value: Value | None, depth: int = 0) -> tuple[Angle, ...]:
-        """By the branch that is taken; of what are positions, as far as can be seen, one is the factor."""
+    def of(self, value: Value | None) -> tuple[Angle, ...]:
+        """By the branch that is taken; of what are positions, as far as can be seen, one is the factor.
+        Nothing of what is not read, or of too much.
+        """
         if value is None:
             return ()
-        key = id(value.scope), value.name
-        if key not in self._known:
-            self._known[key] = ()  # for what needs itself
-            self._known[key] = self._made(value, depth)
-        return self._known[key]
+        settle(value, self._known, self._needs, self._remembered)
+        return self._known[value.key]
 
-    def _made(self, value: Value, depth: int) -> tuple[Angle, ...]:
+    def _needs(self, value: Value) -> Iterable[Value]:
+        """What is looked at to know a value."""
+        made = None if self._folding.vectors(value) else self._folding.flow.maker(value)
+        if made is None:
+            return ()
+        operator = made.node.op_type
+        if operator in PRODUCTS | {"Div"} and len(made.inputs) == 2:
+            return [part for part in made.inputs if not self._folding.vectors(part)]
+        if operator in SHAPES | {"Tile", "Cast"}:
+            return made.inputs[:1]
+        if operator == "If":
+            return self._folding.flow.branches(made, value.name)
+        return made.inputs[operator == "Where" :] if operator in {"Concat", "Where"} else ()
+
+    def _remembered(self, value: Value) -> tuple[Angle, ...]:
+        made = self._made(value)
+        self._room -= sum(len(angle.vector.values) for angle in made)
+        return made if self._room >= 0 else ()
+
+    def _made(self, value: Value) -> tuple[Angle, ...]:
         unit = (Angle(vector=Vector(values=np.ones(1), element="DOUBLE")),)
-        if depth > MOST_DEPTH or self._folding.vectors(value):
+        if self._folding.vectors(value):
             return ()
         made = self._folding.flow.maker(value)
         if made is None:
             return unit
         operator = made.node.op_type
+        inside = [self._known.get(part.key, ()) for part in self._needs(value)]
         if operator in PRODUCTS | {"Div"} and len(made.inputs) == 2:
-            return self._product(made, depth)
-        if operator == "Cast":
-            return self._cast(made, depth)
-        if operator in SHAPES | {"Tile"}:
-            return self.of(made.input(0), depth + 1)
+            return self._product(made, inside)
+        if operator in SHAPES | {"Tile", "Cast"}:
+            found, to = inside[0] if inside else (), cast_type(made) if operator == "Cast" else ""
+            # the angles are rounded with it, the frequencies in them are not
+            return tuple(replace(a, rounded=to) for a in found) if to in NARROW else found
         if operator == "Concat":
-            return self._concatenated(made, depth)
-        if operator in {"Where", "If"}:
-            parts = (
-                list(self._folding.flow.branches(made, value.name))
-                if operator == "If"
-                else list(made.inputs[1:])
-            )
-            inside = [self.of(part, depth + 1) for part in parts]
-            if all(inside) and any(len(a.vector.values) > 1 for angles in inside for a in angles):
-                return tuple(itertools.chain(*inside))[:MOST_ALTERNATIVES]
+            return self._concatenated(made, inside)
+        chosen = tuple(itertools.chain(*inside)) if operator in {"Where", "If"} and all(inside) else ()
+        if any(len(angle.vector.values) > 1 for angle in chosen):
+            return chosen[:MOST_ALTERNATIVES]
         return unit
 
-    def _product(self, made: Made, depth: int) -> tuple[Angle, ...]:
+    def _product(self, made: Made, inside: list[tuple[Angle, ...]]) -> tuple[Angle, ...]:
         first, second = made.inputs
         constants = [self._folding.vectors(part) for part in (first, second)]
         if bool(constants[0]) == bool(constants[1]):
@@ -133,7 +149,7 @@ class _Angles:
         if made.node.op_type == "Div" and not of_second:
             return ()
         found = []
-        for angle in self.of(first if of_second else second, depth + 1):
+        for angle in inside[0]:
             for vector in constants[of_second]:
                 if not fits([angle.vector, vector]):
                     return ()
@@ -141,13 +157,10 @@ class _Angles:
                 found.append(replace(angle, vector=angle.vector * factor))
         return tuple(found[:MOST_ALTERNATIVES])
 
-    def _cast(self, made: Made, depth: int) -> tuple[Angle, ...]:
-        """The angles are rounded with it, the frequencies in them are not."""
-        found, to = self.of(made.input(0), depth + 1), cast_type(made)
-        return tuple(replace(a, rounded=to) for a in found) if to in NARROW else found
-
-    def _concatenated(self, made: Made, depth: int) -> tuple[Angle, ...]:
-        parts = [self.of(part, depth + 1) for part in made.inputs]
+    @staticmethod
+    def _concatenated(made: Made, parts: list[tuple[Angle, ...]]) -> tuple[Angle, ...]:
+        if not parts:
+            return ()
         first = parts[0]
         if len({len(part) for part in parts}) != 1 or not first:
             return ()
@@ -160,36 +173,56 @@ class _Angles:
         return tuple(replace(a, pairing="half" if twice else a.pairing) for a in first)
 
 
-def _scales(folding: Folding, value: Value) -> tuple[set[float], Pairing | None]:
-    """(what a cosine or a sine is multiplied by before it meets queries and keys, how it is laid out)."""
-    found: set[float] = set()
-    pairing: Pairing | None = None
-    stack, visited = [(value, 1.0)], 0
-    while stack and visited < MOST_VISITED:
-        here, scale = stack.pop()
-        visited += 1
-        for made in folding.flow.users(here):
-            operator = made.node.op_type
-            outputs = [Value(scope=made.scope, name=name) for name in made.node.output[:1]]
-            if operator == "Shape":
+class _Scales:
+    """Follows cosines and sines to what takes them. left: steps that may still be taken."""
+
+    def __init__(self, folding: Folding) -> None:
+        self._folding = folding
+        self.left = MOST_STEPS
+
+    def of(self, value: Value) -> tuple[set[float], Pairing | None]:
+        """(what it is multiplied by before it meets queries and keys, how it is laid out)."""
+        found: set[float] = set()
+        pairing: Pairing | None = None
+        stack, seen = [(value, 1.0)], set[tuple[tuple[int, str], float]]()
+        while stack and self.left > 0:
+            here, scale = stack.pop()
+            if (here.key, scale) in seen:
                 continue
-            if operator == "Concat" and list(made.node.input) == [here.name] * 2:
-                pairing = "half"
-            if operator in PASSED:
-                stack += [(output, scale) for output in outputs]
-                continue
-            other = [part for part in made.inputs if part.name != here.name]
-            constants = folding.vectors(other[0]) if len(other) == 1 else ()
-            if len(constants) == 1 and len(constants[0].values) == 1 and operator in {"Mul", "Div"}:
-                by = float(constants[0].values[0])
-                if operator == "Mul" or made.node.input[0] == here.name:
-                    scale_after = scale * by if operator == "Mul" else scale / by if by else np.nan
-                    stack += [(output, scale_after) for output in outputs]
+            seen.add((here.key, scale))
+            for made in self._folding.flow.users(here)[: self.left]:
+                self.left -= 1
+                operator = made.node.op_type
+                outputs = [Value(scope=made.scope, name=name) for name in made.node.output[:1]]
+                if operator == "Shape":
                     continue
-            if operator == "RotaryEmbedding":
-                pairing = rotation_pairing(made)
-            found.add(scale)
-    return found, pairing
+                if operator == "Concat" and list(made.node.input[:3]) == [here.name] * 2:
+                    pairing = "half"
+                if operator in PASSED:
+                    stack += [(output, scale) for output in outputs]
+                    continue
+                if (by := self._factor(made, here)) is not None:
+                    stack += [(output, scale * by) for output in outputs]
+                    continue
+                if operator == "RotaryEmbedding":
+                    pairing = rotation_pairing(made)
+                found.add(scale)
+        return found, pairing
+
+    def _factor(self, made: Made, here: Value) -> float | None:
+        """What a node multiplies a value by, where that is one number."""
+        names = list(made.node.input[:3])
+        if made.node.op_type not in {"Mul", "Div"} or len(names) != 2 or names[0] == names[1]:
+            return None
+        constants = self._folding.vectors(made.input(1 - names.index(here.name)))
+        if len(constants) != 1 or len(constants[0].values) != 1:
+            return None
+        by = float(constants[0].values[0])
+        if made.node.op_type == "Mul":
+            return by
+        if names[0] != here.name:
+            return None
+        return 1.0 / by if by else math.nan
 
 
 def _is_rope(angles: tuple[Angle, ...]) -> bool:
@@ -221,11 +254,13 @@ def _unknown(made: Made, why: str) -> Computed:
     return Computed(values=(value,), source=value.name, element="", buckets=(), pairing=None, notes=(why,))
 
 
-def _computed(folding: Folding, angles: tuple[Angle, ...], nodes: list[Made]) -> Computed:
+def _computed(scales: _Scales, angles: tuple[Angle, ...], nodes: list[Made]) -> Computed:
     """Of the Cos and the Sin of one angle."""
     values = [Value(scope=made.scope, name=made.node.output[0]) for made in nodes]
-    scaled = [_scales(folding, value) for value in values]
+    scaled = [scales.of(value) for value in values]
     factors, notes = set().union(*(found for found, _ in scaled)), []
+    if scales.left <= 0:
+        notes.append("its cos and sin go so many ways that not all that they are scaled by was looked at")
     if {made.node.op_type for made in nodes} != {"Cos", "Sin"}:
         notes.append("of cos and sin only one is computed of these angles")
     if len(factors) > 1:
@@ -255,7 +290,7 @@ def _computed(folding: Folding, angles: tuple[Angle, ...], nodes: list[Made]) ->
 
 def find_computed(folding: Folding) -> list[Computed]:
     """Every angle of which the graph takes cosine and sine."""
-    tracer = _Angles(folding)
+    tracer, scales = _Angles(folding), _Scales(folding)
     together: dict[tuple[int, str], list[Made]] = {}
     for made in folding.flow.nodes:
         if made.node.op_type in {"Cos", "Sin"} and made.node.domain in {"", "ai.onnx"} and made.inputs:
@@ -266,7 +301,7 @@ def find_computed(folding: Folding) -> list[Computed]:
         if folding.vectors(nodes[0].input(0)):
             continue  # of constants, and so no rotation by positions
         if _is_rope(angles):
-            found.append(_computed(folding, angles, nodes))
+            found.append(_computed(scales, angles, nodes))
         else:
             found.append(_unknown(nodes[0], "its cos and sin are made of angles in a way that is not read"))
     return found

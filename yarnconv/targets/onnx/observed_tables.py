@@ -19,6 +19,8 @@ from yarnconv.targets.onnx.value_flow import Made, Value, ValueFlow
 MOST_VISITED = 256  # nodes between a table and what rotates by it
 MOST_WIDTH = 2**14  # of a table: rows are read whole
 MOST_TABLES = 1024  # pairs of tables that are read
+MOST_LOOKED = 2**14  # tensors that begin as tables do
+MOST_COMPARED = 2**14  # pairs of tensors that are tried, of the whole model
 COMPUTED = frozenset({"Cos", "Sin", "Div"}) | PRODUCTS  # and what scales them
 PASSED = frozenset(
     {
@@ -212,11 +214,19 @@ def find_rotated(flow: ValueFlow) -> Iterator[Stored]:
     they have readers of their own.
     """
     seen: set[tuple[tuple[str, ...], ...]] = set()
+    known: dict[tuple[int, str], tuple[list[StoredTensor], str]] = {}
+    count = 0
     for made in flow.nodes:
         inputs = rotating_inputs(made)
         if inputs is None:
             continue
-        (cos, other), (sin, other_too) = (table_tensors(flow, value) for value in inputs)
+        if count > MOST_TABLES or len(known) > 2 * MOST_TABLES:
+            yield _unread(made, inputs, "one of more places than are looked at")
+            return
+        for value in inputs:
+            if (place := (id(value.scope), value.name)) not in known:
+                known[place] = table_tensors(flow, value)
+        (cos, other), (sin, other_too) = (known[id(value.scope), value.name] for value in inputs)
         strange = {name for name in (other, other_too) if name}
         key = tuple(tuple(f"{tensor.name} {id(tensor)}" for tensor in side) for side in (cos, sin))
         if strange - COMPUTED:
@@ -225,6 +235,7 @@ def find_rotated(flow: ValueFlow) -> Iterator[Stored]:
             yield _unread(made, inputs, f"{len(cos)} and {len(sin)} tensors")
         elif not strange and key not in seen:
             seen.add(key)
+            count += len(cos)
             yield _read(list(zip(cos, sin, strict=True)), inputs, rotation_pairing(made))
 
 
@@ -274,30 +285,70 @@ def _side_by_side(value: Value, cos: TableView, sin: TableView) -> Stored:
     )
 
 
+def _begins_like_one(view: TableView) -> bool:
+    """Whether it may be a table by its first two values, which a weight's are not."""
+    first, second = replace(view, columns=slice(0, 2)).float32(0, 1)[0]
+    return bool(first == second)
+
+
+def _partner(
+    cos: TableView, sines: list[tuple[Value, TableView]]
+) -> tuple[tuple[Value, TableView] | None, int]:
+    """(the first table of sin that belongs to one of cos, how many were tried)."""
+    for tried, (value, view) in enumerate(sines, 1):
+        if _belong(cos, view):
+            return (value, view), tried
+    return None, len(sines)
+
+
+def _left_out(value: Value, view: TableView) -> Stored:
+    """From here on nothing was looked at."""
+    why = "so many tensors begin as tables of cos and sin do that not all of them were read"
+    return Stored(
+        values=(value,),
+        used=(value.name,),
+        element=view.element,
+        buckets=(),
+        pairing=None,
+        notes=(why,),
+        digest=why.encode(),
+    )
+
+
 def find_unattached(flow: ValueFlow, used: set[str]) -> Iterator[Stored]:
     """Pairs of tensors that are tables by what they hold, and tensors that hold both. used: names that are
-    accounted for.
+    accounted for. Of more than can be compared the first that was not is said to be left out.
     """
     alike: dict[tuple[str, tuple[int, ...]], list[tuple[Value, TableView]]] = {}
+    looked, count, compared, beyond = 0, 0, 0, list[Stored]()
     for scope in flow.scopes:
         for name, tensor in scope.constants.items():
             view = _view(tensor) if name not in used else None
-            if view is not None and view.width > 1:
-                alike.setdefault((tensor.element, tensor.shape), []).append(
-                    (Value(scope=scope, name=name), view)
-                )
-    count = 0
+            if view is None or view.width < 2 or not _begins_like_one(view):
+                continue
+            value, looked = Value(scope=scope, name=name), looked + 1
+            if looked <= MOST_LOOKED:
+                alike.setdefault((tensor.element, tensor.shape), []).append((value, view))
+            elif not beyond:
+                beyond.append(_left_out(value, view))
+    yield from beyond
     for views in alike.values():
         for value, view in views:
-            both = _halves(view) if count < MOST_TABLES else None
-            if both is not None:
+            if (both := _halves(view)) is not None:
                 count += 1
+                if count > MOST_TABLES:
+                    yield _left_out(value, view)
+                    return
                 yield _side_by_side(value, *both)
         sines = [(v, view) for v, view in views if bool((view.float32(0, 1) == 0).all())]
         for value, cos in views if sines else []:
             if not _looks_like_cosines(cos):
                 continue
-            partner = next(((v, view) for v, view in sines if _belong(cos, view)), None)
-            count += 1
-            if partner is not None and count <= MOST_TABLES:
+            if count >= MOST_TABLES or compared >= MOST_COMPARED:
+                yield _left_out(value, cos)
+                return
+            partner, tried = _partner(cos, sines[: MOST_COMPARED - compared])
+            compared += tried
+            if partner is not None:
+                count += 1
                 yield _read([(cos.tensor, partner[1].tensor)], (value, partner[0]), None)

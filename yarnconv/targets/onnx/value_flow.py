@@ -1,9 +1,9 @@
 """Where values of a graph come from and what is made of them, through branches and the model's functions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST_NUMBERS = 2**16  # of a constant that is computed with
 MOST_NODES = 2**20  # of a model whose functions are put in their places
 MOST_DEPTH = 64  # of branches inside of branches
+T = TypeVar("T")
 _OTHER_TYPES = {
     "DOUBLE": "<f8",
     "INT64": "<i8",
@@ -52,6 +53,33 @@ class Value:
 
     scope: Scope
     name: str
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """For dictionaries: the same for the same name in the same scope."""
+        return id(self.scope), self.name
+
+
+def settle(
+    value: Value,
+    known: dict[tuple[int, str], T],
+    needs: Callable[[Value], Iterable[Value]],
+    make: Callable[[Value], T],
+) -> None:
+    """Make a value and first all that it needs, each once, into `known`. Chains may be as long as the graph,
+    so that no answer hangs on the way by which a value was reached. What needs itself is made without.
+    """
+    stack, begun = [value], set[tuple[int, str]]()
+    while stack:
+        here = stack[-1]
+        if here.key in known:
+            stack.pop()
+        elif here.key in begun:
+            stack.pop()
+            known[here.key] = make(here)
+        else:
+            begun.add(here.key)
+            stack += [part for part in needs(here) if part.key not in known and part.key not in begun]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.errors import BadInput
 from yarnconv.rope.identify import Clues, identify
 from yarnconv.rope.observation import Observation
 from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
@@ -96,9 +97,17 @@ def _by_sidecar(facts: EngineFacts) -> tuple[ObservedTable, ...]:
     )
 
 
+def _mapped(engine: Path) -> MappedFile:
+    try:
+        return MappedFile(engine)
+    except (OSError, ValueError) as error:
+        what = "there is nothing in it" if isinstance(error, ValueError) else f"cannot be mapped ({error})"
+        raise BadInput(what, where=str(engine), fix="Give an engine as TensorRT serialised it.") from None
+
+
 def _search(engine: Path) -> tuple[ObservedTable, ...]:
     """The tables, wherever they stand in the engine's bytes."""
-    file = MappedFile(engine)
+    file = _mapped(engine)
     try:
         return find_tables(file)
     finally:
@@ -136,7 +145,7 @@ def _findings(
 
 def _bare(engine: Path, references: tuple[Claims, ...]) -> Inspected:
     """An engine by its bytes alone."""
-    tables, file = _search(engine), MappedFile(engine)
+    tables, file = _search(engine), _mapped(engine)
     try:
         header = read_header(file)
     finally:

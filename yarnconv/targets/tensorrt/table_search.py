@@ -4,6 +4,8 @@ Row 0 of a table of cos is one value a, once for each pair; row k is a times the
 row 1 by a. Row 0 of the table of sin is zeros, and its row 1 lies on one circle with that of cos. First the
 ends of runs of one value are found; from such an end on a table can be told from anything else, for the run
 itself may begin before the table does. Tables are looked for from LEAST_PAIRS pairs on.
+
+Bytes that only look like tables can be any number: what is tried has an end for the whole file.
 """
 
 import itertools
@@ -29,6 +31,8 @@ MOST_PAIRS = 2**10
 LEAST_REACH = 8  # positions that make a table
 MOST_LOOKED = 2**16  # ends of runs of one type
 MOST_TRIED = 64  # numbers of pairs that a run may be of
+MOST_TRIED_AT_ALL = 2**17
+MOST_FITTED = 2**16  # places at which a table of sin may begin
 MOST_TABLES, MOST_DIFFERENT = 1024, 64
 DTYPES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
 # bits of 0.5 and of 4, between which attention factors lie
@@ -71,6 +75,20 @@ class _Cosines:
     def sines(self) -> Float64Array:
         """Row 1 of its table of sin, float64[pairs]."""
         return np.sqrt(np.maximum(self.factor**2 - self.second**2, 0.0))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Budget:
+    """Of attempts in a file. left: those that may still be made."""
+
+    left: int
+
+    def spend(self) -> bool:
+        """Whether one more may be made, which it then is."""
+        if self.left <= 0:
+            return False
+        self.left -= 1
+        return True
 
 
 def _bytes(element: str) -> int:
@@ -134,7 +152,7 @@ def _run_length(values: Float32Array) -> int:
     return len(values) - 1 - int(other[-1]) if len(other) else len(values)
 
 
-def _cosines_before(file: MappedFile, element: str, end: int) -> _Cosines | None:
+def _cosines_before(file: MappedFile, element: str, end: int, budget: _Budget) -> _Cosines | None:
     """The table of cos of which row 0 ends here."""
     size = _bytes(element)
     begin = max(end % size, end - MOST_PAIRS * size)
@@ -151,6 +169,8 @@ def _cosines_before(file: MappedFile, element: str, end: int) -> _Cosines | None
         for pair, value in enumerate(ahead[:least]):
             likely = likely[np.abs(ahead[likely + pair] - (2 * value**2 - 1)) <= allowed]
         for pairs in map(int, likely[:MOST_TRIED]):
+            if not budget.spend():
+                return None
             one, two, three = ahead[: 3 * pairs].reshape(3, pairs)
             fits = np.abs(one) <= 1 + allowed
             fits &= np.abs(two - (2 * one**2 - 1)) <= allowed
@@ -169,11 +189,12 @@ def _find_cosines(file: MappedFile) -> list[_Cosines]:
         for element, found in _run_ends(words):
             room = MOST_LOOKED - len(ends[element])
             ends[element].update((begin + found[:room]).tolist())
+    budget = _Budget(left=MOST_TRIED_AT_ALL)
     tables = [
         table
         for element, places in ends.items()
         for place in sorted(places)
-        if (table := _cosines_before(file, element, place)) is not None
+        if (table := _cosines_before(file, element, place, budget)) is not None
     ]
     return sorted(tables, key=lambda table: table.offset)[:MOST_TABLES]
 
@@ -201,8 +222,12 @@ def _bits_of_sine(table: _Cosines, pair: int) -> tuple[int, int]:
     return max(low - 1, 1), high + 1
 
 
-def _sines_at(file: MappedFile, table: _Cosines, begin: int, words: NDArray[np.uint32]) -> Iterator[int]:
+def _sines_at(
+    file: MappedFile, table: _Cosines, begin: int, words: NDArray[np.uint32], budget: _Budget
+) -> Iterator[int]:
     """Where tables of sin of these cosines begin whose row 1 lies among the words at a byte of the file."""
+    if budget.left <= 0:
+        return
     size, pairs, place = _bytes(table.element), len(table.second), int(np.argmax(table.sines))
     low, high = _bits_of_sine(table, place)
     kind = np.dtype(np.uint32 if size == 4 else np.uint16)
@@ -211,8 +236,8 @@ def _sines_at(file: MappedFile, table: _Cosines, begin: int, words: NDArray[np.u
     whole = np.frombuffer(file.view(0, file.size - file.size % 4), kind)
     likely = likely[likely >= 0]
     likely = likely[(whole[likely] == 0) & (whole[likely + pairs - 1] == 0)]
-    for index in likely[:MOST_LOOKED]:
-        if _fits(file, table, int(index) * size):
+    for index in likely[: budget.left]:
+        if budget.spend() and _fits(file, table, int(index) * size):
             yield int(index) * size
 
 
@@ -230,11 +255,12 @@ def _with_sines(file: MappedFile, cosines: list[_Cosines]) -> Iterator[tuple[_In
     """
     groups = _alike(cosines)
     sines: list[list[int]] = [[] for _ in groups]
+    # the same for each, so that none is hidden by what is like another's
+    budgets = [_Budget(left=MOST_FITTED // len(groups)) for _ in groups]
     for begin, words in _windows(file, 0) if groups else ():
-        for group, places in zip(groups, sines, strict=True):
-            places += itertools.islice(
-                _sines_at(file, group[0], begin, words), max(0, len(group) - len(places))
-            )
+        for group, places, budget in zip(groups, sines, budgets, strict=True):
+            missing = max(0, len(group) - len(places))
+            places += itertools.islice(_sines_at(file, group[0], begin, words, budget), missing)
     together = [
         (table, places[min(number, len(places) - 1)])
         for group, places in zip(groups, sines, strict=True)
@@ -269,6 +295,8 @@ def find_tables(file: MappedFile) -> tuple[ObservedTable, ...]:
     found: list[tuple[tuple[_InFile, _InFile], int, ObservedTable]] = []
     for cos, sin in _with_sines(file, _find_cosines(file)):
         both = cos, sin
+        if len(found) >= MOST_DIFFERENT:
+            break
         if any(_copied(both, other, reach + 1) for other, reach, _ in found):
             continue
         rows, factor = min(cos.shape[0], sin.shape[0]), float(cos.float32(0, 1)[0, 0])
