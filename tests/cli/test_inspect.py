@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.broken import FACTOR, GGUF_EDITS, edited_gguf
-from yarnconv.targets.findings import CODES
+from yarnconv.targets.inspection.findings import CODES
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -17,8 +17,8 @@ from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from yarnconv.targets.carried_rope import Claims, Inspected
-    from yarnconv.targets.findings import Severity
+    from yarnconv.targets.inspection.carried_rope import Claims, Inspected
+    from yarnconv.targets.inspection.findings import Severity
 
 FOUND = 1
 ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
@@ -183,7 +183,7 @@ def inspect(
     """Show what RoPE an artefact carries, by its own bytes, and what is wrong with it."""
     from yarnconv.console.inspect_view import inspected_document, print_inspected
     from yarnconv.console.messages import print_json
-    from yarnconv.targets.findings import at_least
+    from yarnconv.targets.inspection.findings import at_least
 
     draw = None if plot is None else _plotter(plot, artefact)
     claims_by = partial(_claims, reference, request, revision)

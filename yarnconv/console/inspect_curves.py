@@ -8,7 +8,7 @@ from yarnconv.console.figures import Curve
 from yarnconv.rope.bases import candidate_bases
 from yarnconv.rope.scaling import Scaling, Stretched, Unscaled
 from yarnconv.rope.tables import buckets, plain_inv_freq
-from yarnconv.targets.carried_rope import CarriedBucket, Claims, Inspected
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, Claims, Inspected
 
 ARTEFACT = "artefact"
 LARGEST_FACTOR = 1e9  # on cos and sin, that can be drawn

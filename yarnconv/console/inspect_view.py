@@ -17,9 +17,9 @@ from yarnconv.plan import rope_facts
 from yarnconv.rope.identify import Fit, Temperature
 from yarnconv.rope.scaling import Stretched, Unscaled, Yarn, method_name
 from yarnconv.rope.tables import correction_range, count_regimes
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
-from yarnconv.targets.findings import Finding, Severity
-from yarnconv.targets.rope_findings import described
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
+from yarnconv.targets.inspection.findings import Finding, Severity
+from yarnconv.targets.inspection.rope_findings import described
 
 EXACT = 1e-9  # of a frequency, where it is no use to say how exact
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "note": "dim"}

@@ -9,7 +9,7 @@ from yarnconv.errors import BadInput
 from yarnconv.rope.request import METHODS, RopeRequest
 from yarnconv.rope.scaling import Scaling
 from yarnconv.rope.spelling import read_rope
-from yarnconv.targets.carried_rope import Claims
+from yarnconv.targets.inspection.carried_rope import Claims
 
 RECORD_KEY = "yarnconv.plan"  # of a GGUF's metadata and an ONNX model's
 _MAXIMUM_RECORD = 2**20  # characters

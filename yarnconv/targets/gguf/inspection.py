@@ -15,8 +15,6 @@ from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import LongRope, Scaling, Stretched
 from yarnconv.rope.tables import plain_inv_freq
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
-from yarnconv.targets.findings import Finding, without_repeats
 from yarnconv.targets.gguf.carried import (
     CarriedRope,
     check_readable,
@@ -34,8 +32,10 @@ from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, WITHOUT_ROPE, RopeKeys
 from yarnconv.targets.gguf.rope_limits import keys_of, keys_read
 from yarnconv.targets.gguf.rope_reading import read_encoding
 from yarnconv.targets.gguf.shown_keys import shown_keys
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
+from yarnconv.targets.inspection.findings import Finding, without_repeats
+from yarnconv.targets.inspection.rope_findings import claim_findings, context_findings, group_findings
 from yarnconv.targets.record import RECORD_KEY
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings
 
 RECORD = "its record"
 

@@ -18,10 +18,10 @@ from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets, extended_context, static_scalings
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
-from yarnconv.targets.findings import Finding
 from yarnconv.targets.hf.files import CONFIG_FILE
-from yarnconv.targets.rope_findings import claim_findings
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
+from yarnconv.targets.inspection.findings import Finding
+from yarnconv.targets.inspection.rope_findings import claim_findings
 
 EXACT = 1e-12  # of numbers that were computed here
 

@@ -23,7 +23,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Scaling, Unscaled, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets
-from yarnconv.targets.observed_table import ROUNDINGS, frequency_uncertainty, read_frequencies
+from yarnconv.targets.inspection.observed_table import ROUNDINGS, frequency_uncertainty, read_frequencies
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.lookup import Lookup, lookup_signature, refusal
 from yarnconv.targets.onnx.reader import OnnxModel

@@ -12,15 +12,20 @@ from yarnconv.rope.bases import within
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, identify
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Unscaled
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
-from yarnconv.targets.findings import Finding, without_repeats
 from yarnconv.targets.hf.inspection import claims_of
-from yarnconv.targets.observed_table import ROUNDINGS
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.inspection.findings import Finding, without_repeats
+from yarnconv.targets.inspection.observed_table import ROUNDINGS
+from yarnconv.targets.inspection.rope_findings import (
+    claim_findings,
+    context_findings,
+    group_findings,
+    main_group,
+)
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.observed import ObservedRope, claimed_context, maker, observe
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
 
 MODEL_CONFIG = "config.json"
 UNTOLD = "layers that the graph does not tell"

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import or_
 
 from yarnconv.checkpoint.json_files import read_json_object
-from yarnconv.targets.observed_table import ObservedTable
+from yarnconv.targets.inspection.observed_table import ObservedTable
 from yarnconv.targets.onnx.cache_reading import MODEL_CONFIG, client_context
 from yarnconv.targets.onnx.constant_folding import Folding
 from yarnconv.targets.onnx.observed_frequencies import Computed, Pairing, find_computed

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yarnconv.plan import ConversionPlan, RopeGroup
-from yarnconv.targets.carried_rope import CarriedGroup, Claims
 from yarnconv.targets.facts import FactComparison
-from yarnconv.targets.findings import Finding
+from yarnconv.targets.inspection.carried_rope import CarriedGroup, Claims
+from yarnconv.targets.inspection.findings import Finding
+from yarnconv.targets.inspection.rope_findings import claim_findings, described, group_findings
 from yarnconv.targets.onnx.cache_reading import client_context
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.inspection import carried_groups
 from yarnconv.targets.onnx.observed import ObservedRope, observe
 from yarnconv.targets.onnx.reader import OnnxModel
-from yarnconv.targets.rope_findings import claim_findings, described, group_findings
 
 PLAN = "the plan"
 TEMPERATURE = frozenset(

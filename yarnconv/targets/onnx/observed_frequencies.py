@@ -12,7 +12,13 @@ import numpy as np
 
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.tables import Float64Array
-from yarnconv.targets.observed_table import NARROW, ROUNDINGS, SMALLEST, ObservedTable, stored_precision
+from yarnconv.targets.inspection.observed_table import (
+    NARROW,
+    ROUNDINGS,
+    SMALLEST,
+    ObservedTable,
+    stored_precision,
+)
 from yarnconv.targets.onnx.constant_folding import (
     MOST_ALTERNATIVES,
     MOST_REMEMBERED,

@@ -9,7 +9,13 @@ import numpy as np
 
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, to_float32
 from yarnconv.rope.tables import Float32Array
-from yarnconv.targets.observed_table import LEAST_FACTOR, MOST_FACTOR, ObservedTable, read_table, unread
+from yarnconv.targets.inspection.observed_table import (
+    LEAST_FACTOR,
+    MOST_FACTOR,
+    ObservedTable,
+    read_table,
+    unread,
+)
 from yarnconv.targets.onnx.lookup import MICROSOFT
 from yarnconv.targets.onnx.observed_frequencies import PRODUCTS, Pairing, rotation_pairing
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, StoredTensor

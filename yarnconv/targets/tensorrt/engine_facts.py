@@ -11,7 +11,7 @@ import numpy as np
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.rope.tables import Float64Array
 from yarnconv.targets.digest import file_digest
-from yarnconv.targets.findings import Finding
+from yarnconv.targets.inspection.findings import Finding
 from yarnconv.targets.tensorrt.engine_bytes import Header, count_profiles, read_header
 from yarnconv.targets.tensorrt.engine_reading import open_engine
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE

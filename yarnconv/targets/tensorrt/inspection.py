@@ -10,11 +10,16 @@ from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
 from yarnconv.rope.identify import Clues, identify
 from yarnconv.rope.observation import Observation
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
-from yarnconv.targets.findings import Finding, without_repeats
-from yarnconv.targets.observed_table import ObservedTable
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.inspection.findings import Finding, without_repeats
+from yarnconv.targets.inspection.observed_table import ObservedTable
+from yarnconv.targets.inspection.rope_findings import (
+    claim_findings,
+    context_findings,
+    group_findings,
+    main_group,
+)
 from yarnconv.targets.record import recorded_claims
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
 from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_facts import FREQUENCY_ROUNDING, EngineFacts, read_engine_facts
 from yarnconv.targets.tensorrt.files import ENGINE_FILE

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, convert_floats, to_float32
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.rope.tables import Float32Array, Float64Array
-from yarnconv.targets.observed_table import ROUNDINGS, ObservedTable, read_bucket
+from yarnconv.targets.inspection.observed_table import ROUNDINGS, ObservedTable, read_bucket
 
 WINDOW = 2**24  # bytes looked through at once
 SAMPLED = 3  # one word of four bytes in so many is compared with the one sampled before

@@ -28,8 +28,8 @@ from yarnconv.rope.tables import (
     static_scalings,
     yarn_attention_factor,
 )
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims
-from yarnconv.targets.findings import Finding
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims
+from yarnconv.targets.inspection.findings import Finding
 
 # largest angle, in radians, by which a 16-bit table may be off before it blurs neighbouring positions
 HALF_ROUNDING = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}

@@ -9,7 +9,7 @@ from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn
 from yarnconv.rope.tables import static_scalings
-from yarnconv.targets.findings import Finding
+from yarnconv.targets.inspection.findings import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yarnconv.checkpoint.floats import convert_floats, to_float32
-from yarnconv.targets.observed_table import ROUNDINGS, read_table
+from yarnconv.targets.inspection.observed_table import ROUNDINGS, read_table
 
 ELEMENTS = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
 FREQUENCIES = 10000.0 ** -(np.arange(32) / 32)

@@ -10,9 +10,14 @@ from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import DynamicYarn, Linear, Llama3, NtkAware, Unscaled, Yarn
 from yarnconv.rope.tables import buckets, yarn_attention_factor
-from yarnconv.targets.carried_rope import CarriedBucket, CarriedGroup, Claims
-from yarnconv.targets.findings import CODES, Finding, at_least, without_repeats
-from yarnconv.targets.rope_findings import claim_findings, context_findings, group_findings, main_group
+from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims
+from yarnconv.targets.inspection.findings import CODES, Finding, at_least, without_repeats
+from yarnconv.targets.inspection.rope_findings import (
+    claim_findings,
+    context_findings,
+    group_findings,
+    main_group,
+)
 
 SMALL = {"theta": 1e4, "rotary_dim": 64, "original_context": 256, "factor": 4.0}
 SAID = Yarn(**SMALL)
