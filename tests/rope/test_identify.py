@@ -246,3 +246,12 @@ def test_each_set_of_longrope_by_what_is_said(which):
     )
     fit = identify(observation, Clues(scalings=(said,)))
     assert (fit.method, fit.temperature) == ("longrope", "full")
+
+
+def test_an_attention_factor_that_is_said_and_not_there():
+    """The frequencies are as it is said; the factor shown is the one that was read."""
+    said = Yarn(**QWEN, attention_factor=1.3)
+    fit = identify(observed(Yarn(**QWEN)), Clues(scalings=(said,)))
+    assert (fit.scaling, fit.temperature) == (Yarn(**QWEN), "full")
+    fit = identify(observed(said), Clues(scalings=(said,)))
+    assert (fit.scaling, fit.temperature) == (said, "other")

@@ -219,8 +219,10 @@ def _with_softmax(scaling: Scaling, observed: Observation) -> Scaling:
 
 def _with_factor(scaling: Scaling, attention_factor: float, temperature: Temperature) -> Scaling:
     """The scaling with the attention factor that was observed."""
-    if not isinstance(scaling, Yarn) or temperature == "full":
+    if not isinstance(scaling, Yarn):
         return scaling
+    if temperature == "full":  # whatever is said of it
+        return replace(scaling, attention_factor=None)
     own = yarn_attention_factor(scaling)
     if _close(own, attention_factor, FACTOR_TOLERANCE):
         return scaling
