@@ -25,7 +25,7 @@ Handler: TypeAlias = Callable[[int, FrameType | None], Any] | signal.Handlers
 def check_directory(directory: Path) -> None:
     """Refuse a place that nothing can be written to."""
     if not directory.is_dir():
-        raise BadInput("no such directory", where=str(directory), fix="Create it, or correct -o.")
+        raise BadInput("no such directory", where=str(directory), fix="Create it, or name another place.")
     if not os.access(directory, os.W_OK):
         raise BadInput("the directory cannot be written to", where=str(directory))
 

@@ -98,7 +98,7 @@ def test_from_which_severity_on_it_fails(artefacts, yarnconv, tmp_path):
 def test_a_reference_that_is_a_config_alone(artefacts, checkpoints, yarnconv):
     config = checkpoints("llama") / "config.json"
     code, stdout, _ = yarnconv("inspect", artefacts("llama", "f32", *FACTOR), "--reference", config, "--json")
-    assert (code, json.loads(stdout)["claims"][-1]["source"]) == (0, "the reference")
+    assert (code, json.loads(stdout)["claims"][-1]["source"]) == (0, "the reference (as recorded)")
     assert yarnconv("inspect", artefacts("llama", "f32"), "--reference", config.parent / "none.json")[0] == 2
 
 
@@ -111,3 +111,23 @@ def test_names_from_strangers_obey_nobody(artefacts, yarnconv, tmp_path):
     path = file.write(tmp_path / "strange.gguf")
     code, stdout, _ = yarnconv("inspect", path)
     assert (code, "\x1b" in stdout, "\\x1b[2J" in stdout) == (0, False, True)
+
+
+def test_what_an_artefact_records_does_not_overrule_its_reference(
+    artefacts, checkpoints, inspect, yarnconv, tmp_path
+):
+    """It fills in options where the checkpoint is plain, and is called what it is; a scaling of the
+    checkpoint's own is held against."""
+    out = tmp_path / "extended"
+    assert yarnconv("hf", checkpoints("llama"), *FACTOR, "-o", out)[0] == 0
+    path = artefacts("llama", "f32", "--factor", "2")
+    code, document, severe = inspect(path, "--reference", out)
+    assert (code, severe[0]) == (1, "wrong-factor")
+    code, document, _ = inspect(path, "--reference", checkpoints("llama"))
+    assert (code, document["claims"][-1]["source"]) == (0, "the reference (as recorded)")
+
+
+def test_a_reference_that_is_an_artefact(artefacts, yarnconv):
+    path = artefacts("llama", "f32", *FACTOR)
+    code, _, stderr = yarnconv("inspect", path, "--reference", path)
+    assert (code, "neither a checkpoint nor a config.json" in stderr) == (2, True)

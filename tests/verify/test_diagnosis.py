@@ -55,6 +55,8 @@ IN_A_GGUF = {
     "temperature-twice, of a temperature of one's own": (OWN_TEMPERATURE, number(ATTENTION, 1.5)),
     "attention-factor-dropped": (OWN_TEMPERATURE, number(ATTENTION, 1.0)),
     "wrong-original-context": (YARN, whole(ORIGINAL, 1024)),
+    "wrong-original-context, twice as many": (YARN, whole(ORIGINAL, 512)),
+    "wrong-original-context, half as many": (YARN, whole(ORIGINAL, 128)),
     "contexts-swapped": (YARN, both(whole(ORIGINAL, 1024), number(FACTOR, 0.25))),
     "wrong-factor": (YARN, number(FACTOR, 8.0)),
     "wrong-factor, half of it": (YARN, number(FACTOR, 2.0)),

@@ -12,7 +12,7 @@ from yarnconv.cli.processors import processors
 from yarnconv.cli.reports import ReportFiles
 from yarnconv.console.baseline_view import print_comparison
 from yarnconv.console.check_view import print_report
-from yarnconv.console.messages import SCHEMA_VERSION, print_json
+from yarnconv.console.messages import SCHEMA_VERSION, print_json, print_written
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.step_summary import append_step_summary
 from yarnconv.errors import BadInput
@@ -216,7 +216,9 @@ def run_check(
         print_report(report)
         if result.comparison is not None:
             print_comparison(result.comparison)
-    files.write(result)
+    written = files.write(result)
+    if not as_json:
+        print_written(written)
     append_step_summary(result)
     if result.misfit is not None:
         raise result.misfit

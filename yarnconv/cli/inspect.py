@@ -45,6 +45,7 @@ def _claims(
 ) -> "tuple[Claims, ...]":
     """record: fills in the rope options where none are given."""
     from yarnconv.checkpoint.hub import CONFIG_FILES, locate
+    from yarnconv.rope.scaling import Unscaled
     from yarnconv.targets.hf.inspection import claims_of, read_config
     from yarnconv.targets.record import recorded_request
 
@@ -57,10 +58,19 @@ def _claims(
             )
         return ()
     path = Path(reference)
+    if path.is_file() and path.suffix != ".json":
+        raise BadInput(
+            "is neither a checkpoint nor a config.json",
+            where=reference,
+            fix="Give what the artefact was made of.",
+        )
     directory = path if path.exists() else locate(reference, revision=revision, files=CONFIG_FILES)
-    if not request.asks_for_something and record is not None:
-        request = recorded_request(record) or request
-    return (claims_of(read_config(directory), request, "the reference"),)
+    own = claims_of(read_config(directory), request, "the reference")
+    recorded = None if record is None or request.asks_for_something else recorded_request(record)
+    if recorded is None or not isinstance(own.scaling, Unscaled):
+        return (own,)  # a scaling of its own is what it says, whatever the artefact does
+    source = "the reference (as recorded)"  # no rope options were given: the artefact's own fill them in
+    return (claims_of(read_config(directory), recorded, source),)
 
 
 def _downloaded(model: Path, revision: str | None) -> Path:
@@ -132,11 +142,12 @@ def _opener(path: Path) -> "Callable[[Path, ClaimsBy], Inspected]":
     return _inspect_checkpoint
 
 
-def _plotter(path: Path, artefact: Path) -> "Callable[[Inspected], None]":
+def _plotter(path: Path, artefact: Path, *, as_json: bool) -> "Callable[[Inspected], None]":
     """What draws a picture, once it is known what. Refuses before the work what could not be written."""
     from yarnconv.artifact import check_directory
     from yarnconv.console.figures import check_figure_path, rope_figure, write_figure
     from yarnconv.console.inspect_curves import curves_of, original_context
+    from yarnconv.console.messages import print_written
     from yarnconv.verify.components import require
 
     require("plot", "matplotlib")
@@ -149,6 +160,8 @@ def _plotter(path: Path, artefact: Path) -> "Callable[[Inspected], None]":
             what = "there is nothing to draw: no frequencies and temperature were found that an axis holds"
             raise BadInput(what, where=str(artefact))
         write_figure(rope_figure(curves, original_context(facts)), path)
+        if not as_json:
+            print_written([path])
 
     return draw
 
@@ -185,7 +198,7 @@ def inspect(
     from yarnconv.console.messages import print_json
     from yarnconv.targets.inspection.findings import at_least
 
-    draw = None if plot is None else _plotter(plot, artefact)
+    draw = None if plot is None else _plotter(plot, artefact, as_json=as_json)
     claims_by = partial(_claims, reference, request, revision)
     path = (
         artefact if artefact.exists() or artefact.suffix in FILE_SUFFIXES else _downloaded(artefact, revision)

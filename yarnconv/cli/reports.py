@@ -68,12 +68,13 @@ class ReportFiles:
             what = "would be written over the artefact or into the checkpoint"
             raise BadInput(what, where=str(path), fix=f"Correct {option}.")
 
-    def write(self, result: CheckResult) -> None:
-        """Each whole or not at all."""
+    def write(self, result: CheckResult) -> list[Path]:
+        """Each whole or not at all; which."""
         made = [(path, make(result)) for _, path, make in self._given()]
         for path, data in made:
             with staged([path]) as temporary:
                 temporary[0].write_bytes(data)
+        return [path for path, _ in made]
 
 
 def command_again(context: typer.Context) -> str:

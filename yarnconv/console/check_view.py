@@ -130,7 +130,10 @@ def _conclusion(report: CheckReport) -> Text:
     if report.parity and report.remark:
         return Text(printable(report.remark), style="bold green")
     if report.parity:
-        return Text(f"parity holds{without}", style="bold green")
+        said = Text(f"parity holds{without}", style="bold green")
+        if report.expected_from == "provenance":
+            said.append(", with the plan that the artefact says it was made with", style="not bold default")
+        return said
     if report.parity is None:
         said = Text("parity could not be judged", style="bold yellow")
         return (

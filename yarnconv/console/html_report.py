@@ -137,7 +137,8 @@ def _diagnosis(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
         }
         for name, value in diagnosis.distances.items()
     ]
-    return {"explanation": shown(diagnosis.explanation), "distances": distances}
+    label, explanation = shown(diagnosis.label or "none"), shown(diagnosis.explanation)
+    return {"label": label, "explanation": explanation, "distances": distances}
 
 
 def _weights(result: CheckResult) -> dict[str, Any]:

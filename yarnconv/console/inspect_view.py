@@ -1,5 +1,6 @@
 """What an artefact was found to carry, for people and as JSON."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,12 +22,13 @@ from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup
 from yarnconv.targets.inspection.findings import Finding, Severity
 from yarnconv.targets.inspection.rope_findings import described
 
+LONGEST = 400  # characters of a value that are shown
 EXACT = 1e-9  # of a frequency, where it is no use to say how exact
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "note": "dim"}
 _TEMPERATURES: dict[Temperature, str] = {
     "none": "no temperature",
     "full": "by its formula",
-    "missing": "the temperature is missing",
+    "missing": "none: NTK-by-parts",
     "twice": "the temperature is applied twice",
     "relogged": "the temperature was put through its formula again",
     "other": "of no formula",
@@ -133,7 +135,10 @@ def inspected_document(artifact: str, facts: Inspected) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return one_line(f"{value:.7g}" if isinstance(value, float) else str(value)[:100])[:100]
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    text = one_line(value if isinstance(value, str) else json.dumps(_in_json(value), default=str))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _temperature(bucket: CarriedBucket) -> str:

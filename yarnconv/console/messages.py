@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +50,13 @@ def print_findings(console: Console, findings: Iterable[str]) -> None:
     for finding in findings:
         line = Text("finding: ", style="bold yellow")
         console.print(line.append(one_line(finding), style="not bold default"))
+
+
+def print_written(paths: Iterable[Path]) -> None:
+    """A line for each file that was written beside what was shown."""
+    console = Console(highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(Text("wrote ", style="green").append(one_line(str(path)), style="bold"))
 
 
 def print_runtime_message(level: str, message: str) -> None:

@@ -143,6 +143,8 @@ def read_baseline(path: Path, schema_version: int) -> Baseline:
     document = read_json_object(path)
     if document.get("schema_version") != schema_version:
         raise _refuse(path, f"is no report of schema {schema_version}")
+    if document.get("parity") is False:  # of what is wrong nothing is a measure
+        raise _refuse(path, "is the report of an artefact whose parity does not hold")
     reading = _Reading(path)
     baseline = Baseline(path=path, settings=reading.settings(document), figures=reading.figures(document))
     if not any(part in _PARTS for part, _, _ in baseline.figures):

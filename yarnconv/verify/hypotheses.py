@@ -36,6 +36,7 @@ Shifted = Literal["decoded", "behind the gap"]
 EXPECTED = "expected"
 SWAPPED_ROWS = "query-key-permutation"
 SHORT_TABLES = "table-short"
+OTHER_CONTEXTS = (0.25, 0.5, 2.0, 4.0)  # times the original one
 COMMON_THETAS = (10000.0, 500000.0, 1000000.0)
 # Roles whose rows are those of heads, and those that are one head's.
 PROJECTIONS = frozenset({"query", "key", "query_bias", "key_bias"})
@@ -227,6 +228,9 @@ def _contexts(plan: ConversionPlan) -> Iterator[Hypothesis]:
         target: "the target context",
         plan.description.max_position_embeddings: "max_position_embeddings",
     }
+    for ratio in OTHER_CONTEXTS:
+        context = round(plan.rope.original_context * ratio)
+        places.setdefault(context, f"{ratio:g} times as many")
     for context, place in places.items():
         if (made := _changed(main, original_context=context)) is not None:
             text = f"{context} positions, {place}, are taken for the original context"

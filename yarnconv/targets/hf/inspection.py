@@ -167,7 +167,7 @@ def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspe
         findings += claim_findings(reference, groups[0])
     return Inspected(
         target="checkpoint",
-        title=f"checkpoint, {str(config.get('model_type'))[:60]}",
+        title=f"config.json of a checkpoint, {str(config.get('model_type'))[:60]}",
         identity={"model_type": config.get("model_type")},
         groups=groups,
         claims=references,

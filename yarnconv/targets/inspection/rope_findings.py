@@ -87,6 +87,10 @@ def _other_frequencies(
             f"{2 * len(observed.inv_freq)} dimensions rotate; {expected.rotary_dim} by {who}",
         )
     found, said = fit.scaling, described(expected)
+    if isinstance(expected, Unscaled) and isinstance(found, Stretched):
+        message = f"it turns by {described(found, fit.context)}; {who} says {said}"
+        meant = f"If it was meant, say so: --factor {found.factor:.9g}. Else convert the checkpoint again."
+        return _error(_METHODS.get(type(found), "other-method"), message, meant)
     if found is None:
         return _error("frequencies-unknown", f"its frequencies are of no known method; {who} says {said}")
     message = f"it turns by {described(found, fit.context)}; {who} says {said}"
