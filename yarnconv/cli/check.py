@@ -22,8 +22,8 @@ from yarnconv.targets.gguf.reader import open_gguf
 from yarnconv.targets.onnx.extension import RUNTIME_OPERATORS
 from yarnconv.targets.onnx.files import MODEL_FILE
 from yarnconv.targets.onnx.reader import open_onnx
-from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
-from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR, engine_directory, is_engine
+from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.verify.baseline import (
     DEFAULT_MARGIN,
     LARGEST_MARGIN,

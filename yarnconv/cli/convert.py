@@ -31,7 +31,7 @@ from yarnconv.targets.onnx.reader import open_onnx
 from yarnconv.targets.plan_card import check_options
 from yarnconv.targets.tensorrt import target as tensorrt
 from yarnconv.targets.tensorrt.builder import EXTRAS, Builder, RuntimeName
-from yarnconv.targets.tensorrt.sidecar import is_engine
+from yarnconv.targets.tensorrt.files import is_engine
 from yarnconv.targets.tensorrt.source import Source, from_checkpoint, from_onnx
 from yarnconv.verify.components import require
 

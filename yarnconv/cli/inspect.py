@@ -12,7 +12,7 @@ from yarnconv.cli.options import takes_rope_options
 from yarnconv.cli.root import AsJson, Revision, app, ends_with_exit_code
 from yarnconv.errors import BadInput
 from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.tensorrt.files import ENGINE_FILE, SIDECAR
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, engine_directory, is_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,7 @@ def _downloaded(model: Path, revision: str | None) -> Path:
 def _is_engine(path: Path) -> bool:
     """An engine, whatever its file is called, or the directory of one of ours."""
     if path.is_dir():
-        ours = (path / SIDECAR).is_file() and not (path / "config.json").exists()
-        return ours or (path / ENGINE_FILE).is_file()
+        return is_engine(path) or (path / ENGINE_FILE).is_file()
     return path.suffix in ENGINE_SUFFIXES
 
 
@@ -92,7 +91,7 @@ def _inspect_engine(path: Path, claims_by: "ClaimsBy") -> "Inspected":
     import json
 
     from yarnconv.targets.tensorrt.inspection import inspect_engine
-    from yarnconv.targets.tensorrt.sidecar import engine_directory, is_engine, read_sidecar
+    from yarnconv.targets.tensorrt.sidecar import read_sidecar
 
     if not path.exists():
         raise BadInput("no such file", where=str(path), fix="Give an engine, or its directory.")

@@ -14,8 +14,9 @@ import numpy as np
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.bases import candidate_bases, digits, plain_base, ratios, residual, shortest, within
+from yarnconv.rope.mistakes import relogged
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.ramp import solve_ramp
+from yarnconv.rope.ramp import USUAL_BETAS, solve_ramp
 from yarnconv.rope.scaling import (
     MAXIMUM_FACTOR,
     DynamicNtk,
@@ -30,7 +31,7 @@ from yarnconv.rope.scaling import (
     Yarn,
     method_name,
 )
-from yarnconv.rope.tables import buckets, magnitude, yarn_attention_factor
+from yarnconv.rope.tables import buckets, yarn_attention_factor
 
 # said: by someone. usual: it follows if the betas are the usual ones. unknown: the numbers do not hold it.
 Context = Literal["said", "usual", "unknown"]
@@ -41,7 +42,6 @@ Temperature = Literal["none", "full", "missing", "twice", "relogged", "other"]
 COMMON_BASES = (1e4, 5e5, 1e6, 5e6, 1e7, 1.5e5, 5e4, 8e6, 2.5e5, 1e5, 2e6, 3e6, 1e8)
 COMMON_CONTEXTS = tuple(2**power for power in range(6, 21))
 COMMON_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-COMMON_BETAS = ((32.0, 1.0), (128.0, 2.0))
 # (factor, low_freq_factor, high_freq_factor, original context) of Llama 3.1 and 3.2
 LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
 ENLARGING = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 64.0)
@@ -85,7 +85,7 @@ def _alternatives(clues: Clues, base: float, pairs: int, factors: list[float]) -
     """YaRN's and llama3's of one base with the numbers that are likely."""
     contexts = tuple(dict.fromkeys((*clues.contexts, *COMMON_CONTEXTS)))
     said = [s for s in clues.scalings if isinstance(s, Yarn)]
-    betas = tuple(dict.fromkeys((*((s.beta_fast, s.beta_slow) for s in said), *COMMON_BETAS)))
+    betas = tuple(dict.fromkeys((*((s.beta_fast, s.beta_slow) for s in said), *USUAL_BETAS)))
     groups = (clues.contexts, tuple(c for c in contexts if c not in clues.contexts))
     for group, truncate in product(groups, (True, False)):
         for (fast, slow), context, factor in product(betas, group, factors):
@@ -195,7 +195,7 @@ def temperature_of(attention_factor: float, scaling: Scaling | None, tolerance: 
         return "missing"
     if is_(formula**2):
         return "twice"
-    if is_(magnitude(scaling.factor, 0.1, formula)) or is_(1.0 + 0.1 * math.log(formula)):
+    if any(map(is_, relogged(formula, scaling.factor))):
         return "relogged"
     return "other"
 

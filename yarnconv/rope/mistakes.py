@@ -1,12 +1,19 @@
 """What tools make of a scaling by mistake: scalings that differ from it in what is dropped or mixed up."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from yarnconv.errors import BadInput
 from yarnconv.rope.scaling import Linear, NtkAware, Scaling, Stretched, Unscaled, Yarn, is_dynamic
+from yarnconv.rope.tables import magnitude
 
 USUAL_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def relogged(attention_factor: float, factor: float) -> tuple[float, float]:
+    """A temperature that is put through 0.1 m ln s + 1 once more: as the m, and as the s. Both above 0."""
+    return magnitude(factor, 0.1, attention_factor), 1.0 + 0.1 * math.log(attention_factor)
 
 
 def near_misses(expected: Scaling, contexts: Sequence[int] = ()) -> tuple[Scaling, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -84,6 +85,10 @@ def _in_dimensions(
             truncate=truncate,
         )
 
+    def original(rotations: float) -> int:
+        """In which the pair `low` turns so often."""
+        return round(float(rotations * 2.0 * math.pi * base ** (low / pairs)))
+
     first, last = round(low), round(high)
     is_whole = all(abs(edge - round(edge)) < WHOLE for edge in (low, high))
     # of the context and the betas only quotients are known: the usual betas are more likely than odd ones
@@ -91,11 +96,10 @@ def _in_dimensions(
         usual = _usual_context(first, last, base, pairs, betas) if is_whole else None
         if usual is not None:
             yield yarn(usual, *betas, truncate=True)
-        exact = round(betas[0] * 2.0 * math.pi * base ** (low / pairs))
+        exact = original(betas[0])
         if 1 < exact <= LARGEST_CONTEXT:
             yield yarn(exact, *betas, truncate=False)
-    usual = round(USUAL_BETAS[0][0] * 2.0 * math.pi * base ** (low / pairs))
-    known = min(max(usual, 2), LARGEST_CONTEXT) if context is None else context
+    known = min(max(original(USUAL_BETAS[0][0]), 2), LARGEST_CONTEXT) if context is None else context
 
     def beta(dimension: float) -> float:
         """Rotations in the original context at a (fractional) index of a pair."""
@@ -142,13 +146,8 @@ def solve_ramp(observed: Observation, base: float, factor: float, contexts: Sequ
         return []
     context = contexts[0] if contexts else None
     found: list[Scaling] = []
-    for made in (_in_dimensions, _in_rotations):
-        made_of = made(index, kept, base, factor, len(observed.inv_freq), context)
-        while True:
-            try:
-                found.append(next(made_of))
-            except StopIteration:
-                break
-            except BadInput:
-                break
+    for solve in (_in_dimensions, _in_rotations):
+        with suppress(BadInput):  # what comes behind numbers that no scaling can have is no likelier
+            for scaling in solve(index, kept, base, factor, len(observed.inv_freq), context):
+                found.append(scaling)  # noqa: PERF402 - those before an error count
     return found

@@ -74,14 +74,14 @@ class ConfigRope:
         a scaling of None means layers without RoPE).
     finetuned: what the config says of itself, None where it says nothing.
     notes: what a reader should know of how the config was understood.
-    states_original: whether it says which context the model was trained with, where it has a scaling that
-        counts from one; else max_position_embeddings was taken for it.
+    original_notes: those of them which say that the original context is not stated where a scaling counts
+        from it, and max_position_embeddings was taken for it.
     """
 
     groups: Mapping[str | None, Scaling | None]
     finetuned: bool | None = None
     notes: tuple[str, ...] = ()
-    states_original: bool = True
+    original_notes: tuple[str, ...] = ()
 
 
 def _fail(where: str, what: str, fix: str | None = None) -> BadInput:
@@ -281,18 +281,22 @@ def _original_context(
     return top_level or inside or maximum
 
 
-def _leaves_original_out(config: JsonObject, parameters: JsonObject) -> bool:
-    """Whether a scaling that counts from the original context does not state it."""
-    rope_type = TYPE_SYNONYMS.get(str(parameters.get("rope_type", parameters.get("type"))))
-    rope_type = rope_type or parameters.get("rope_type", parameters.get("type"))
-    counts = rope_type in {"linear", "ntk", "yarn", "dynamic-yarn"}
-    return counts and "original_max_position_embeddings" not in {*config, *parameters}
+def _original_notes(config: JsonObject, parameters: JsonObject) -> list[str]:
+    """What to say of a scaling that counts from the original context and does not state it."""
+    counts = _rope_type(parameters, "") in {"linear", "ntk", "yarn", "dynamic-yarn"}
+    if not counts or "original_max_position_embeddings" in {*config, *parameters}:
+        return []
+    return [
+        f"config.json does not say which context the model was trained with: "
+        f"max_position_embeddings = {_positions(config, 'max_position_embeddings', '')} is taken for the "
+        f"original one. If it is the extended one, give --original-context."
+    ]
 
 
 def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple[Scaling, list[str]]:
     """One scaling and the notes on it; `where` names its dict within config.json."""
     rope_type = _rope_type(parameters, where)
-    notes: list[str] = []
+    notes = _original_notes(config, parameters)
     theta = _number(parameters, "rope_theta", where)
     if theta is None:
         theta = _number(config, "rope_theta", "")
@@ -301,12 +305,6 @@ def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple
         missing = "rope_theta" if theta is None else "max_position_embeddings"
         raise _fail(missing, f"{missing} is missing")
     original = _original_context(config, parameters, where, rope_type, maximum)
-    if _leaves_original_out(config, parameters):
-        notes.append(
-            f"config.json does not say which context the model was trained with: "
-            f"max_position_embeddings = {maximum} is taken for the original one. If it is the extended "
-            f"one, give --original-context."
-        )
     if parameters.get("attn_factor") is not None:
         notes.append(
             f"config.json: {where}.attn_factor is not read by transformers and has no effect here "
@@ -353,7 +351,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
             groups={None: scaling},
             finetuned=finetuned if isinstance(finetuned, bool) else None,
             notes=tuple(notes),
-            states_original=not _leaves_original_out(config, parameters),
+            original_notes=tuple(_original_notes(config, parameters)),
         )
     strays = sorted(set(parameters) - set(nested) - {"truncate"})
     if strays:
@@ -361,7 +359,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
     # beside the layer types is where transformers reads `truncate`, and the only place
     truncate = {"truncate": parameters["truncate"]} if "truncate" in parameters else {}
     groups: dict[str | None, Scaling | None] = {}
-    notes = []
+    notes, original_notes = [], list[str]()
     for layer_type in nested:
         inner = parameters[layer_type]
         if inner is None:
@@ -379,7 +377,8 @@ def read_rope(config: JsonObject) -> ConfigRope:
         outside = {k: v for k, v in config.items() if k != "original_max_position_embeddings"}
         groups[layer_type], group_notes = _read_group(outside, inner, f"{where}.{layer_type}")
         notes += group_notes
+        original_notes += _original_notes(outside, inner)
     missing = sorted({str(t) for t in layer_types} - set(nested))
     if missing:
         raise _fail(where, f"no RoPE parameters for layers of type {missing[0]!r}")
-    return ConfigRope(groups=groups, notes=tuple(notes))
+    return ConfigRope(groups=groups, notes=tuple(notes), original_notes=tuple(original_notes))

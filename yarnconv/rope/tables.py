@@ -200,6 +200,12 @@ def static_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
     return (scaling,)
 
 
+def bucket_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
+    """What each bucket is of, in the order of `buckets`: its own static scaling, or LongRope for both."""
+    alone = static_scalings(scaling)
+    return alone * (len(buckets(scaling)) // len(alone))
+
+
 def _bucket_length(scaling: DynamicNtk, factor: float) -> int:
     return math.ceil(factor * scaling.original_context)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from yarnconv.errors import BadInput
 from yarnconv.model.family import ExpectedTensor
 from yarnconv.plan import ConversionPlan
+from yarnconv.rope.mistakes import relogged
 from yarnconv.rope.scaling import (
     DynamicYarn,
     Linear,
@@ -204,11 +205,11 @@ def _temperatures(main: Scaling) -> Iterator[Hypothesis]:
     yield at("temperature-twice", text, [a * a for a in own])
     text = f"the temperature {last:.6g} is multiplied by 0.1 ln s + 1 again"
     yield at("temperature-twice", text, [a * f for a, f in zip(own, formula, strict=True)])
-    logs = [math.log(one.factor) for one in tables]
+    as_m, as_s = zip(*(relogged(one.attention_factor, one.factor) for one in tables), strict=True)
     text = f"the temperature {last:.6g} is taken for the m of 0.1 m ln s + 1"
-    yield at("temperature-relogged", text, [0.1 * a * s + 1 for a, s in zip(own, logs, strict=True)])
-    text = f"the temperature is taken for the s of 0.1 ln s + 1: {1 + 0.1 * math.log(last):.6g}"
-    yield at("temperature-relogged", text, [1 + 0.1 * math.log(a) for a in own])
+    yield at("temperature-relogged", text, list(as_m))
+    text = f"the temperature is taken for the s of 0.1 ln s + 1: {as_s[-1]:.6g}"
+    yield at("temperature-relogged", text, list(as_s))
 
 
 def _dropped_attention_factor(main: Scaling) -> Iterator[Hypothesis]:

@@ -411,7 +411,7 @@ def test_a_tokenizer_config_that_cannot_be_read(content, copied, yarnconv, tmp_p
 def test_no_engine_is_seen_in_it(extend, checkpoints, yarnconv, tmp_path):
     """Both kinds of directories hold a yarnconv.json."""
     out, _ = extend(checkpoints("llama"), "--factor", "4")
-    from yarnconv.targets.tensorrt.sidecar import is_engine
+    from yarnconv.targets.tensorrt.files import is_engine
 
     assert not is_engine(out)
     code, stdout, _ = yarnconv("inspect", out, "--json")

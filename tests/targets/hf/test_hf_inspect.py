@@ -74,3 +74,19 @@ def test_what_is_nothing_of_it(yarnconv, tmp_path):
         assert (code, "Give a" in stderr) == (2, True)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert yarnconv("inspect", tmp_path)[0] == 2
+
+
+def test_kinds_of_layers_without_their_original_context(yarnconv, tmp_path):
+    """By layer type as at the top: said once, and no other key is called unheard."""
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    config = {
+        "model_type": "windowed",
+        "head_dim": 64,
+        "max_position_embeddings": ORIGINAL_CONTEXT,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": PLAIN, "full_attention": linear},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, stdout, _ = yarnconv("inspect", tmp_path, "--json")
+    codes = [finding["code"] for finding in json.loads(stdout)["findings"]]
+    assert (code, codes) == (0, ["original-context-unknown"])

@@ -17,7 +17,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
-from yarnconv.rope.tables import buckets, extended_context, static_scalings
+from yarnconv.rope.tables import bucket_scalings, buckets, extended_context
 from yarnconv.targets.hf.files import CONFIG_FILE
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.inspection.findings import Finding
@@ -42,7 +42,7 @@ def claims_of(config: Mapping[str, Any], request: RopeRequest, source: str) -> C
     profile = recognise(filled, rope) if request.use_profile else None
     resolved = resolve(rope, request, profile, maximum)
     # a context that was made up of another is nothing that anybody says
-    known = rope.states_original or request.asks_for_something
+    known = not rope.original_notes or request.asks_for_something
     return Claims(
         source=source,
         scaling=resolved.main,
@@ -71,8 +71,6 @@ def carried_group(scaling: Scaling | None, layers: str, source: str) -> CarriedG
     """A scaling as what an artefact would carry of it, without a fault."""
     if scaling is None:
         return CarriedGroup(layers=layers, source=source, buckets=())
-    tables, statics = buckets(scaling), static_scalings(scaling)
-    alone = statics if len(statics) == len(tables) else (scaling,) * len(tables)
     return CarriedGroup(
         layers=layers,
         source=source,
@@ -91,7 +89,7 @@ def carried_group(scaling: Scaling | None, layers: str, source: str) -> CarriedG
                     residual=0.0,
                 ),
             )
-            for table, static in zip(tables, alone, strict=True)
+            for table, static in zip(buckets(scaling), bucket_scalings(scaling), strict=True)
         ),
     )
 
@@ -102,15 +100,16 @@ def _ignored(what: str, remedy: str) -> Finding:
 
 def _spelling_findings(scaling: Scaling, rope: ConfigRope) -> Iterator[Finding]:
     """Keys and types that do not do what they seem to."""
-    if not rope.states_original:
+    if rope.original_notes:
         yield Finding(
             code="original-context-unknown",
             severity="warning",
             message="config.json does not say which context the model was trained with",
             remedy="Write original_max_position_embeddings into it.",
         )
-    for note in rope.notes[0 if rope.states_original else 1 :]:
-        yield _ignored(note, "Correct the config.")
+    for note in rope.notes:
+        if note not in rope.original_notes:
+            yield _ignored(note, "Correct the config.")
     unknown_type = isinstance(scaling, DynamicYarn) or type(scaling) is NtkAware
     if unknown_type:
         yield _ignored(

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yarnconv.plan import RopePlan
-from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit, identify
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn
 from yarnconv.rope.tables import static_scalings
 from yarnconv.targets.inspection.findings import Finding
+from yarnconv.targets.inspection.observed_table import ObservedTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,16 @@ def clues_of(claims: Sequence[Claims], magnitude: float = FACTOR_TOLERANCE) -> C
         bases=tuple(dict.fromkeys(s.theta for s in said)),
         contexts=tuple(dict.fromkeys(contexts)),
         magnitude=magnitude,
+    )
+
+
+def carried_bucket(table: ObservedTable, clues: Clues) -> CarriedBucket:
+    """A table that was found, with the name of its numbers."""
+    return CarriedBucket(
+        observation=table.observation,
+        fit=identify(table.observation, clues),
+        reach=table.reach,
+        broken=table.broken,
     )
 
 

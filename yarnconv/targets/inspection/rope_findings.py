@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from yarnconv.rope.bases import within
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Context, Fit
+from yarnconv.rope.mistakes import relogged
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import (
     DynamicNtk,
@@ -21,17 +22,17 @@ from yarnconv.rope.scaling import (
 )
 from yarnconv.rope.tables import (
     RopeTables,
+    bucket_scalings,
     buckets,
     extended_context,
     magnitude,
     ntk_base,
-    static_scalings,
     yarn_attention_factor,
 )
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims
 from yarnconv.targets.inspection.findings import Finding
 
-# largest angle, in radians, by which a 16-bit table may be off before it blurs neighbouring positions
+# of a cosine that was rounded to 16 bits
 HALF_ROUNDING = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}
 TEMPERATURE_COEFFICIENT = 0.1  # of the formula that every tool has
 CONVERT_AGAIN = "Convert the checkpoint again with yarnconv."
@@ -138,10 +139,7 @@ def _other_temperature(expected: Scaling, tables: RopeTables, fit: Fit, who: str
         return _error("temperature-missing", message)
     if is_(wanted**2):
         return _error("temperature-twice", message)
-    factor = tables.factor
-    if factor > 1.0 and (
-        is_(1.0 + 0.1 * wanted * math.log(factor)) or is_(1.0 + 0.1 * math.log(max(wanted, 1e-9)))
-    ):
+    if tables.factor > 1.0 and any(map(is_, relogged(wanted, tables.factor))):
         return _error("temperature-relogged", message)
     return _error("attention-factor-wrong", message)
 
@@ -186,13 +184,12 @@ def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
         yield _error("wrong-pairing", said)
     if claim.scaling is None or not group.buckets:
         return
-    wanted, alone = buckets(claim.scaling), static_scalings(claim.scaling)
+    wanted, alone = buckets(claim.scaling), bucket_scalings(claim.scaling)
     if len(wanted) != len(group.buckets):
         yield _other_count(claim, group, len(wanted))
         return
     seen: set[str] = set()
-    for index, (bucket, tables) in enumerate(zip(group.buckets, wanted, strict=True)):
-        scaling = alone[index] if len(alone) == len(wanted) else claim.scaling
+    for bucket, scaling, tables in zip(group.buckets, alone, wanted, strict=True):
         for finding in _against(claim, bucket, scaling, tables):
             if finding.code not in seen:
                 seen.add(finding.code)

@@ -9,11 +9,11 @@ from math import isclose
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.rope.bases import within
-from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, identify
+from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Unscaled
 from yarnconv.targets.hf.inspection import claims_of
-from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.inspection.carried_rope import CarriedGroup, Claims, Inspected, carried_bucket, clues_of
 from yarnconv.targets.inspection.findings import Finding, without_repeats
 from yarnconv.targets.inspection.observed_table import ROUNDINGS
 from yarnconv.targets.inspection.rope_findings import (
@@ -88,15 +88,7 @@ def _group(rope: ObservedRope, clues: Clues, alone: bool) -> CarriedGroup:
         source=rope.source,
         element=_precision(rope),
         pairing=rope.pairing,
-        buckets=tuple(
-            CarriedBucket(
-                observation=table.observation,
-                fit=identify(table.observation, clues),
-                reach=table.reach,
-                broken=table.broken,
-            )
-            for table in rope.buckets
-        ),
+        buckets=tuple(carried_bucket(table, clues) for table in rope.buckets),
     )
 
 

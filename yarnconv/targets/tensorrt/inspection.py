@@ -1,6 +1,7 @@
 """What an engine carries of RoPE: by its sidecar where it has one, and by its own bytes, which decide."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,8 @@ import numpy as np
 
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput
-from yarnconv.rope.identify import Clues, identify
 from yarnconv.rope.observation import Observation
-from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected, clues_of
+from yarnconv.targets.inspection.carried_rope import CarriedGroup, Claims, Inspected, carried_bucket, clues_of
 from yarnconv.targets.inspection.findings import Finding, without_repeats
 from yarnconv.targets.inspection.observed_table import ObservedTable
 from yarnconv.targets.inspection.rope_findings import (
@@ -22,8 +22,7 @@ from yarnconv.targets.inspection.rope_findings import (
 from yarnconv.targets.record import recorded_claims
 from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_facts import FREQUENCY_ROUNDING, EngineFacts, read_engine_facts
-from yarnconv.targets.tensorrt.files import ENGINE_FILE
-from yarnconv.targets.tensorrt.sidecar import is_engine
+from yarnconv.targets.tensorrt.files import ENGINE_FILE, is_engine
 from yarnconv.targets.tensorrt.table_search import find_tables
 
 BYTES = "the engine's bytes"
@@ -78,15 +77,6 @@ def _shown(identity: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield key.replace("_", " "), f"{text[:60]} ({source})"
 
 
-def _bucket(observation: Observation, clues: Clues, table: ObservedTable) -> CarriedBucket:
-    return CarriedBucket(
-        observation=observation,
-        fit=identify(observation, clues),
-        reach=table.reach,
-        broken=table.broken,
-    )
-
-
 def _by_sidecar(facts: EngineFacts) -> tuple[ObservedTable, ...]:
     """The tables at the places that the sidecar names."""
     return tuple(
@@ -102,19 +92,15 @@ def _by_sidecar(facts: EngineFacts) -> tuple[ObservedTable, ...]:
     )
 
 
-def _mapped(engine: Path) -> MappedFile:
+@contextmanager
+def _mapped(engine: Path) -> Iterator[MappedFile]:
     try:
-        return MappedFile(engine)
+        file = MappedFile(engine)
     except (OSError, ValueError) as error:
         what = "there is nothing in it" if isinstance(error, ValueError) else f"cannot be mapped ({error})"
         raise BadInput(what, where=str(engine), fix="Give an engine as TensorRT serialised it.") from None
-
-
-def _search(engine: Path) -> tuple[ObservedTable, ...]:
-    """The tables, wherever they stand in the engine's bytes."""
-    file = _mapped(engine)
     try:
-        return find_tables(file)
+        yield file
     finally:
         file.close()
 
@@ -124,7 +110,7 @@ def _groups(tables: tuple[ObservedTable, ...], claims: tuple[Claims, ...]) -> tu
     those that are as somebody says first.
     """
     clues = clues_of(claims)
-    found = tuple(_bucket(table.observation, clues, table) for table in tables)
+    found = tuple(carried_bucket(table, clues) for table in tables)
     if not found:
         return ()
     if all(claim.kinds == 1 for claim in claims):
@@ -150,11 +136,8 @@ def _findings(
 
 def _bare(engine: Path, references: tuple[Claims, ...]) -> Inspected:
     """An engine by its bytes alone."""
-    tables, file = _search(engine), _mapped(engine)
-    try:
-        header = read_header(file)
-    finally:
-        file.close()
+    with _mapped(engine) as file:
+        tables, header = find_tables(file), read_header(file)
     groups = _groups(tables, references)
     unknown = Finding(
         code="tables-unknown",
@@ -184,7 +167,10 @@ def inspect_engine(path: Path, references: tuple[Claims, ...] = ()) -> Inspected
     facts = read_engine_facts(directory)
     identity = _identity(facts)
     plan, graph = facts.sidecar["plan"], facts.sidecar["graph"]
-    tables = _by_sidecar(facts) or _search(engine)
+    tables = _by_sidecar(facts)
+    if not tables:
+        with _mapped(engine) as file:
+            tables = find_tables(file)
     pairs = len(tables[0].observation.inv_freq) if tables else 1
     record = recorded_claims({**plan, "graph": graph}, 2 * pairs, "the sidecar")
     groups = _groups(tables, (record, *references))

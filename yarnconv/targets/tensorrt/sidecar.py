@@ -88,16 +88,6 @@ def make_sidecar(
     }
 
 
-def engine_directory(path: Path) -> Path:
-    """The directory of an engine that was named itself; anything else as it is."""
-    return path.parent if path.name == ENGINE_FILE and path.is_file() else path
-
-
-def is_engine(path: Path) -> bool:
-    """Whether it is an engine's directory: an extended checkpoint has such a file too, and a config.json."""
-    return (path / SIDECAR).is_file() and not (path / "config.json").exists()
-
-
 def read_sidecar(directory: Path) -> dict[str, Any]:
     """The document beside an engine. Raises BadInput where there is none, or it is none of ours."""
     path = directory / SIDECAR

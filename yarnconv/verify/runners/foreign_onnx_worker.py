@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parents[3]))
-from yarnconv.verify.runners.onnx_runtime_worker import PROVIDERS, session_options
+from yarnconv.verify.runners.onnx_runtime_worker import PROVIDERS, reason, session_options
 from yarnconv.verify.runners.passage_loop import feed_passage, write_logits
 from yarnconv.worker_side import Answer, NotHere, Refused, serve
 
@@ -151,10 +151,6 @@ class Model:
         )
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:600]
-
-
 def run_passages(request: dict[str, Any], answer: Answer) -> None:
     """Run all and write their logits to the file that was asked for."""
     try:
@@ -162,9 +158,9 @@ def run_passages(request: dict[str, Any], answer: Answer) -> None:
     except NotHere:
         raise
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
-        raise NotHere(f"this ONNX Runtime has no kernel for it: {_reason(error)}") from None
+        raise NotHere(f"this ONNX Runtime has no kernel for it: {reason(error)}") from None
     except Exception as error:
-        raise Refused(f"ONNX Runtime does not load it: {_reason(error)}") from None
+        raise Refused(f"ONNX Runtime does not load it: {reason(error)}") from None
 
     def run(**passage: Any) -> NDArray[np.float32]:
         try:
@@ -173,7 +169,7 @@ def run_passages(request: dict[str, Any], answer: Answer) -> None:
             raise
         except Exception as error:
             # with other inputs it might: these were guessed by their names
-            raise NotHere(f"ONNX Runtime does not run it: {_reason(error)}") from None
+            raise NotHere(f"ONNX Runtime does not run it: {reason(error)}") from None
 
     write_logits(request, run, answer)
 

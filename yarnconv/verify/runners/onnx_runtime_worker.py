@@ -124,7 +124,8 @@ class Model:
         )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a runtime says, in one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 600 else f"{text[:600]} ..."
 
@@ -134,7 +135,7 @@ def run_passages(request: dict[str, Any], answer: Answer) -> None:
     try:
         model = Model(request["path"], request["provider"])
     except Exception as error:
-        raise Refused(f"ONNX Runtime does not load it: {_reason(error)}") from None
+        raise Refused(f"ONNX Runtime does not load it: {reason(error)}") from None
 
     def run(**passage: Any) -> NDArray[np.float32]:
         try:
@@ -142,7 +143,7 @@ def run_passages(request: dict[str, Any], answer: Answer) -> None:
         except MemoryError:
             raise
         except Exception as error:
-            raise Refused(f"ONNX Runtime does not run it: {_reason(error)}") from None
+            raise Refused(f"ONNX Runtime does not run it: {reason(error)}") from None
 
     write_logits(request, run, answer)
 
