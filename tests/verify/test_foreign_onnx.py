@@ -93,6 +93,13 @@ def test_the_same_model_is_right_where_plain_rope_is_expected(check, built):
     assert max(window["last"] for window in report["windows"]) == EXTENDED - 1
 
 
+def test_what_holds_is_said_to_hold(built, yarnconv):
+    """In the last line, and without a word on how far."""
+    checkpoint, directory = built("llama", rope=YARN)
+    code, stdout, _ = yarnconv("check", directory, "--reference", checkpoint, *PLAIN)
+    assert (code, stdout.strip().splitlines()[-1].strip()) == (0, "parity holds")
+
+
 def test_betas_whose_range_the_builder_never_rounds(check, built):
     checkpoint, directory = built("qwen3", rope={**YARN, **BETAS})
     code, report, _ = check(directory, checkpoint)

@@ -6,6 +6,7 @@ far as the tolerance tells. Of quantised weights nothing is known, and that is w
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def judge_foreign(case: Case, expectation: Expectation, reference: Path) -> Chec
     numbers = read_numbers(case.artefact)
     observed = compare_observed(plan, case.artefact, case.max_context)
     judged, as_is = judge_structure(case, numbers, observed)
-    return CheckReport(
+    report = CheckReport(
         artifact=str(case.artefact.path),
         reference=str(reference),
         expected_from=expectation.source,
@@ -100,7 +101,10 @@ def judge_foreign(case: Case, expectation: Expectation, reference: Path) -> Chec
         keys=observed.facts,
         tensors=(),
         as_is=as_is,
-        remark=f"it is of another maker's form: {UNBOUND}, so that it can only be run as a whole",
         diagnosis=judged.diagnosis,
         ran=f"the model itself, all {every} layers, against the checkpoint's own weights",
     )
+    if report.parity is not None:  # a remark on a parity that holds would say how far it does
+        return report
+    said = f"it is of another maker's form: {UNBOUND}, so that it can only be run as a whole"
+    return replace(report, remark=said)
