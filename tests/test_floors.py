@@ -17,6 +17,7 @@ FLOORS = {
     "model": 1,
     "checkpoint": 2,
     "plan": 3,
+    "rope_plan": 3,
     "artifact": 3,
     "targets": 4,
     "verify": 5,
@@ -26,7 +27,13 @@ FLOORS = {
     "__init__": 0,
 }
 # Rooms on one floor that may know each other, in one direction.
-SAME_FLOOR = {("cli", "console"), ("__main__", "cli"), ("rope", "errors"), ("plan", "__init__")}
+SAME_FLOOR = {
+    ("cli", "console"),
+    ("__main__", "cli"),
+    ("rope", "errors"),
+    ("plan", "rope_plan"),
+    ("rope_plan", "__init__"),
+}
 # What takes seconds to import, and the rooms that may.
 HEAVY = {"torch": {"verify/reference.py", "verify/placing.py"}, "transformers": {"verify/reference.py"}}
 HEAVY |= {"accelerate": {"verify/placing.py"}}

@@ -94,7 +94,9 @@ def make_big_model(directory: Path, layers: int, shape=None, *, sparse=False) ->
     """Make the checkpoint, of 16 layers or of another number, unless it is there. sparse: zeros in holes."""
     if (directory / "config.json").exists():
         return directory
-    from yarnconv.model.family import describe, expected_tensors, families, with_defaults
+    from yarnconv.model.describe import describe, with_defaults
+    from yarnconv.model.family import families
+    from yarnconv.model.tensors import expected_tensors
 
     directory.mkdir(parents=True, exist_ok=True)
     family = families()["llama"]

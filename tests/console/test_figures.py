@@ -16,9 +16,9 @@ from yarnconv.checkpoint.checkpoint import read_config
 from yarnconv.console.figures import Curve, plan_curve, rope_figure, write_figure
 from yarnconv.console.regime_bars import RegimeBars
 from yarnconv.errors import BadInput
-from yarnconv.plan import plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.tables import regimes
+from yarnconv.rope_plan import plan_rope
 
 
 @pytest.fixture

@@ -7,13 +7,18 @@ import torch
 import transformers
 
 from yarnconv.errors import BadInput
-from yarnconv.model.family import describe, expected_tensors, families, find_family, with_defaults
+from yarnconv.model.describe import describe, with_defaults
+from yarnconv.model.family import families, find_family
+from yarnconv.model.tensors import expected_tensors
 
 FAMILIES = sorted(families())
 
 
 def test_the_families_there_are():
-    assert FAMILIES == ["llama", "mistral", "qwen2", "qwen3"]
+    assert FAMILIES == [
+        *("gemma2", "gemma3_text", "glm4", "granite", "granitemoehybrid", "llama", "ministral3", "mistral"),
+        *("olmo2", "olmo3", "phi3", "qwen2", "qwen3", "smollm3"),
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

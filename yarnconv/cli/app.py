@@ -61,7 +61,7 @@ def plan(
     from yarnconv.checkpoint.hub import CONFIG_FILES, locate
     from yarnconv.console.messages import print_json
     from yarnconv.console.plan_view import plan_document, print_plan
-    from yarnconv.plan import plan_rope
+    from yarnconv.rope_plan import plan_rope
 
     if is_gguf(model):
         from yarnconv.cli.extend import plan_gguf

@@ -8,8 +8,8 @@ from yarnconv.console.messages import print_json
 from yarnconv.console.plan_view import print_rope_plan, runtime_warnings
 from yarnconv.console.progress import TerminalProgress
 from yarnconv.console.result_view import Written, show_written
-from yarnconv.plan import rope_facts
 from yarnconv.rope.request import RopeRequest
+from yarnconv.rope_plan import rope_facts
 from yarnconv.targets.beside import Beside
 from yarnconv.targets.gguf.carried import plan_carried, read_carried
 from yarnconv.targets.gguf.deployment.names import stale_notes

@@ -15,8 +15,8 @@ from yarnconv.artifact import staged
 from yarnconv.console.marks import FIGURE, is_figure
 from yarnconv.console.messages import printable
 from yarnconv.errors import BadInput
-from yarnconv.plan import RopePlan
 from yarnconv.rope.tables import Float64Array, Regime, plain_inv_freq
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.templates import render
 from yarnconv.verify.components import require
 

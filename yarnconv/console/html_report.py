@@ -15,8 +15,8 @@ from yarnconv.console.figures import plan_curve
 from yarnconv.console.marks import REPORT
 from yarnconv.console.messages import printable
 from yarnconv.console.rope_drawing import rope_drawing
-from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import method_name
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.templates import render
 from yarnconv.verify.compare import Window
 from yarnconv.verify.report import BEYOND_ALL, Diagnosis, weights_by_type

@@ -14,10 +14,10 @@ from yarnconv.console.inspect_curves import curves_of
 from yarnconv.console.messages import one_line, print_warnings
 from yarnconv.console.plan_view import runtime_warnings
 from yarnconv.console.regime_bars import RegimeBars
-from yarnconv.plan import rope_facts
 from yarnconv.rope.identify import Fit, Temperature
 from yarnconv.rope.scaling import Stretched, Unscaled, Yarn, method_name
 from yarnconv.rope.tables import correction_range, count_regimes
+from yarnconv.rope_plan import rope_facts
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.inspection.findings import Finding, Severity
 from yarnconv.targets.inspection.rope_findings import described

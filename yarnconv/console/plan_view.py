@@ -10,10 +10,11 @@ from rich.text import Text
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.console.messages import print_warnings, printable
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import expected_tensors, families
-from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.model.family import families
+from yarnconv.model.tensors import expected_tensors
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.tables import plain_inv_freq, regimes
+from yarnconv.rope_plan import RopePlan, rope_facts
 from yarnconv.targets.gguf.launch import key_shift_warning
 
 # Colour and height both say the regime, so that the bars read without colour too.

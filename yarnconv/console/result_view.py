@@ -10,8 +10,8 @@ from rich.text import Text
 
 from yarnconv.console.messages import print_json, print_warnings, printable
 from yarnconv.console.plan_view import gigabytes
-from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
+from yarnconv.rope_plan import RopePlan, rope_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# The norms of a layer, by the roles of their weights: what enters the attention and the MLP, and what leaves
+# them on its way to the residual.
+NormRole = Literal["attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """Queries grow with their position: times 1 + beta ln(1 + floor(position / context)), after the rotation
+    (Llama 4's attention temperature, which Ministral 3 took over).
+    """
+
+    beta: float
+    context: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionDescription:
@@ -10,7 +24,12 @@ class AttentionDescription:
 
     layer_type: "full_attention" or "sliding_attention", which selects its RoPE group.
     window: positions a query looks back over, None for all.
+    rotates: whether the layer has RoPE.
     pairing: which dimensions rotate together, (i, i + D/2) or (2i, 2i + 1).
+    query_key_norm: over each head, or over all heads of the projection together; None for none.
+    fused: whether the checkpoint holds query, key and value as one matrix, in this order.
+    scale: of the scores, before what RoPE multiplies it by.
+    softcap: c of c tanh(score / c), None for none.
     """
 
     heads: int
@@ -18,38 +37,59 @@ class AttentionDescription:
     head_dim: int
     layer_type: str
     window: int | None
+    rotates: bool
     pairing: Literal["half", "interleaved"]
-    query_key_norm: bool
+    query_key_norm: Literal["head", "projection"] | None
     query_key_value_bias: bool
     output_bias: bool
+    fused: bool
+    scale: float
+    softcap: float | None
+    query_growth: QueryGrowth | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlpDescription:
-    """One layer's gated MLP: down(activation(gate(x)) * up(x))."""
+    """One layer's gated MLP: down(activation(gate(x)) * up(x)). fused: whether the checkpoint holds gate and
+    up as one matrix, in this order.
+    """
 
     intermediate_size: int
     activation: str
     bias: bool
+    fused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDescription:
-    """One decoder layer, pre-norm."""
+    """One decoder layer. norms: those that it has. residual_multiplier: of what the attention and the MLP add
+    to the residual.
+    """
 
     attention: AttentionDescription
     mlp: MlpDescription
+    norms: frozenset[NormRole]
+    residual_multiplier: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """A decoder-only model. norm_epsilon is the RMS norms'; max_position_embeddings the config's."""
+    """A decoder-only model.
+
+    max_position_embeddings: the config's. norm_epsilon: the RMS norms'. norms_add_one: whether they multiply
+    by 1 + weight. embedding_multiplier: of the embedded tokens. logit_multiplier, logit_softcap: of the
+    output head's logits, in this order; c of c tanh(logit / c), None for none.
+    """
 
     family: str
     vocab_size: int
     hidden_size: int
     max_position_embeddings: int
     norm_epsilon: float
+    norms_add_one: bool
+    embedding_multiplier: float
+    logit_multiplier: float
+    logit_softcap: float | None
     tied_embeddings: bool
     layers: tuple[LayerDescription, ...]
 

@@ -29,7 +29,7 @@ JsonObject = Mapping[str, Any]
 
 # transformers reads none of these for a scaling, so neither does the reference. `attn_factor` looks
 # like a temperature and is not one: whoever wrote it is told.
-IGNORED_KEYS = frozenset({"attn_factor", "finetuned"})
+IGNORED_KEYS = frozenset({"attn_factor", "finetuned", "max_position_embeddings"})
 COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"}) | IGNORED_KEYS
 YARN_KEYS = frozenset(
     {

@@ -5,8 +5,8 @@ the same plan again.
 from collections.abc import Mapping
 from typing import Any
 
-from yarnconv.plan import RopePlan, rope_facts
 from yarnconv.rope.scaling import Unscaled, Yarn
+from yarnconv.rope_plan import RopePlan, rope_facts
 from yarnconv.targets.onnx.rope import lay_out_tables
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.errors import BadInput
-from yarnconv.model.family import ExpectedTensor
+from yarnconv.model.tensors import ExpectedTensor
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.mistakes import relogged
 from yarnconv.rope.scaling import (

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.rope_plan import RopePlan, rope_facts
 from yarnconv.targets.facts import FactComparison
 from yarnconv.verify.compare import Window
 from yarnconv.verify.expectation import Source

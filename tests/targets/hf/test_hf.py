@@ -14,10 +14,10 @@ import transformers
 
 from tests.support.models import edit_config
 from yarnconv.checkpoint.checkpoint import read_config
-from yarnconv.plan import plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.spelling import read_rope
 from yarnconv.rope.tables import buckets
+from yarnconv.rope_plan import plan_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 METHODS = {

@@ -9,9 +9,10 @@ from onnx import helper
 from tests.support.onnx_faults import Editor, temperature_dropped
 from tests.targets.onnx.test_observed import give_last_layer_its_own_tables
 from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.plan import RopeGroup, plan_conversion
+from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.tables import buckets
+from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.onnx.observed_facts import compare_observed
 from yarnconv.targets.onnx.reader import open_onnx
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.support.markdown import assert_tidy
-from yarnconv.plan import plan_rope
 from yarnconv.rope.request import RopeRequest
+from yarnconv.rope_plan import plan_rope
 from yarnconv.targets.tensorrt.card import model_card
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")

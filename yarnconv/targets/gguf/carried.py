@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.plan import RopePlan, plan_artefact
 from yarnconv.rope.identify import LLAMA3
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Linear, Llama3, Scaling, Stretched, Unscaled, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope
 from yarnconv.rope.tables import buckets, magnitude
+from yarnconv.rope_plan import RopePlan, plan_artefact
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
     MAGNITUDE_TOLERANCE,

@@ -16,10 +16,10 @@ from pathlib import Path
 from yarnconv import __version__
 from yarnconv.artifact import check_free_space
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.plan import RopePlan, provenance
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
+from yarnconv.rope_plan import RopePlan, provenance
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.copying import BLOCK, copy_range, reserve, share_range, write_all
 from yarnconv.targets.gguf.file_format import (

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.plan import RopePlan
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit, identify, temperature_of
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import LongRope, Scaling, Stretched
 from yarnconv.rope.tables import plain_inv_freq
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.gguf.carried import (
     CarriedRope,
     check_readable,

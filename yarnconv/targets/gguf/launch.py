@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from yarnconv.errors import Inexpressible
-from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, method_name
 from yarnconv.rope.tables import magnitude, reached_context, static_scalings
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.gguf.rope_keys import (
     RUNTIME_BETA_FAST,
     RUNTIME_BETA_SLOW,

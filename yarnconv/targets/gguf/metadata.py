@@ -7,6 +7,7 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
+from yarnconv.targets.gguf.runtime import runtime_of
 from yarnconv.targets.record import RECORD_KEY
 
 QUANTIZATION_VERSION = 2
@@ -18,7 +19,7 @@ def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorTyp
     """What kind of file this is."""
     import gguf
 
-    metadata.string("general.architecture", plan.family.gguf.architecture)
+    metadata.string("general.architecture", runtime_of(plan).name)
     metadata.string("general.type", "model")
     metadata.string("general.name", model_name(plan.checkpoint.directory))
     metadata.string("general.size_label", gguf.size_label(parameters, parameters, 0, 0))
@@ -29,7 +30,7 @@ def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorTyp
 def write_model(metadata: Metadata, plan: ConversionPlan, rope: RopeEncoding) -> None:
     """Dimensions and RoPE, under the architecture's prefix."""
     model, facts = plan.description, plan.family.gguf
-    name, layer = facts.architecture, model.layers[0]
+    name, layer = runtime_of(plan).name, model.layers[0]
     metadata.uint32(f"{name}.block_count", len(model.layers))
     metadata.uint32(f"{name}.context_length", plan.rope.target_context)
     metadata.uint32(f"{name}.embedding_length", model.hidden_size)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.targets.gguf.runtime import runtime_of
 
 QUERY_KEY_ROLES = frozenset({"query", "query_bias", "key", "key_bias"})
 
@@ -21,11 +22,12 @@ def placements(plan: ConversionPlan) -> tuple[TensorPlacement, ...]:
     import gguf
 
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    name_map = gguf.get_tensor_name_map(
-        architectures[plan.family.gguf.architecture], len(plan.description.layers)
-    )
-    head_dim = plan.description.layers[0].attention.head_dim
-    interleaved = QUERY_KEY_ROLES if plan.family.gguf.permute_query_key else frozenset()
+    runtime, attention = runtime_of(plan), plan.description.layers[0].attention
+    name_map = gguf.get_tensor_name_map(architectures[runtime.name], len(plan.description.layers))
+    head_dim = attention.head_dim
+    # a runtime that rotates adjacent pairs finds the two halves' rows in turn
+    moved = attention.pairing == "half" and runtime.pairing == "interleaved"
+    interleaved = QUERY_KEY_ROLES if moved else frozenset()
 
     def place(binding: TensorBinding) -> TensorPlacement:
         name = name_map.get_name(binding.expected.name, try_suffixes=(".weight", ".bias"))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yarnconv.errors import Inexpressible
-from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import (
     DynamicNtk,
     DynamicYarn,
@@ -34,6 +33,7 @@ from yarnconv.rope.tables import (
     ntk_base,
     plain_inv_freq,
 )
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.gguf.file_format import Metadata
 from yarnconv.targets.gguf.launch import launch_buckets
 from yarnconv.targets.gguf.rope_keys import (

@@ -13,6 +13,7 @@ from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE, ROPE_FREQS, RopeEncoding, exact_encodings
 from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_SLOW, RopeKeys, rope_keys
+from yarnconv.targets.gguf.runtime import runtime_of
 
 RUNTIME_FREQ_BASE = 10000.0
 # A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
@@ -122,7 +123,7 @@ def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[FactComp
     Where a plan can be said in several exact ways, the file is held against the nearest. Raises
     Inexpressible where the architecture cannot say the plan at all.
     """
-    name = plan.family.gguf.architecture
+    name = runtime_of(plan).name
     keys = rope_keys(name)
     found = read_encoding(artefact, keys)
     exact = exact_encodings(plan.rope, keys)

@@ -22,7 +22,7 @@ from yarnconv.targets.gguf.output import published
 from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
 from yarnconv.targets.gguf.rope_keys import rope_keys
-from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
+from yarnconv.targets.gguf.runtime import runtime_of
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
     OutputFile,
@@ -65,13 +65,9 @@ class GgufJob:
         return sum(file.size for file in self.files)
 
 
-def _architecture(plan: ConversionPlan) -> RuntimeArchitecture:
-    return ARCHITECTURES[plan.family.gguf.architecture]
-
-
 def structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     """What of the model's structure llama.cpp would not compute."""
-    runtime, model = _architecture(plan), plan.description
+    runtime, model = runtime_of(plan), plan.description
     found = []
 
     def refuse(condition: bool, what: str, where: str, fix: str | None = None) -> None:
@@ -162,7 +158,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     """Lay out everything that will be written. Raises the first refusal; writes nothing."""
     if found := structure_refusals(plan):
         raise found[0]
-    rope = encode_rope(plan.rope, rope_keys(plan.family.gguf.architecture))
+    rope = encode_rope(plan.rope, rope_keys(runtime_of(plan).name))
     tensors, notes = _output_tensors(plan, options)
     file_type = _file_type(tensors)
     parameters = sum(prod(tensor.shape) for tensor in tensors)

@@ -6,10 +6,11 @@
 
 from typing import Any
 
-from yarnconv.plan import ConversionPlan, RopePlan
+from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import DynamicNtk, Linear, LongRope, Scaling, Unscaled
 from yarnconv.rope.tables import buckets
 from yarnconv.rope.writing import as_transformers, write_rope
+from yarnconv.rope_plan import RopePlan
 
 # Other names for max_position_embeddings, that some configs carry beside it and some engines read first.
 LENGTH_SYNONYMS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length")

@@ -8,7 +8,7 @@ from typing import Any
 
 from yarnconv.checkpoint.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from yarnconv.checkpoint.json_files import read_json_object
-from yarnconv.model.family import with_defaults
+from yarnconv.model.describe import with_defaults
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import Scaling, method_name
 from yarnconv.rope.spelling import read_rope

@@ -8,8 +8,8 @@ import numpy as np
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.model.family import describe, find_family, with_defaults
-from yarnconv.plan import RopePlan, plan_rope
+from yarnconv.model.describe import describe, with_defaults
+from yarnconv.model.family import find_family
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.profiles import recognise
@@ -18,6 +18,7 @@ from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import bucket_scalings, buckets, extended_context
+from yarnconv.rope_plan import RopePlan, plan_rope
 from yarnconv.targets.hf.files import CONFIG_FILE
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.inspection.findings import Finding

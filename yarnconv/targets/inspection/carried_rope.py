@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from yarnconv.plan import RopePlan
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues, Fit, identify
 from yarnconv.rope.mistakes import near_misses
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.scaling import LongRope, NtkAware, Scaling, Unscaled, Yarn
 from yarnconv.rope.tables import static_scalings
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.inspection.findings import Finding
 from yarnconv.targets.inspection.observed_table import ObservedTable
 

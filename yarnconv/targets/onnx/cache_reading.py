@@ -13,9 +13,9 @@ import numpy as np
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
+from yarnconv.model.describe import with_defaults
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import find_family, with_defaults
-from yarnconv.plan import RopeGroup, plan_rope
+from yarnconv.model.family import find_family
 from yarnconv.rope.bases import plain_base
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.profiles import Profile, recognise
@@ -23,6 +23,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import Scaling, Unscaled, method_name
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import buckets
+from yarnconv.rope_plan import RopeGroup, plan_rope
 from yarnconv.targets.inspection.observed_table import ROUNDINGS, frequency_uncertainty, read_frequencies
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.lookup import Lookup, lookup_signature, refusal

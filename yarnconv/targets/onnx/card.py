@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from yarnconv import __version__
 from yarnconv.checkpoint.hub import model_name
-from yarnconv.plan import ConversionPlan, RopePlan
+from yarnconv.plan import ConversionPlan
 from yarnconv.rope.request import RopeRequest
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.onnx.genai import default_length
 from yarnconv.targets.onnx.lookup import Lookup
 from yarnconv.targets.onnx.options import GraphOptions

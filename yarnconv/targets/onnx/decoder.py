@@ -59,7 +59,7 @@ class _Decoder:
         joined = self._parameters.joined(x, ("query", "key", "value"), index)
         heads = graph.node("Reshape", joined, graph.constant([0, 0, sum(sizes), attention.head_dim]))
         heads = graph.node("Transpose", heads, perm=[0, 2, 1, 3])
-        if attention.query_key_norm:
+        if attention.query_key_norm is not None:
             query, key, value = graph.split(heads, 1, sizes)
             query, key = self._norm(query, "query_norm", index), self._norm(key, "key_norm", index)
             return self._rotated(query, cos_sin, attention), self._rotated(key, cos_sin, attention), value

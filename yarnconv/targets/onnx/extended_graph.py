@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from yarnconv.errors import BadInput
-from yarnconv.plan import RopePlan
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.onnx.external_data import ExternalTensor, lay_out, reference
 from yarnconv.targets.onnx.files import TABLES_FILE
 from yarnconv.targets.onnx.layers import nodes_between

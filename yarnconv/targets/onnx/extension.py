@@ -7,10 +7,10 @@ from typing import Any
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.plan import RopePlan, plan_artefact, plan_rope
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
 from yarnconv.rope.scaling import Unscaled, method_name
+from yarnconv.rope_plan import RopePlan, plan_artefact, plan_rope
 from yarnconv.targets.onnx.cache_reading import Carried, read_carried
 from yarnconv.targets.onnx.extended_graph import ExtendedGraph, extend_graph
 from yarnconv.targets.onnx.external_data import data_bytes

@@ -12,8 +12,8 @@ from typing import Any
 from yarnconv.artifact import check_directory, check_free_space, staged_directory
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
-from yarnconv.plan import provenance
 from yarnconv.progress import Advance
+from yarnconv.rope_plan import provenance
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination, refuse_inside
 from yarnconv.targets.linking import SPACE, copied_bytes, link_or_copy

@@ -5,7 +5,8 @@ tensors are called what nobody knows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from yarnconv.plan import ConversionPlan, RopeGroup
+from yarnconv.plan import ConversionPlan
+from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.inspection.carried_rope import CarriedGroup, Claims
 from yarnconv.targets.inspection.findings import Finding

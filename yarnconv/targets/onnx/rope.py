@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.plan import RopeGroup
 from yarnconv.rope.tables import RopeTables, reached_context
+from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 from yarnconv.targets.onnx.graph import Graph
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from yarnconv.model.description import ModelDescription
-from yarnconv.plan import RopeGroup, RopePlan
 from yarnconv.rope.tables import Float32Array, RopeTables
+from yarnconv.rope_plan import RopeGroup, RopePlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.rope import TableLayout, lay_out_tables
 

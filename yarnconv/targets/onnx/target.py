@@ -10,9 +10,10 @@ from typing import Any, get_args
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.errors import BadInput, Inexpressible, one_of
-from yarnconv.plan import ConversionPlan, RopePlan, TensorBinding
+from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import LongRope
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination, kept_places
 from yarnconv.targets.digest import file_digest

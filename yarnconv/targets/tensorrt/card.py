@@ -5,7 +5,7 @@ from typing import Any
 
 from yarnconv import __version__
 from yarnconv.model.description import ModelDescription
-from yarnconv.plan import RopePlan
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.plan_card import check_options, plan_values
 from yarnconv.targets.templates import render
 from yarnconv.targets.tensorrt.builder import EXTRAS

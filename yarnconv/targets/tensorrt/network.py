@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from yarnconv.model.description import ModelDescription
-from yarnconv.plan import RopePlan
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
 from yarnconv.targets.onnx.rope import is_dynamic

@@ -9,7 +9,7 @@ from yarnconv import __version__
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
-from yarnconv.plan import RopePlan, rope_facts
+from yarnconv.rope_plan import RopePlan, rope_facts
 from yarnconv.targets.onnx.genai import end_tokens
 from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.tensorrt.builder import MODULES, BuildCost, Builder, BuildSettings

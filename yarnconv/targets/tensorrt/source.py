@@ -15,10 +15,11 @@ from yarnconv.checkpoint.hub import TOKENIZER_FILES
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
-from yarnconv.plan import ConversionPlan, RopePlan, plan_rope, rope_facts
+from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.writing import write_rope
+from yarnconv.rope_plan import RopePlan, plan_rope, rope_facts
 from yarnconv.targets.check_workflow import WORKFLOW_FILE
 from yarnconv.targets.destination import kept_places
 from yarnconv.targets.digest import file_digest

@@ -16,6 +16,7 @@ from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.gguf.placement import placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
 from yarnconv.targets.gguf.rope_reading import compare_metadata
+from yarnconv.targets.gguf.runtime import runtime_of
 from yarnconv.targets.gguf.target import structure_refusals
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
@@ -68,10 +69,10 @@ def _check_open(
 ) -> CheckReport:
     expectation = expect(checkpoint, request, artefact.scalar(RECORD_KEY, str))
     plan = _with_head_of_its_own(expectation.plan, artefact)
-    if artefact.architecture != plan.family.gguf.architecture:
+    if artefact.architecture != runtime_of(plan).name:
         raise BadInput(
             f"it is a model of llama.cpp's architecture {artefact.architecture}, the reference is one of "
-            f"{plan.family.gguf.architecture}",
+            f"{runtime_of(plan).name}",
             where=artefact.path.name,
             fix="Give the checkpoint that it was made from.",
         )

@@ -8,9 +8,9 @@ from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
 from yarnconv.errors import BadInput
-from yarnconv.plan import plan_rope
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
+from yarnconv.rope_plan import plan_rope
 from yarnconv.targets.hf.facts import compare_metadata
 from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE
 from yarnconv.targets.hf.target import plan_refusals

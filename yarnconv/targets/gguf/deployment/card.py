@@ -3,8 +3,8 @@
 from typing import Any
 
 from yarnconv import __version__
-from yarnconv.plan import rope_facts
 from yarnconv.rope.scaling import Unscaled, Yarn
+from yarnconv.rope_plan import rope_facts
 from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.modelfile import ollama_name

@@ -23,6 +23,7 @@ from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.server import presets_carry
 from yarnconv.targets.gguf.launch import launch_buckets
 from yarnconv.targets.gguf.rope_keys import rope_keys
+from yarnconv.targets.gguf.runtime import runtime_of
 from yarnconv.targets.gguf.target import GgufJob, structure_refusals
 from yarnconv.targets.plan_card import command_line
 
@@ -36,7 +37,7 @@ def carried_plan(served: ConversionPlan, wanted: Collection[str]) -> ConversionP
         return served
     if found := structure_refusals(served):
         raise found[0]
-    launch_buckets(served.rope, rope_keys(served.family.gguf.architecture))
+    launch_buckets(served.rope, rope_keys(runtime_of(served).name))
     plain = RopeRequest(method="none", use_profile=served.request.use_profile)
     return plan_conversion(served.checkpoint, plain)
 
@@ -102,7 +103,7 @@ def deployment_of_conversion(
         dtype=kind,
         name=model_name(served.checkpoint.directory),
         kind=served.description.family,
-        keys=rope_keys(served.family.gguf.architecture),
+        keys=rope_keys(runtime_of(served).name),
         extended_from=None,
         destination=destination,
         parts=len(job.files),

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from yarnconv.checkpoint.tokenizer import SPECIAL_ROLES
-from yarnconv.plan import RopePlan
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import request_of
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.check_workflow import UNKNOWN_REFERENCE
 from yarnconv.targets.gguf.carried import CarriedRope, plan_carried
 from yarnconv.targets.gguf.deployment.chat_source import ENDS, ChatSource, ending_tokens

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from yarnconv.plan import RopePlan
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.check_workflow import Reference
 from yarnconv.targets.gguf.deployment.chat_source import ChatSource
 from yarnconv.targets.gguf.output import output_paths, stem_of

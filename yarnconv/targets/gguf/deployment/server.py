@@ -9,8 +9,8 @@ from typing import Any
 
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.plan import RopePlan
 from yarnconv.rope.scaling import Unscaled, method_name
+from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.beside import MARK, FileBeside
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.names import presets_name, script_name

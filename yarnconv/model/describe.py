@@ -1,0 +1,305 @@
+"""From a config.json to the description of its model, by the family's data file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.model.description import (
+    AttentionDescription,
+    LayerDescription,
+    MlpDescription,
+    ModelDescription,
+    NormRole,
+    QueryGrowth,
+)
+from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope
+from yarnconv.rope.spelling import head_dim
+
+# Far above any model there is, far below what would hurt: dimensions come from strangers.
+MAXIMUM_DIMENSION = 2**24
+MAXIMUM_LAYERS = 4096
+MAXIMUM_CONTEXT = 2**31 - 1
+# Of multipliers and softcaps: outside it float32 logits are lost.
+SMALLEST, LARGEST = 1e-6, 1e6
+NORMS: tuple[NormRole, ...] = ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm")
+FULL, SLIDING = "full_attention", "sliding_attention"
+# transformers' own (`configuration_utils._LEGACY_LAYER_TYPE_REMAP`), of those that are described here
+LEGACY_LAYER_TYPES = {"attention": FULL}
+
+
+def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
+    """The config with what the family's transformers class assumes where the file is silent.
+
+    A default of the form `{ same_as = "key" }` takes that key's value, and null counts as silent
+    for it, as it does for an object; for the others null is a value (Mistral: no sliding window). What the
+    RoPE parameters hold besides RoPE stands at the top level, and where the family has a RoPE for each type
+    of its layers, that is spelled out, and so is `layer_types`.
+    """
+    filled = dict(config)
+    for key, default in family.config_defaults.items():
+        if isinstance(default, Mapping):
+            if filled.get(key) is None:
+                filled[key] = filled.get(default["same_as"]) if "same_as" in default else dict(default)
+        else:
+            filled.setdefault(key, default)
+    if family.structure.query_growth is not None:
+        _take_query_growth(family.structure.query_growth, filled)
+    if family.structure.theta_by_layer_type is not None:
+        _spell_by_layer_type(family.structure, filled)
+    return filled
+
+
+def _take_query_growth(key: str, filled: dict[str, Any]) -> None:
+    """Move the growth of queries out of the RoPE parameters, which it is written among."""
+    for place in ("rope_scaling", "rope_parameters"):
+        parameters = filled.get(place)
+        if parameters and isinstance(parameters, Mapping):
+            own = dict(parameters)
+            if (beta := own.pop(key, None)) is not None:
+                filled[key] = {"beta": beta, "context": own.get("original_max_position_embeddings")}
+            filled[place] = own
+            return
+
+
+def _spell_by_layer_type(structure: Structure, filled: dict[str, Any]) -> None:
+    """`rope_parameters` by layer type, as the config classes of such families make them of the older spelling
+    (`convert_rope_params_to_dict`): its scaling is that of the layers that see everything.
+    """
+    assert structure.theta_by_layer_type is not None
+    layers = _dimension(filled, "num_hidden_layers", MAXIMUM_LAYERS)
+    filled["layer_types"] = [kind for kind, _ in _windows(filled, structure, layers)]
+    spelled, older = filled.get("rope_parameters"), filled.pop("rope_scaling", None)
+    for key, value in (("rope_parameters", spelled), ("rope_scaling", older)):
+        if value is not None and not isinstance(value, Mapping):
+            raise BadInput(f"{key} is {value!r}, not an object", where=f"config.json: {key}")
+    by_type = dict(spelled or {})
+    for kind, theta in structure.theta_by_layer_type.items():
+        if kind not in filled["layer_types"]:
+            by_type.pop(kind, None)
+            continue
+        inner = by_type.get(kind)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise BadInput(f"{inner!r} is not an object", where=f"config.json: rope_parameters.{kind}")
+        own = {**(inner or {}), **(older or {} if kind == FULL else {})}
+        given = filled.get(theta.key) if theta.key is not None else None
+        own.setdefault("rope_theta", theta.default if given is None else given)
+        by_type[kind] = own
+    filled["rope_parameters"] = by_type
+
+
+def _dimension(config: JsonObject, key: str, maximum: int = MAXIMUM_DIMENSION) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= maximum:
+        raise BadInput(
+            f"{key} is {value!r}" if key in config else f"{key} is missing",
+            where=f"config.json: {key}",
+            fix=f"It must be a whole number between 1 and {maximum}.",
+        )
+    return value
+
+
+def _number(config: JsonObject, key: str, smallest: float = SMALLEST, largest: float = LARGEST) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value <= largest:
+        raise BadInput(
+            f"{key} is {value!r}" if key in config else f"{key} is missing",
+            where=f"config.json: {key}",
+            fix=f"It must be a number between {smallest:g} and {largest:g}.",
+        )
+    return float(value)
+
+
+def _multiplier(config: JsonObject, key: str | None) -> float:
+    return 1.0 if key is None else _number(config, key)
+
+
+def _softcap(config: JsonObject, key: str | None) -> float | None:
+    return None if key is None or config.get(key) is None else _number(config, key)
+
+
+def _switch(config: JsonObject, fact: bool | str) -> bool:
+    if isinstance(fact, bool):
+        return fact
+    value = config.get(fact)
+    if not isinstance(value, bool):
+        raise BadInput(f"{fact} is {value!r}, not true or false", where=f"config.json: {fact}")
+    return value
+
+
+def _refuse_what_is_not_supposed(family: Family, config: JsonObject) -> None:
+    for key, values in (family.structure.supposes or {}).items():
+        found = config.get(key)
+        if found is not None and found not in values:
+            raise Inexpressible(
+                f"{key} is {found!r}, which the data file of {family.model_type} does not describe",
+                where=f"config.json: {key}",
+                fix=f"Converted are models with {' or '.join(map(repr, values))}.",
+            )
+
+
+def _rotates(config: JsonObject, without: WithoutRope | None, layers: int) -> list[bool]:
+    """Per layer whether it has RoPE, apart from what windows decide."""
+    if without is None or without.layers is None:
+        return [True] * layers
+    listed = config.get(without.layers)
+    if listed is None:
+        assert without.every is not None
+        every = _dimension(config, without.every)
+        return [(index + 1) % every != 0 for index in range(layers)]
+    if not isinstance(listed, list) or len(listed) < layers or not all(x in (0, 1) for x in listed):
+        raise BadInput(
+            f"{without.layers} does not hold a 0 or a 1 for each of {layers} layers",
+            where=f"config.json: {without.layers}",
+        )
+    return [bool(x) for x in listed[:layers]]
+
+
+def _window_size(config: JsonObject, window: Window | None) -> int | None:
+    if window is None or config.get(window.size) is None:
+        return None
+    if window.enabled is not None and not _switch(config, window.enabled):
+        return None
+    return _dimension(config, window.size, maximum=MAXIMUM_CONTEXT)
+
+
+def _own_layer_types(config: JsonObject, structure: Structure, size: int | None, layers: int) -> list[str]:
+    """By the family's own keys."""
+    window = structure.window
+    if window is None or size is None:
+        return [FULL] * layers
+    first = 0
+    if window.from_layer is not None:
+        found = config.get(window.from_layer)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+            raise BadInput(f"{window.from_layer} is {found!r}", where=f"config.json: {window.from_layer}")
+        first = found
+    every = window.full_every
+    if isinstance(every, str):
+        every = _dimension(config, every)
+    rotates = _rotates(config, structure.without_rope, layers)
+
+    def slides(index: int) -> bool:
+        if window.without_rope_only:
+            return not rotates[index]
+        return index >= first and (every is None or (index + 1) % every != 0)
+
+    return [SLIDING if slides(index) else FULL for index in range(layers)]
+
+
+def _windows(config: JsonObject, structure: Structure, layers: int) -> list[tuple[str, int | None]]:
+    """Per layer its type and window, from `layer_types` or from the family's own keys."""
+    window = structure.window
+    size = _window_size(config, window)
+    types: object = config.get("layer_types") if window is not None and window.by_layer_types else None
+    if types is None:
+        types = _own_layer_types(config, structure, size, layers)
+    elif isinstance(types, list):
+        types = [LEGACY_LAYER_TYPES.get(kind, kind) if isinstance(kind, str) else kind for kind in types]
+    known = {FULL, SLIDING}
+    if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= known:
+        raise BadInput(
+            f"layer_types does not name {layers} layers of type {' or '.join(sorted(known))}",
+            where="config.json: layer_types",
+        )
+    return [(kind, size if kind == SLIDING else None) for kind in types]
+
+
+def _query_growth(config: JsonObject, key: str | None) -> QueryGrowth | None:
+    """As `with_defaults` spells it; none where beta is 0."""
+    found = None if key is None else config.get(key)
+    if not found:
+        return None
+    beta = _number(found, "beta", smallest=0.0)
+    return QueryGrowth(beta=beta, context=_dimension(found, "context", MAXIMUM_CONTEXT)) if beta else None
+
+
+def _attention_scale(config: JsonObject, structure: Structure, head_size: int) -> float:
+    if structure.attention_scale is not None:
+        return _number(config, structure.attention_scale)
+    return 1.0 / math.sqrt(
+        head_size if structure.query_scalar is None else _number(config, structure.query_scalar)
+    )
+
+
+def _norm_kind(fact: bool | str) -> Literal["head", "projection"] | None:
+    return None if fact is False else cast(Literal["head", "projection"], fact)
+
+
+def describe(family: Family, config: JsonObject) -> ModelDescription:
+    """The model that a config.json (defaults filled in) describes; its dimensions are checked.
+
+    Raises Inexpressible for what the family's data file does not describe.
+    """
+    _refuse_what_is_not_supposed(family, config)
+    hidden = _dimension(config, "hidden_size")
+    heads = _dimension(config, "num_attention_heads", 2**16)
+    key_value_heads = _dimension(config, "num_key_value_heads", 2**16)
+    layer_count = _dimension(config, "num_hidden_layers", MAXIMUM_LAYERS)
+    given = config.get("head_dim") is not None
+    head_size = _dimension(config, "head_dim", 2**16) if given else head_dim(config)
+    if heads % key_value_heads:
+        raise BadInput(
+            f"{heads} query heads do not divide among {key_value_heads} key/value heads",
+            where="config.json: num_key_value_heads",
+        )
+    structure = family.structure
+    activation = config.get(structure.activation)
+    if not isinstance(activation, str):
+        raise BadInput(
+            f"{structure.activation} is {activation!r}, not a name",
+            where=f"config.json: {structure.activation}",
+        )
+    epsilon = config.get("rms_norm_eps")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 1e-12 <= epsilon < 1:
+        raise BadInput(
+            f"rms_norm_eps is {epsilon!r}, not between 1e-12 and 1", where="config.json: rms_norm_eps"
+        )
+    mlp = MlpDescription(
+        intermediate_size=_dimension(config, structure.intermediate_size),
+        activation=activation,
+        bias=_switch(config, structure.mlp_bias),
+        fused="gate_up" in family.tensors,
+    )
+    windows = _windows(config, structure, layer_count)
+    rotates = _rotates(config, structure.without_rope, layer_count)
+    stays = structure.without_rope is not None and structure.without_rope.beside_windows
+    some_slide = any(kind == SLIDING for kind, _ in windows) and _window_size(config, structure.window)
+    layers = tuple(
+        LayerDescription(
+            attention=AttentionDescription(
+                heads=heads,
+                key_value_heads=key_value_heads,
+                head_dim=head_size,
+                layer_type=layer_type,
+                window=window,
+                rotates=turns and not (stays and some_slide and layer_type == FULL),
+                pairing="interleaved" if structure.pairing == "interleaved" else "half",
+                query_key_norm=_norm_kind(structure.query_key_norm),
+                query_key_value_bias=_switch(config, structure.query_key_value_bias),
+                output_bias=_switch(config, structure.output_bias),
+                fused="query_key_value" in family.tensors,
+                scale=_attention_scale(config, structure, head_size),
+                softcap=_softcap(config, structure.attention_softcap),
+                query_growth=_query_growth(config, structure.query_growth),
+            ),
+            mlp=mlp,
+            norms=frozenset(role for role in NORMS if role in family.tensors),
+            residual_multiplier=_multiplier(config, structure.residual_multiplier),
+        )
+        for (layer_type, window), turns in zip(windows, rotates, strict=True)
+    )
+    embedding = _multiplier(config, structure.embedding_multiplier)
+    return ModelDescription(
+        family=family.model_type,
+        vocab_size=_dimension(config, "vocab_size"),
+        hidden_size=hidden,
+        max_position_embeddings=_dimension(config, "max_position_embeddings", MAXIMUM_CONTEXT),
+        norm_epsilon=float(epsilon),
+        norms_add_one=structure.norms_add_one,
+        embedding_multiplier=embedding * (math.sqrt(hidden) if structure.embedding_root else 1.0),
+        logit_multiplier=1.0 / _multiplier(config, structure.logit_divisor),
+        logit_softcap=_softcap(config, structure.logit_softcap),
+        tied_embeddings=_switch(config, "tie_word_embeddings"),
+        layers=layers,
+    )

@@ -1,0 +1,233 @@
+"""The RoPE half of a plan: all that editing an existing artefact needs, from a config.json or from what an
+artefact carries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yarnconv import __version__
+from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.model.describe import MAXIMUM_CONTEXT, MAXIMUM_LAYERS, describe, with_defaults
+from yarnconv.model.description import ModelDescription
+from yarnconv.model.family import Family, find_family
+from yarnconv.rope.profiles import Profile, recognise
+from yarnconv.rope.request import RopeRequest
+from yarnconv.rope.resolve import on_top_of, resolve
+from yarnconv.rope.scaling import Scaling, Unscaled, Yarn, method_name
+from yarnconv.rope.spelling import ConfigRope, head_dim, read_rope
+from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
+from yarnconv.rope.writing import write_rope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeGroup:
+    """Layers that share a scaling. `scaling` None: these layers have no RoPE, and no buckets."""
+
+    layers: tuple[int, ...]
+    scaling: Scaling | None
+    buckets: tuple[RopeTables, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopePlan:
+    """The context extension. `main` is the scaling of the layers that are extended."""
+
+    groups: tuple[RopeGroup, ...]
+    main: Scaling
+    head_dim: int
+    original_context: int
+    target_context: int
+    finetuned: bool
+    profile: Profile | None
+    warnings: tuple[str, ...]
+
+    @property
+    def suffix(self) -> str:
+        """What an artefact's name says of the extension, such as -yarn-x16; nothing where there is none."""
+        factor = self.main_group.buckets[-1].factor
+        return "" if factor == 1.0 else f"-{method_name(self.main)}-x{factor:g}"
+
+    @property
+    def main_group(self) -> RopeGroup:
+        """The group that carries `main`."""
+        return next(group for group in self.groups if group.scaling == self.main)
+
+
+def _group(layers: tuple[int, ...], scaling: Scaling | None) -> RopeGroup:
+    return RopeGroup(layers=layers, scaling=scaling, buckets=() if scaling is None else buckets(scaling))
+
+
+def _layer_groups(
+    groups: Mapping[str | None, Scaling | None], description: ModelDescription
+) -> tuple[RopeGroup, ...]:
+    """The layers of each scaling, and last those that have no RoPE. groups: as `resolve` has them."""
+    by_type: dict[str | None, list[int]] = {layer_type: [] for layer_type in groups}
+    still: list[int] = []
+    for index, layer in enumerate(description.layers):
+        layer_type = None if None in by_type else layer.attention.layer_type
+        if layer_type not in by_type:
+            raise BadInput(
+                f"layer {index} is of type {layer_type!r}, for which there are no RoPE parameters",
+                where="config.json: rope_parameters",
+            )
+        (by_type[layer_type] if layer.attention.rotates else still).append(index)
+    made = [_group(tuple(layers), groups[layer_type]) for layer_type, layers in by_type.items() if layers]
+    return (*made, *([_group(tuple(still), None)] if still else []))
+
+
+def _reach_warnings(description: ModelDescription, original_context: int) -> tuple[str, ...]:
+    """That an extension is of no use where no layer that rotates looks further back than before."""
+    attentions = [layer.attention for layer in description.layers if layer.attention.rotates]
+    widest = max((a.window or MAXIMUM_CONTEXT for a in attentions), default=MAXIMUM_CONTEXT)
+    if widest >= original_context:
+        return ()
+    return (
+        f"Every layer that has RoPE looks back over {widest} positions only, within the original context of "
+        f"{original_context}: scaling it extends nothing.",
+    )
+
+
+def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
+    """The RoPE half of the plan, from a config.json alone."""
+    family = find_family(config)
+    filled = with_defaults(family, config)
+    description = describe(family, filled)
+    rope = read_rope(filled)
+    profile = recognise(filled, rope) if request.use_profile else None
+    resolved = resolve(rope, request, profile, description.max_position_embeddings)
+    useless = (
+        () if isinstance(resolved.main, Unscaled) else _reach_warnings(description, resolved.original_context)
+    )
+    plan = RopePlan(
+        groups=_layer_groups(resolved.groups, description),
+        main=resolved.main,
+        head_dim=description.layers[0].attention.head_dim,
+        original_context=resolved.original_context,
+        target_context=resolved.target_context,
+        finetuned=resolved.finetuned,
+        profile=resolved.profile,
+        warnings=(*resolved.warnings, *useless),
+    )
+    return plan, description, family
+
+
+def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription | None]:
+    """The RoPE half of the plan of any config.json, and what is known of its model: nothing where there is no
+    data file of its family, whose layers are then told apart by `layer_types` alone.
+    """
+    try:
+        plan, description, _ = plan_rope(config, request)
+    except Inexpressible:
+        return _plan_unknown(config, request), None
+    return plan, description
+
+
+def _plan_unknown(config: Mapping[str, Any], request: RopeRequest) -> RopePlan:
+    rope = read_rope(config)
+    resolved = resolve(rope, request, None, int(config["max_position_embeddings"]))
+    types = config.get("layer_types")
+    layers = config.get("num_hidden_layers")
+    count = layers if isinstance(layers, int) and 0 < layers <= MAXIMUM_LAYERS else 0
+    names = list(types) if isinstance(types, list) and len(types) <= MAXIMUM_LAYERS else [None] * count
+    indices = {
+        kind: tuple(i for i, name in enumerate(names) if kind is None or name == kind)
+        for kind in resolved.groups
+    }
+    return RopePlan(
+        groups=tuple(_group(indices[kind], scaling) for kind, scaling in resolved.groups.items()),
+        main=resolved.main,
+        head_dim=head_dim(config),
+        original_context=resolved.original_context,
+        target_context=resolved.target_context,
+        finetuned=resolved.finetuned,
+        profile=None,
+        warnings=resolved.warnings,
+    )
+
+
+def plan_artefact(
+    own: ConfigRope,
+    request: RopeRequest,
+    profile: Profile | None,
+    *,
+    maximum: int,
+    layers: int,
+    head_dim: int,
+) -> RopePlan:
+    """The plan of an existing artefact's extension, whose layers share one RoPE.
+
+    own: what it carries. profile: what is known of the model beyond that, if anything. maximum: the context
+    of an artefact that carries no scaling. A factor counts on top of the artefact's own (`on_top_of`).
+    """
+    carried = own.groups[None]
+    assert carried is not None, "an artefact whose layers have no RoPE has no plan"
+    request, notes = on_top_of(carried, request)
+    resolved = resolve(own, request, profile, maximum)
+    return RopePlan(
+        groups=(_group(tuple(range(layers)), resolved.main),),
+        main=resolved.main,
+        head_dim=head_dim,
+        original_context=resolved.original_context,
+        target_context=resolved.target_context,
+        finetuned=resolved.finetuned,
+        profile=resolved.profile,
+        warnings=(*notes, *resolved.warnings),
+    )
+
+
+def _bucket_facts(tables: RopeTables) -> dict[str, Any]:
+    return {
+        "factor": tables.factor,
+        "attention_factor": tables.attention_factor,
+        "softmax_scale_multiplier": tables.softmax_multiplier,
+        "inv_freq": tables.inv_freq.tolist(),
+    }
+
+
+def rope_facts(plan: RopePlan, *, with_tables: bool = True) -> dict[str, Any]:
+    """The facts that `plan --json` and `inspect --json` share; they are those of the scaled group."""
+    scaling, longest = plan.main, plan.main_group.buckets[-1]
+    yarn = scaling if isinstance(scaling, Yarn) else None
+    low, high = correction_range(yarn) if yarn else (None, None)
+    facts: dict[str, Any] = {
+        "method": method_name(scaling),
+        "factor": longest.factor,
+        "original_context": plan.original_context,
+        "target_context": plan.target_context,
+        "rope_theta": scaling.theta,
+        "rotary_dim": scaling.rotary_dim,
+        "head_dim": plan.head_dim,
+        "beta_fast": yarn.beta_fast if yarn else None,
+        "beta_slow": yarn.beta_slow if yarn else None,
+        "truncate": yarn.truncate if yarn else None,
+        "attention_factor": longest.attention_factor,
+        "softmax_scale_multiplier": longest.softmax_multiplier,
+        "low": low,
+        "high": high,
+        "regimes": count_regimes(scaling),
+        "finetuned": plan.finetuned,
+        "profile": plan.profile.name if plan.profile else None,
+        "warnings": list(plan.warnings),
+    }
+    if with_tables:
+        facts["inv_freq"] = longest.inv_freq.tolist()
+        facts["groups"] = [
+            {
+                "layers": list(group.layers),
+                "method": method_name(group.scaling) if group.scaling else None,
+                "buckets": [_bucket_facts(tables) for tables in group.buckets],
+            }
+            for group in plan.groups
+        ]
+    return facts
+
+
+def provenance(request: RopeRequest, rope: RopePlan) -> dict[str, Any]:
+    """What an artefact records of how it was made. It is never evidence for the artefact."""
+    return {
+        "yarnconv_version": __version__,
+        "rope_options": request.given,
+        "rope_parameters": write_rope(rope.main),
+        **rope_facts(rope, with_tables=False),
+    }
