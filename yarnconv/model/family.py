@@ -165,7 +165,7 @@ def families() -> Mapping[str, Family]:
 def find_family(config: JsonObject) -> Family:
     """The family of a config.json, by model_type and, where that is missing, by architecture.
 
-    Raises Inexpressible for one without a data file, BadInput where the config does not say what it is of.
+    Raises Inexpressible for one without a data file, BadInput where the config does not say which it is.
     """
     model_type, architectures = config.get("model_type"), config.get("architectures")
     names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
@@ -179,9 +179,11 @@ def find_family(config: JsonObject) -> Family:
         f"{family.model_type} ({', '.join(family.architectures)})" for family in families().values()
     )
     described = f"model_type {model_type!r}" + (f", architecture {names[0]!r}" if names else "")
-    refused = BadInput if model_type is None and not names else Inexpressible
+    named = isinstance(model_type, str) or (model_type is None and names)
+    refused = Inexpressible if named else BadInput
     raise refused(
         f"unknown architecture: {described}",
         where="config.json: model_type, architectures",
-        fix=f"`yarnconv plan` and `inspect` take it nevertheless; converted are: {known_list}.",
+        fix="There is no data file of its family: `yarnconv plan` and `inspect` take it nevertheless. "
+        f"Converted are: {known_list}.",
     )
