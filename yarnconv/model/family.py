@@ -70,7 +70,8 @@ class Structure:
     logit_divisor: of the logits.
     query_growth: the beta of `QueryGrowth`, a key of the RoPE parameters.
     supposes: by config key, the values that this data file describes; any other is refused.
-    yarn_is_longrope: whether the transformers config class takes a RoPE type of yarn for longrope.
+    rope_types: that the transformers config class takes; None for all that transformers has.
+    yarn_is_longrope: whether that class takes a RoPE type of yarn for longrope.
     """
 
     pairing: str
@@ -94,6 +95,7 @@ class Structure:
     logit_divisor: str | None = None
     logit_softcap: str | None = None
     supposes: Mapping[str, Sequence[Any]] | None = None
+    rope_types: Sequence[str] | None = None
     yarn_is_longrope: bool = False
 
 
