@@ -98,6 +98,22 @@ class Structure:
     rope_types: Sequence[str] | None = None
     yarn_is_longrope: bool = False
 
+    @property
+    def config_keys(self) -> frozenset[str]:
+        """The config keys that it names, apart from RoPE's."""
+        keys = {
+            *(self.query_key_value_bias, self.output_bias, self.mlp_bias, self.activation),
+            *(self.intermediate_size, self.attention_scale, self.query_scalar, self.attention_softcap),
+            *(self.embedding_multiplier, self.residual_multiplier, self.logit_divisor, self.logit_softcap),
+            *(self.supposes or ()),
+        }
+        if self.window is not None:
+            keys |= {self.window.size, self.window.enabled, self.window.from_layer, self.window.full_every}
+            keys |= {"layer_types"} if self.window.by_layer_types else set()
+        if self.without_rope is not None:
+            keys |= {self.without_rope.layers, self.without_rope.every}
+        return frozenset(key for key in keys if isinstance(key, str))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufFacts:
