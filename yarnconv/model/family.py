@@ -69,7 +69,8 @@ class Structure:
     embedding_root: whether embeddings are multiplied by the root of the hidden size.
     logit_divisor: of the logits.
     query_growth: the beta of `QueryGrowth`, a key of the RoPE parameters.
-    supposes: by config key, the values that this data file describes; any other is refused.
+    supposes: by config key, the values that this data file describes, of a list those of its entries; any
+        other is refused. "null" stands for null and for nothing at all.
     yarn_is_longrope: whether the transformers config class takes a RoPE type of yarn for longrope.
     """
 
