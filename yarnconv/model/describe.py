@@ -13,7 +13,7 @@ from yarnconv.model.description import (
     NormRole,
     QueryGrowth,
 )
-from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope
+from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
 from yarnconv.rope.spelling import head_dim
 
 # Far above any model there is, far below what would hurt: dimensions come from strangers.
@@ -36,7 +36,7 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
     RoPE parameters hold besides RoPE stands at the top level, and where the family has a RoPE for each type
     of its layers, that is spelled out, and so is `layer_types`.
     """
-    filled = dict(config)
+    filled = dict(text_part(config))
     for key, default in family.config_defaults.items():
         if isinstance(default, Mapping):
             if filled.get(key) is None:

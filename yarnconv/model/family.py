@@ -133,10 +133,15 @@ class GgufFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer."""
+    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer.
+
+    wrapped_by: by model_type the architectures of models that hold one of this family beside other parts, its
+        config under `text_config`.
+    """
 
     model_type: str
     architectures: tuple[str, ...]
+    wrapped_by: Mapping[str, str]
     example_models: tuple[str, ...]
     config_defaults: JsonObject
     structure: Structure
@@ -167,6 +172,7 @@ def families() -> Mapping[str, Family]:
         family = Family(
             model_type=data["model_type"],
             architectures=tuple(data["architectures"]),
+            wrapped_by=data.get("wrapped_by", {}),
             example_models=tuple(data["example_models"]),
             config_defaults=data["config_defaults"],
             structure=_structure(data["structure"]),
@@ -179,11 +185,26 @@ def families() -> Mapping[str, Family]:
     return found
 
 
+def text_part(config: JsonObject) -> JsonObject:
+    """The config of the text model within one that has other parts too; any other config as it is.
+
+    The wrapping classes tie the embeddings unless they say otherwise.
+    """
+    inner = config.get("text_config")
+    wrappers = {name for family in families().values() for name in family.wrapped_by}
+    if config.get("model_type") not in wrappers or not isinstance(inner, Mapping):
+        return config
+    tied = config.get("tie_word_embeddings", True)
+    return {**inner, "architectures": None, "tie_word_embeddings": tied}
+
+
 def find_family(config: JsonObject) -> Family:
-    """The family of a config.json, by model_type and, where that is missing, by architecture.
+    """The family of a config.json, by model_type and, where that is missing, by architecture; of one with a
+    text model among its parts, that one's.
 
     Raises Inexpressible for one without a data file, BadInput where the config does not say what it is of.
     """
+    config = text_part(config)
     model_type, architectures = config.get("model_type"), config.get("architectures")
     names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     for family in families().values():
@@ -193,7 +214,8 @@ def find_family(config: JsonObject) -> Family:
                 break
             return family
     known_list = "; ".join(
-        f"{family.model_type} ({', '.join(family.architectures)})" for family in families().values()
+        f"{family.model_type} ({', '.join((*family.architectures, *family.wrapped_by.values()))})"
+        for family in families().values()
     )
     described = f"model_type {model_type!r}" + (f", architecture {names[0]!r}" if names else "")
     refused = BadInput if model_type is None and not names else Inexpressible
