@@ -14,11 +14,10 @@ from yarnconv.model.description import (
     QueryGrowth,
 )
 from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
-from yarnconv.rope.spelling import head_dim
+from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
 
 # Far above any model there is, far below what would hurt: dimensions come from strangers.
 MAXIMUM_DIMENSION = 2**24
-MAXIMUM_LAYERS = 4096
 MAXIMUM_CONTEXT = 2**31 - 1
 # Of multipliers and softcaps: outside it float32 logits are lost.
 SMALLEST, LARGEST = 1e-6, 1e6

@@ -71,7 +71,8 @@ class Structure:
     query_growth: the beta of `QueryGrowth`, a key of the RoPE parameters.
     supposes: by config key, the values that this data file describes, of a list those of its entries; any
         other is refused. "null" stands for null and for nothing at all.
-    yarn_is_longrope: whether the transformers config class takes a RoPE type of yarn for longrope.
+    rope_types: that the transformers config class takes; None for all that transformers has.
+    yarn_is_longrope: whether that class takes a RoPE type of yarn for longrope.
     """
 
     pairing: str
@@ -95,6 +96,7 @@ class Structure:
     logit_divisor: str | None = None
     logit_softcap: str | None = None
     supposes: Mapping[str, Sequence[Any]] | None = None
+    rope_types: Sequence[str] | None = None
     yarn_is_longrope: bool = False
 
     @property
@@ -202,7 +204,7 @@ def find_family(config: JsonObject) -> Family:
     """The family of a config.json, by model_type and, where that is missing, by architecture; of one with a
     text model among its parts, that one's.
 
-    Raises Inexpressible for one without a data file, BadInput where the config does not say what it is of.
+    Raises Inexpressible for one without a data file, BadInput where the config does not say which it is.
     """
     config = text_part(config)
     model_type, architectures = config.get("model_type"), config.get("architectures")
@@ -218,9 +220,11 @@ def find_family(config: JsonObject) -> Family:
         for family in families().values()
     )
     described = f"model_type {model_type!r}" + (f", architecture {names[0]!r}" if names else "")
-    refused = BadInput if model_type is None and not names else Inexpressible
+    named = isinstance(model_type, str) or (model_type is None and names)
+    refused = Inexpressible if named else BadInput
     raise refused(
         f"unknown architecture: {described}",
         where="config.json: model_type, architectures",
-        fix=f"`yarnconv plan` and `inspect` take it nevertheless; converted are: {known_list}.",
+        fix="There is no data file of its family: `yarnconv plan` and `inspect` take it nevertheless. "
+        f"Converted are: {known_list}.",
     )
