@@ -10,7 +10,7 @@ from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.model.describe import MAXIMUM_CONTEXT, describe, with_defaults
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import Family, find_family
+from yarnconv.model.family import Family, find_family, text_part
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import on_top_of, resolve
@@ -103,6 +103,14 @@ def _reach_warnings(description: ModelDescription, original_context: int) -> tup
     )
 
 
+def _part_warnings(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """That a model's other parts are not in the plan."""
+    if text_part(config) is config:
+        return ()
+    kind = config.get("model_type")
+    return (f"Of this {kind} checkpoint the text model is taken, and not the parts that see or hear.",)
+
+
 def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
     """The RoPE half of the plan, from a config.json alone."""
     family = find_family(config)
@@ -111,9 +119,9 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     rope = read_rope(filled)
     profile = recognise(filled, rope) if request.use_profile else None
     resolved = resolve(rope, request, profile, description.max_position_embeddings)
-    useless = (
-        () if isinstance(resolved.main, Unscaled) else _reach_warnings(description, resolved.original_context)
-    )
+    notes = _part_warnings(config)
+    if not isinstance(resolved.main, Unscaled):
+        notes += _reach_warnings(description, resolved.original_context)
     plan = RopePlan(
         groups=_layer_groups(resolved.groups, description),
         main=resolved.main,
@@ -122,7 +130,7 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,
         profile=resolved.profile,
-        warnings=(*resolved.warnings, *useless),
+        warnings=(*resolved.warnings, *notes),
     )
     return plan, description, family
 
