@@ -173,7 +173,7 @@ def test_what_the_older_spelling_cannot_say_is_said(extend, checkpoints):
 @pytest.mark.parametrize("family", [*BY_TYPE, "ministral3", "smollm3"])
 def test_extending_twice_is_extending_once(extend, checkpoints, family):
     first, _ = extend(checkpoints(family), "--factor", "4", "--no-truncate", name="first")
-    once, _ = extend(checkpoints(family), "--factor", "8", name="once", *("--no-truncate",))
+    once, _ = extend(checkpoints(family), "--factor", "8", "--no-truncate", name="once")
     twice, report = extend(first, "--factor", "8", name="twice")
     assert not any("has no effect" in warning for warning in report["plan"]["warnings"])
     assert json.loads((twice / "config.json").read_text()) == json.loads((once / "config.json").read_text())
@@ -222,7 +222,8 @@ def test_types_that_a_class_does_not_take(checkpoints, yarnconv, tmp_path, metho
     said = " ".join(stderr.split())
     assert code == 3
     assert "--method ntk" in said
-    assert ("longrope" in said) and not out.exists()
+    assert "longrope" in said
+    assert not out.exists()
     rope = {"rope_type": "yarn" if "by" in method else method.removesuffix("-ntk"), "factor": 4.0}
     with pytest.raises(Exception, match="longrope"):  # of the Hub's kind or KeyError
         transformers.Phi3Config(rope_parameters={**rope, "rope_theta": 10000.0})
