@@ -111,7 +111,7 @@ def _growth_refusals(plan: ConversionPlan) -> Iterator[Inexpressible]:
             f"queries grow by {growth.context} positions and the scaling counts from "
             f"{main.original_context}: transformers' {plan.family.model_type} has one key for both",
             where="config.json: rope_parameters.original_max_position_embeddings",
-            fix=f"Leave out --original-context, or give {growth.context}.",
+            fix=f"Give --original-context {growth.context}.",
         )
 
 
