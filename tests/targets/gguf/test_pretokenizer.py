@@ -52,7 +52,6 @@ def test_a_pattern_that_removes_what_it_does_not_match_is_the_same():
         lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="MergedWithNext"),
         lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
         lambda d: d["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Whitespace"}),
-        lambda d: d["model"].update(ignore_merges=False),
         lambda d: d.update(normalizer={"type": "Lowercase"}),
         lambda d: d.update(pre_tokenizer=None),
         lambda d: d.update(pre_tokenizer="ByteLevel"),
@@ -66,6 +65,13 @@ def test_anything_else_names_the_override(change):
         recognise_pretokenizer(spelled)
 
 
+def test_whether_words_are_merged_tells_two_apart():
+    merged = document("llama-bpe", model={"ignore_merges": False})
+    assert recognise_pretokenizer(merged) == "dbrx"
+    with pytest.raises(BadInput, match="--pre NAME"):
+        recognise_pretokenizer(document("tekken", model={"ignore_merges": False}))
+
+
 def deepseek_letters(source):
     """deepseek-llm's pattern of letters, which the table keeps as a digest, from llama.cpp's source."""
     import hashlib
@@ -77,7 +83,7 @@ def deepseek_letters(source):
     raise AssertionError("llama.cpp no longer quotes the pattern")
 
 
-@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder"])
+@pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "deepseek-llm", "deepseek-coder"])
 def test_real_vocabularies_tokenise_as_the_original(name, llama_cpp_source, llama_cpp, tmp_path):
     """llama.cpp with what we wrote gives the tokens that the tokenizers library gives."""
     from tokenizers import Tokenizer
