@@ -211,7 +211,7 @@ def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inex
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,
         profile=resolved.profile,
-        warnings=(f"{refusal.what[0].upper()}{refusal.what[1:]}. {refusal.fix}", *resolved.warnings),
+        warnings=(f"Not converted: {refusal.what}. {refusal.fix}", *resolved.warnings),
     )
 
 
