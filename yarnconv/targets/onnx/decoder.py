@@ -5,6 +5,7 @@ and .value to logits, present.N.key and .value. Shapes: B batch, S new tokens, H
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from yarnconv.model.description import AttentionDescription, LayerDescription, NormRole, QueryGrowth
 from yarnconv.plan import ConversionPlan
@@ -52,7 +53,7 @@ class _Decoder:
 
     def _norm(self, x: str, role: str, layer: int | None = None) -> str:
         graph, model = self._graph, self._plan.description
-        attributes = {"axis": -1, "epsilon": model.norm_epsilon}
+        attributes: dict[str, Any] = {"axis": -1, "epsilon": model.norm_epsilon}
         if not model.norms_add_one:
             return graph.node("RMSNormalization", x, self._parameters.value(role, layer), **attributes)
         # As transformers does it: the weight, the one and their product in float32, rounded once at the end.
@@ -228,7 +229,9 @@ class _Decoder:
         if model.logit_multiplier == 1.0 and model.logit_softcap is None:
             graph.cast(logits, "FLOAT", output="logits")
             return
-        steps = [("Mul", model.logit_multiplier)] if model.logit_multiplier != 1.0 else []
+        steps: list[tuple[str, float | None]] = []
+        if model.logit_multiplier != 1.0:
+            steps += [("Mul", model.logit_multiplier)]
         if model.logit_softcap is not None:
             steps += [("Div", model.logit_softcap), ("Tanh", None), ("Mul", model.logit_softcap)]
         value = graph.cast(logits, "FLOAT")

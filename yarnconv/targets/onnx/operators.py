@@ -10,8 +10,9 @@ The standard dialect's mask comes from each slot's rank, the count of real token
 position_ids: those feed RoPE only and may be sparse.
 
 Softcapped scores are made of primitive nodes: of Attention's own softcap TensorRT's parser takes none, and
-ONNX says that it comes behind the mask, where ONNX Runtime 1.32 (measured) puts it in front, as models do. Shapes: B batch, S new tokens, T past and new tokens, C
-slots of the cache, H heads, D head_dim.
+ONNX says that it comes behind the mask, where ONNX Runtime 1.32 (measured) puts it in front, as models do.
+
+Shapes: B batch, S new tokens, T past and new tokens, C slots of the cache, H heads, D head_dim.
 """
 
 from dataclasses import dataclass
@@ -76,9 +77,7 @@ def _buffer_size(graph: Graph) -> str:
     return graph.size("past_key_values.0.key", 2)
 
 
-def _softcapped(
-    graph: Graph, heads: tuple[str, str, str], mask: str, scale: float, softcap: float
-) -> str:
+def _softcapped(graph: Graph, heads: tuple[str, str, str], mask: str, scale: float, softcap: float) -> str:
     """Attention whose scores are c tanh(score / c): [B, heads, S, D]. heads: queries, and as many heads of
     all keys and values. From the scores on it computes in float32, as Attention's softmax does.
     """
@@ -274,7 +273,7 @@ class GroupQuery:
             kv_num_heads=attention.key_value_heads,
             scale=scale,
             local_window_size=-1 if attention.window is None else attention.window,
-            **({} if attention.softcap is None else {"softcap": attention.softcap}),
+            softcap=attention.softcap or 0.0,
         )
 
     def context(self, graph: Graph, default: int | None) -> str:
