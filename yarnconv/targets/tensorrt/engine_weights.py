@@ -40,8 +40,8 @@ MOST_LOOKED, MOST_ALIKE, MOST_PLACES = 4096, 64, 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """One of the checkpoint's tensors. fused: rows of each matrix that it is made of, nothing where that is one
-    only. adds_one: whether its norm multiplies by 1 + weight.
+    """One of the checkpoint's tensors. fused: rows of each matrix that it is made of, nothing where that is
+    one only. adds_one: whether its norm multiplies by 1 + weight.
     """
 
     name: str
