@@ -148,11 +148,13 @@ def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePl
 
 
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With what the family's class assumes, where the family is known."""
+    """With what the family's class assumes, where the family is known; of a text model among other parts that
+    one's.
+    """
     try:
         return with_defaults(find_family(config), config)
     except Inexpressible:
-        return config
+        return text_part(config)
 
 
 def _whole_number(config: Mapping[str, Any], key: str, maximum: int) -> int:

@@ -262,3 +262,10 @@ def test_bad_options_are_still_the_options(yarnconv, written):
     assert code == 2
     assert "--factor" in stderr
     assert "data file" not in stderr
+
+
+def test_an_unknown_text_model_of_a_known_whole(yarnconv, written):
+    code, stdout, _ = yarnconv("plan", written({"model_type": "gemma3", "text_config": NOVEL}), "--json")
+    document = json.loads(stdout)
+    assert (code, document["rope_theta"]) == (0, 10000.0)
+    assert "no data file" in document["warnings"][0]
