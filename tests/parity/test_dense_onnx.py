@@ -218,7 +218,7 @@ def test_longrope_is_checked_and_inspected(options, outcome, longrope, convert, 
     code, report, stderr = check(out, longrope, *limit)
     assert code == 0, (stderr, report and report["reasons"])
     assert set(report["verdicts"].values()) == {outcome}
-    code, document, severe = inspect(out)
+    code, _, severe = inspect(out)
     assert (code, severe) == (0, [])
 
 
