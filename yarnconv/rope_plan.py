@@ -111,12 +111,26 @@ def _part_warnings(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"Of this {kind} checkpoint the text model is taken, and not the parts that see or hear.",)
 
 
+def _check_rotation(family: Family, rope: ConfigRope, description: ModelDescription) -> None:
+    """Refuse what no model of the family does with it, and transformers stumbles over."""
+    head_dim = description.layers[0].attention.head_dim
+    for scaling in rope.groups.values():
+        if scaling is not None and scaling.rotary_dim != head_dim and not family.structure.partial_rotary:
+            raise Inexpressible(
+                f"transformers' {family.model_type} rotates whole heads of {head_dim}, not "
+                f"{scaling.rotary_dim} dimensions of them",
+                where="config.json: partial_rotary_factor",
+                fix="Remove the key if the model does without it.",
+            )
+
+
 def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
     """The RoPE half of the plan, from a config.json alone."""
     family = find_family(config)
     filled = with_defaults(family, config)
     description = describe(family, filled)
     rope = read_rope(filled)
+    _check_rotation(family, rope, description)
     profile = recognise(filled, rope) if request.use_profile else None
     resolved = resolve(rope, request, profile, description.max_position_embeddings)
     notes = _part_warnings(config)

@@ -195,3 +195,13 @@ def test_an_extension_that_no_layer_can_use_is_said():
     assert any("looks back over 64 positions" in warning for warning in plan.warnings)
     plan, _, _ = plan_rope({**config, "sliding_window": 4096}, RopeRequest(factor=4.0))
     assert not any("extends nothing" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("place", ["partial_rotary_factor", "rope_parameters"])
+def test_a_family_that_rotates_whole_heads_is_not_planned_with_less(place):
+    given = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    change = {place: 0.5 if place == "partial_rotary_factor" else given}
+    with pytest.raises(Inexpressible, match="llama rotates whole heads of 64, not 32 dimensions"):
+        plan_rope({**families()["llama"].tiny, "model_type": "llama", **change}, RopeRequest())
+    glm4 = {**families()["glm4"].tiny, "model_type": "glm4", **change}
+    assert plan_rope(glm4, RopeRequest())[0].main.rotary_dim == 32

@@ -63,6 +63,7 @@ class Structure:
     """How the block is built. A `bool | str` is a fact, or the config key that decides it; any other `str` of
     a number is the config key that has it.
 
+    partial_rotary: whether its transformers class rotates less than whole heads where the config says so.
     query_key_norm: "head", "projection" or false.
     theta_by_layer_type: by layer type, where its layers have a RoPE of their own each.
     attention_scale: of the scores. query_scalar: of which the inverse square root is. Neither: head_dim is.
@@ -82,6 +83,7 @@ class Structure:
     mlp_bias: bool | str
     activation: str = "hidden_act"
     intermediate_size: str = "intermediate_size"
+    partial_rotary: bool = False
     window: Window | None = None
     without_rope: WithoutRope | None = None
     theta_by_layer_type: Mapping[str, Theta] | None = None
