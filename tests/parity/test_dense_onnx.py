@@ -20,7 +20,7 @@ from tests.support.models import (
 from tests.support.onnx_runtime import OnnxModel
 
 # Measured over every case here: float32 and dequantised int4 at most 5.4e-5 (Gemma 3, whose logits are the
-# largest), without the temperature, growth, softcap or window 1e-2 and more; float16 at most 1.9e-2 (Gemma 3).
+# largest), without growth, softcap or window 1e-2 and more; float16 at most 1.9e-2 (Gemma 3).
 TOLERANCE = {"fp32": 1e-4, "int4": 1e-4, "fp16": 4e-2}
 WRONG = 1e-2
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}

@@ -45,8 +45,7 @@ def read_back(builder, checkpoints, tmp_path):
                 change(model.graph)
                 (tmp_path / MODEL_FILE).write_bytes(model.SerializeToString())
             network = builder.parse(tmp_path / MODEL_FILE, initialisers, level=1, listen=lambda event: None)
-            facts = compare_network(source.rope, source.model, network, source.max_context)
-        return facts
+            return compare_network(source.rope, source.model, network, source.max_context)
 
     return run
 
