@@ -20,7 +20,7 @@ from tests.support.models import (
 from tests.support.onnx_runtime import OnnxModel
 
 # Measured over every case here: float32 and dequantised int4 at most 5.4e-5 (Gemma 3, whose logits are the
-# largest), without the temperature, growth, softcap or window 1e-2 and more; float16 at most 1.9e-2 (Gemma 3).
+# largest), without growth, softcap or window 1e-2 and more; float16 at most 1.9e-2 (Gemma 3).
 TOLERANCE = {"fp32": 1e-4, "int4": 1e-4, "fp16": 4e-2}
 WRONG = 1e-2
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}
@@ -283,3 +283,55 @@ def test_one_more_than_a_weight_is_rounded_once(tmp_path, convert):
     for name, values in kept.items():
         assert values.dtype == np.float32
         assert torch.equal(torch.from_numpy(np.array(values)), norms[name])
+
+
+def set_constant(directory, old, new):
+    """Another number in the place of the graph's only small constant that is this one."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    small = [t for t in model.graph.initializer if not t.external_data]
+    (found,) = (t for t in small if (numpy_helper.to_array(t) == old).all())
+    values = np.full(tuple(found.dims), new, numpy_helper.to_array(found).dtype)
+    found.CopyFrom(numpy_helper.from_array(values, found.name))
+    onnx.save(model, directory / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [(64, 65, "window of layer 0"), (2.0, 2.5, "softcap of layer 1")],
+)
+def test_another_window_or_softcap_is_caught(old, new, key, model_of, convert, check):
+    """A window one slot too wide moves hardly a logit, and is read in the graph."""
+    directory = model_of("gemma2")
+    out = convert(directory, "--factor", "4", "--kv", "concat")
+    code, report, _ = check(out, directory)
+    assert code == 0, report["reasons"]
+    set_constant(out, old, new)
+    code, report, _ = check(out, directory)
+    assert code == 1
+    assert report["verdicts"]["metadata"] == "fails"
+    facts = {fact["key"]: fact for fact in report["metadata"]}
+    assert not facts[key]["agrees"]
+
+
+@pytest.mark.parametrize("name", ["olmo3", "gemma3"])
+def test_one_table_for_several_kinds_of_layers_is_not_extended(name, model_of, convert, yarnconv, tmp_path):
+    """Of which OLMo 3, unscaled, has one and the same; only the layers that see everything are extended."""
+    out = convert(model_of(name), "--method", "none")
+    code, _, stderr = yarnconv("onnx", out, "--factor", "4", "-o", tmp_path / "extended")
+    assert code == 3
+    assert "layers" in stderr
+    assert not (tmp_path / "extended").exists()
+
+
+@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi3"])
+def test_an_extended_model_is_the_converted_one(name, model_of, convert, yarnconv, tmp_path):
+    """Layers without RoPE stay without."""
+    directory = model_of(name)
+    plain = convert(directory, "--method", "none")
+    code, _, stderr = yarnconv("onnx", plain, "--factor", "4", "-o", tmp_path / "extended")
+    assert code == 0, stderr
+    found = OnnxModel(tmp_path / "extended").run(tokens(300), capacity=512)
+    assert relative_error(found, reference_logits(directory, tokens(300), YARN)) <= TOLERANCE["fp32"]
