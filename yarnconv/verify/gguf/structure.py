@@ -32,21 +32,29 @@ from yarnconv.verify.structure import (
 from yarnconv.verify.verdict import Verdict
 
 
+def _copied_values(copy: GgufFile, place: TensorPlacement) -> Float32Array | None:
+    """One of the float32 copy's tensors as rows of the checkpoint's, mapped where it is as it stands."""
+    if (stored := copy.tensors.get(place.name)) is None:
+        return None  # of a layer beyond the copy's
+    values: Float32Array = np.memmap(
+        copy.path, dtype="<f4", mode="c", offset=stored.offset, shape=stored.shape
+    )
+    if place.interleave_heads is not None:
+        rows = values.reshape(stored.shape[0], -1)
+        separated = separate_heads(rows, place.interleave_heads).astype(np.float32)
+        values = np.ascontiguousarray(separated).reshape(stored.shape)
+    return values if place.added == 0.0 else values - np.float32(place.added)
+
+
 def _copied_weights(copy: GgufFile, places: Sequence[TensorPlacement]) -> dict[str, Float32Array]:
-    """The float32 copy's tensors by the checkpoint's names, mapped and not loaded."""
-    weights: dict[str, Float32Array] = {}
+    """The float32 copy's tensors by the checkpoint's names, mapped and not loaded where they stand as they
+    are there.
+    """
+    parts: dict[str, list[Float32Array]] = {}
     for place in places:
-        if (stored := copy.tensors.get(place.name)) is None:
-            continue  # of a layer beyond the copy's
-        values: Float32Array = np.memmap(
-            copy.path, dtype="<f4", mode="c", offset=stored.offset, shape=stored.shape
-        )
-        if place.interleave_heads is not None:
-            rows = values.reshape(stored.shape[0], -1)
-            separated = separate_heads(rows, place.interleave_heads).astype(np.float32)
-            values = np.ascontiguousarray(separated).reshape(stored.shape)
-        weights[place.binding.expected.name] = values
-    return weights
+        if (values := _copied_values(copy, place)) is not None:
+            parts.setdefault(place.binding.expected.name, []).append(values)
+    return {name: np.concatenate(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
 
 def _run(case: Case, path: Path) -> Run:
@@ -56,7 +64,7 @@ def _run(case: Case, path: Path) -> Run:
 def _unusable_tensor(case: Case) -> str | None:
     for place in case.places:
         stored = case.artefact.tensors.get(place.name)
-        if stored is None or stored.shape != place.binding.expected.shape:
+        if stored is None or stored.shape != place.shape:
             return f"{place.name} is missing" if stored is None else f"{place.name} has another shape"
     for name in VOCABULARY_TENSORS & case.artefact.tensors.keys():
         if case.artefact.tensors[name].shape[0] != case.plan.description.vocab_size:
