@@ -35,7 +35,10 @@ SAME_FLOOR = {
     ("rope_plan", "__init__"),
 }
 # What takes seconds to import, and the rooms that may.
-HEAVY = {"torch": {"verify/reference.py", "verify/placing.py"}, "transformers": {"verify/reference.py"}}
+HEAVY = {
+    "torch": {"verify/reference.py", "verify/placing.py", "verify/rotations.py"},
+    "transformers": {"verify/reference.py"},
+}
 HEAVY |= {"accelerate": {"verify/placing.py"}}
 HEAVY |= {"llama_cpp": {"verify/runners/llama_cpp_worker.py", "targets/gguf/quantiser_worker.py"}}
 

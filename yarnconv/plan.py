@@ -13,7 +13,7 @@ from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.model.describe import with_defaults
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import Family
+from yarnconv.model.family import Family, text_part
 from yarnconv.model.tensors import ExpectedTensor, expected_tensors
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope_plan import RopePlan, plan_rope, provenance
@@ -154,15 +154,44 @@ def bind_tensors(
     return tuple(bindings[name] for name in checkpoint.tensors if name in bindings)
 
 
+# What stands in front of the tensors of a text model among other parts, as transformers 4 has it (and 5, on
+# disk) and 5 (in memory); and of those parts.
+TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+OTHER_PARTS = (
+    *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)
+
+
+def _text_tensors(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its text model's tensors under that model's own names, and no others."""
+    if text_part(checkpoint.config) is checkpoint.config:
+        return checkpoint
+    found: dict[str, TensorRef] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(OTHER_PARTS):
+            continue
+        prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), None)
+        own = name if prefix is None else TEXT_PREFIXES[prefix] + name.removeprefix(prefix)
+        if own in found:
+            raise BadInput(f"{name} stands for {own}, as another tensor does", where=tensor.file.path.name)
+        found[own] = tensor
+    return replace(checkpoint, tensors=found)
+
+
 def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionPlan:
     """The whole plan of a checkpoint's conversion."""
-    if checkpoint.config.get("quantization_config"):
+    if any(c.get("quantization_config") for c in (checkpoint.config, text_part(checkpoint.config))):
         raise BadInput(
             "the checkpoint is quantised",
             where="config.json: quantization_config",
             fix="Convert from the unquantised checkpoint.",
         )
     rope, description, family = plan_rope(checkpoint.config, request)
+    checkpoint = _text_tensors(checkpoint)
     tied = _ties_embeddings(checkpoint, family, description)
     description = replace(description, tied_embeddings=tied)
     return ConversionPlan(

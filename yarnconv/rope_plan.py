@@ -2,31 +2,34 @@
 artefact carries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.model.describe import MAXIMUM_CONTEXT, MAXIMUM_LAYERS, describe, with_defaults
+from yarnconv.model.describe import MAXIMUM_CONTEXT, describe, with_defaults
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import Family, find_family
+from yarnconv.model.family import Family, find_family, text_part
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import on_top_of, resolve
-from yarnconv.rope.scaling import Scaling, Unscaled, Yarn, method_name
-from yarnconv.rope.spelling import ConfigRope, head_dim, read_rope
+from yarnconv.rope.scaling import MAXIMUM_ROTARY_DIM, Scaling, Unscaled, Yarn, method_name
+from yarnconv.rope.spelling import MAXIMUM_LAYERS, ConfigRope, head_dim, read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
 from yarnconv.rope.writing import write_rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeGroup:
-    """Layers that share a scaling. `scaling` None: these layers have no RoPE, and no buckets."""
+    """Layers that share a scaling. `scaling` None: these layers have no RoPE, and no buckets. layer_type: by
+    which RoPE is spelled, None where it is spelled for all at once.
+    """
 
     layers: tuple[int, ...]
     scaling: Scaling | None
     buckets: tuple[RopeTables, ...]
+    layer_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,20 @@ class RopePlan:
         return next(group for group in self.groups if group.scaling == self.main)
 
 
-def _group(layers: tuple[int, ...], scaling: Scaling | None) -> RopeGroup:
-    return RopeGroup(layers=layers, scaling=scaling, buckets=() if scaling is None else buckets(scaling))
+def layer_ranges(layers: Iterable[int]) -> str:
+    """Their numbers for people, such as 0-2, 4. layers: in ascending order."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _group(layers: tuple[int, ...], scaling: Scaling | None, layer_type: str | None = None) -> RopeGroup:
+    tables = () if scaling is None else buckets(scaling)
+    return RopeGroup(layers=layers, scaling=scaling, buckets=tables, layer_type=layer_type)
 
 
 def _layer_groups(
@@ -72,7 +87,7 @@ def _layer_groups(
                 where="config.json: rope_parameters",
             )
         (by_type[layer_type] if layer.attention.rotates else still).append(index)
-    made = [_group(tuple(layers), groups[layer_type]) for layer_type, layers in by_type.items() if layers]
+    made = [_group(tuple(layers), groups[kind], kind) for kind, layers in by_type.items() if layers]
     return (*made, *([_group(tuple(still), None)] if still else []))
 
 
@@ -88,6 +103,14 @@ def _reach_warnings(description: ModelDescription, original_context: int) -> tup
     )
 
 
+def _part_warnings(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """That a model's other parts are not in the plan."""
+    if text_part(config) is config:
+        return ()
+    kind = config.get("model_type")
+    return (f"Of this {kind} checkpoint the text model is taken, and not the parts that see or hear.",)
+
+
 def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
     """The RoPE half of the plan, from a config.json alone."""
     family = find_family(config)
@@ -96,9 +119,9 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     rope = read_rope(filled)
     profile = recognise(filled, rope) if request.use_profile else None
     resolved = resolve(rope, request, profile, description.max_position_embeddings)
-    useless = (
-        () if isinstance(resolved.main, Unscaled) else _reach_warnings(description, resolved.original_context)
-    )
+    notes = _part_warnings(config)
+    if not isinstance(resolved.main, Unscaled):
+        notes += _reach_warnings(description, resolved.original_context)
     plan = RopePlan(
         groups=_layer_groups(resolved.groups, description),
         main=resolved.main,
@@ -107,42 +130,88 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,
         profile=resolved.profile,
-        warnings=(*resolved.warnings, *useless),
+        warnings=(*resolved.warnings, *notes),
     )
     return plan, description, family
 
 
 def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription | None]:
     """The RoPE half of the plan of any config.json, and what is known of its model: nothing where there is no
-    data file of its family, whose layers are then told apart by `layer_types` alone.
+    data file of its family, or that file does not describe it. Its layers are then told apart by
+    `layer_types` alone, and the plan's first warning says why.
     """
     try:
         plan, description, _ = plan_rope(config, request)
-    except Inexpressible:
-        return _plan_unknown(config, request), None
+    except Inexpressible as refusal:
+        return _plan_unknown(config, request, refusal), None
     return plan, description
 
 
-def _plan_unknown(config: Mapping[str, Any], request: RopeRequest) -> RopePlan:
-    rope = read_rope(config)
-    resolved = resolve(rope, request, None, int(config["max_position_embeddings"]))
-    types = config.get("layer_types")
-    layers = config.get("num_hidden_layers")
-    count = layers if isinstance(layers, int) and 0 < layers <= MAXIMUM_LAYERS else 0
-    names = list(types) if isinstance(types, list) and len(types) <= MAXIMUM_LAYERS else [None] * count
-    indices = {
-        kind: tuple(i for i, name in enumerate(names) if kind is None or name == kind)
-        for kind in resolved.groups
-    }
+def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With what the family's class assumes, where the family is known."""
+    try:
+        return with_defaults(find_family(config), config)
+    except Inexpressible:
+        return config
+
+
+def _whole_number(config: Mapping[str, Any], key: str, maximum: int) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= maximum:
+        what = f"{key} is {value!r}, not a whole number from 1 to {maximum}"
+        raise BadInput(what if key in config else f"{key} is missing", where=f"config.json: {key}")
+    return value
+
+
+def _unknown_head_dim(config: Mapping[str, Any]) -> int:
+    """Of latent attention (DeepSeek's) the dimensions of a query/key head that rotate and that do not."""
+    if config.get("qk_rope_head_dim") is None or config.get("qk_nope_head_dim") is None:
+        return head_dim(config)
+    return sum(
+        _whole_number(config, key, MAXIMUM_ROTARY_DIM) for key in ("qk_rope_head_dim", "qk_nope_head_dim")
+    )
+
+
+def _unknown_groups(
+    config: Mapping[str, Any], scalings: Mapping[str | None, Scaling | None]
+) -> tuple[RopeGroup, ...]:
+    """By `layer_types`, which `read_rope` has checked."""
+    count = _whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
+    types: list[str | None] = list(config.get("layer_types") or [None] * count)
+    if len(types) != count:
+        what = f"layer_types names {len(types)} layers, and num_hidden_layers is {count}"
+        raise BadInput(what, where="config.json: layer_types")
+    return tuple(
+        _group(tuple(i for i, name in enumerate(types) if kind in {None, name}), scaling, kind)
+        for kind, scaling in scalings.items()
+    )
+
+
+def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inexpressible) -> RopePlan:
+    filled = _filled(config)
+    try:
+        rope = read_rope(filled)
+        maximum = _whole_number(filled, "max_position_embeddings", MAXIMUM_CONTEXT)
+        profile = recognise(filled, rope) if request.use_profile else None
+        resolved = resolve(rope, request, profile, maximum)
+        groups = _unknown_groups(filled, resolved.groups)
+        size = _unknown_head_dim(filled)
+    except BadInput as error:
+        if error.where is None or not error.where.startswith("config.json"):
+            raise
+        fix = "What config.json leaves out is known of families with a data file only: write it there."
+        if isinstance(config.get("text_config"), Mapping):
+            fix = "It has a text_config, which is the language model's: give that one as a config.json."
+        raise BadInput(f"{refusal.what}, and {error.what}", where=error.where, fix=error.fix or fix) from None
     return RopePlan(
-        groups=tuple(_group(indices[kind], scaling) for kind, scaling in resolved.groups.items()),
+        groups=groups,
         main=resolved.main,
-        head_dim=head_dim(config),
+        head_dim=size,
         original_context=resolved.original_context,
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,
-        profile=None,
-        warnings=resolved.warnings,
+        profile=resolved.profile,
+        warnings=(f"{refusal.what[0].upper()}{refusal.what[1:]}. {refusal.fix}", *resolved.warnings),
     )
 
 
@@ -215,7 +284,10 @@ def rope_facts(plan: RopePlan, *, with_tables: bool = True) -> dict[str, Any]:
         facts["groups"] = [
             {
                 "layers": list(group.layers),
+                "layer_type": group.layer_type,
                 "method": method_name(group.scaling) if group.scaling else None,
+                "rope_theta": group.scaling.theta if group.scaling else None,
+                "factor": group.buckets[-1].factor if group.buckets else None,
                 "buckets": [_bucket_facts(tables) for tables in group.buckets],
             }
             for group in plan.groups

@@ -167,12 +167,12 @@ def test_model_that_is_no_directory(yarnconv, tmp_path):
 
 
 def test_a_bug_shows_its_stack_trace_and_exits_70(yarnconv, checkpoints, monkeypatch):
-    from yarnconv import plan
+    from yarnconv import rope_plan
 
     def broken(*arguments):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(plan, "describe", broken)
+    monkeypatch.setattr(rope_plan, "describe", broken)
     code, stdout, stderr = yarnconv("plan", checkpoints("llama"))
     assert (code, stdout) == (70, "")
     assert "Traceback" in stderr

@@ -61,7 +61,7 @@ def plan(
     from yarnconv.checkpoint.hub import CONFIG_FILES, locate
     from yarnconv.console.messages import print_json
     from yarnconv.console.plan_view import plan_document, print_plan
-    from yarnconv.rope_plan import plan_rope
+    from yarnconv.rope_plan import plan_of_any
 
     if is_gguf(model):
         from yarnconv.cli.extend import plan_gguf
@@ -71,11 +71,13 @@ def plan(
         return
     tokens = _parse_tokens(pretraining_tokens)
     directory = locate(model, revision=revision, files=CONFIG_FILES)
-    rope, description, _ = plan_rope(read_config(directory), request)
+    config = read_config(directory)
+    rope, description = plan_of_any(config, request)
+    model_type = config.get("model_type")
     if as_json:
-        print_json(plan_document(rope, description, directory, tokens))
+        print_json(plan_document(rope, description, directory, model_type, tokens))
     else:
-        print_plan(rope, description, directory, tokens)
+        print_plan(rope, description, directory, model_type, tokens)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The plan and the result, for people and as JSON."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from yarnconv.model.family import families
 from yarnconv.model.tensors import expected_tensors
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.tables import plain_inv_freq, regimes
-from yarnconv.rope_plan import RopePlan, rope_facts
+from yarnconv.rope_plan import RopeGroup, RopePlan, layer_ranges, rope_facts
 from yarnconv.targets.gguf.launch import key_shift_warning
 
 # Colour and height both say the regime, so that the bars read without colour too.
@@ -70,12 +71,25 @@ def _temperature(plan: RopePlan) -> str:
     return text
 
 
-def _layer_groups(plan: RopePlan) -> str:
-    parts = []
+def _group_method(group: RopeGroup) -> str:
+    if group.scaling is None:
+        return "no RoPE"
+    plain = isinstance(group.scaling, Unscaled)
+    method = "plain RoPE" if plain else f"{method_name(group.scaling)} x{group.buckets[-1].factor:g}"
+    return f"{method}, theta {group.scaling.theta:g}"
+
+
+def _layer_rows(plan: RopePlan, description: ModelDescription | None) -> Iterator[str]:
+    """Each kind of layers with its method, its base and its window."""
     for group in plan.groups:
-        name = method_name(group.scaling) if group.scaling else "no RoPE"
-        parts.append(f"{len(group.layers)} layers {name}")
-    return ", ".join(parts)
+        method = _group_method(group)
+        if description is None:
+            named = "" if group.layer_type is None else f"{printable(group.layer_type)[:60]}, "
+            yield f"{layer_ranges(group.layers)}: {named}{method}"
+            continue
+        for kind in description.kinds_of(group.layers):
+            window = "" if kind.window is None else f", window {kind.window}"
+            yield f"{layer_ranges(kind.layers)}: {method}{window}"
 
 
 def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
@@ -87,12 +101,14 @@ def _finetune_budget(plan: RopePlan, pretraining_tokens: float | None) -> str:
     return text
 
 
-def rope_table(plan: RopePlan) -> Table:
-    """The extension as a table of names and values, with the regimes as bars."""
+def rope_table(plan: RopePlan, description: ModelDescription | None = None) -> Table:
+    """The extension as a table of names and values, with the regimes as bars. description: of the model,
+    where more is known of its layers than their RoPE.
+    """
     scaling, longest = plan.main, plan.main_group.buckets[-1]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a head of 256 dimensions has more bars than a line has room for
     table.add_row("method", f"{method_name(scaling)}, factor {longest.factor:g}")
     table.add_row("context", f"{plan.original_context} -> {plan.target_context} positions")
     if plan.profile:
@@ -101,7 +117,8 @@ def rope_table(plan: RopePlan) -> Table:
         "rope",
         f"theta {scaling.theta:g}, {scaling.rotary_dim} of {plan.head_dim} dimensions rotate",
     )
-    table.add_row("layers", _layer_groups(plan))
+    for number, row in enumerate(_layer_rows(plan, description)):
+        table.add_row("" if number else "layers", row)
     if isinstance(scaling, Yarn):
         facts = rope_facts(plan, with_tables=False)
         edges = "" if scaling.truncate else ", not truncated"
@@ -120,13 +137,21 @@ def rope_table(plan: RopePlan) -> Table:
     return table
 
 
-def _facts_table(plan: RopePlan, description: ModelDescription, pretraining_tokens: float | None) -> Table:
-    table, per_token = rope_table(plan), description.key_value_bytes_per_token
-    table.add_row(
-        "KV cache",
-        f"{gigabytes(per_token)} per token, {gigabytes(per_token * plan.target_context)} at "
-        f"{plan.target_context} (16 bits)",
-    )
+def _cache(plan: RopePlan, description: ModelDescription) -> str:
+    per_token, target = description.key_value_bytes_per_token, plan.target_context
+    text = f"{gigabytes(per_token)} per token, {gigabytes(per_token * target)} at {target} (16 bits)"
+    seen = description.key_value_bytes_within_windows(target)
+    if seen < per_token * target:
+        text += f"; {gigabytes(seen)} where no more is kept than the windows see"
+    return text
+
+
+def _facts_table(
+    plan: RopePlan, description: ModelDescription | None, pretraining_tokens: float | None
+) -> Table:
+    table = rope_table(plan, description)
+    if description is not None:
+        table.add_row("KV cache", _cache(plan, description))
     if not isinstance(plan.main, Unscaled) and not plan.finetuned:
         table.add_row("fine-tune", _finetune_budget(plan, pretraining_tokens))
     return table
@@ -155,33 +180,53 @@ def print_rope_plan(plan: RopePlan, title: str) -> None:
 
 def print_plan(
     plan: RopePlan,
-    description: ModelDescription,
+    description: ModelDescription | None,
     directory: Path,
+    model_type: object,
     pretraining_tokens: float | None,
 ) -> None:
-    """The plan as a table with the regimes as bars."""
+    """The plan as a table with the regimes as bars. description: None of a family without a data file.
+    model_type: the config's.
+    """
     console = Console(highlight=False, markup=False)
-    title = f"{model_name(directory)} ({description.family}, {len(description.layers)} layers)"
+    count = (
+        sum(len(group.layers) for group in plan.groups) if description is None else len(description.layers)
+    )
+    family = f"{model_type!s:.60}, no data file" if description is None else description.family
+    title = printable(f"{model_name(directory)} ({family}, {count} layers)")
     console.print(Text(title, style="bold"))
     console.print(_facts_table(plan, description, pretraining_tokens))
     print_warnings(console, plan.warnings)
     print_runtime_warnings(console, plan)
 
 
+def _attention_facts(group: RopeGroup, description: ModelDescription) -> list[dict[str, Any]]:
+    return [
+        {"layers": list(kind.layers), "layer_type": kind.layer_type, "window": kind.window}
+        for kind in description.kinds_of(group.layers)
+    ]
+
+
 def plan_document(
-    plan: RopePlan, description: ModelDescription, directory: Path, pretraining_tokens: float | None
+    plan: RopePlan,
+    description: ModelDescription | None,
+    directory: Path,
+    model_type: object,
+    pretraining_tokens: float | None,
 ) -> dict[str, Any]:
-    """`plan --json`."""
-    family = families()[description.family]
+    """`plan --json`. Of a family without a data file the memory and each group's attention are null, and
+    there are no tensors.
+    """
+    facts = rope_facts(plan)
+    for group, document in zip(plan.groups, facts["groups"], strict=True):
+        document["attention"] = None if description is None else _attention_facts(group, description)
+    tensors = [] if description is None else expected_tensors(families()[description.family], description)
     return {
         "model": str(directory),
-        "family": description.family,
-        **rope_facts(plan),
+        "family": description.family if description else model_type if isinstance(model_type, str) else None,
+        **facts,
         "runtime_warnings": runtime_warnings(plan),
         "finetune_tokens": pretraining_tokens * FINETUNE_SHARE if pretraining_tokens else None,
-        "kv_cache_bytes_per_token": description.key_value_bytes_per_token,
-        "tensors": [
-            {"name": tensor.name, "shape": list(tensor.shape)}
-            for tensor in expected_tensors(family, description)
-        ],
+        "kv_cache_bytes_per_token": description.key_value_bytes_per_token if description else None,
+        "tensors": [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in tensors],
     }

@@ -13,12 +13,11 @@ from yarnconv.model.description import (
     NormRole,
     QueryGrowth,
 )
-from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope
-from yarnconv.rope.spelling import head_dim
+from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
+from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
 
 # Far above any model there is, far below what would hurt: dimensions come from strangers.
 MAXIMUM_DIMENSION = 2**24
-MAXIMUM_LAYERS = 4096
 MAXIMUM_CONTEXT = 2**31 - 1
 # Of multipliers and softcaps: outside it float32 logits are lost.
 SMALLEST, LARGEST = 1e-6, 1e6
@@ -36,7 +35,7 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
     RoPE parameters hold besides RoPE stands at the top level, and where the family has a RoPE for each type
     of its layers, that is spelled out, and so is `layer_types`.
     """
-    filled = dict(config)
+    filled = dict(text_part(config))
     for key, default in family.config_defaults.items():
         if isinstance(default, Mapping):
             if filled.get(key) is None:
@@ -81,7 +80,8 @@ def _spell_by_layer_type(structure: Structure, filled: dict[str, Any]) -> None:
         inner = by_type.get(kind)
         if inner is not None and not isinstance(inner, Mapping):
             raise BadInput(f"{inner!r} is not an object", where=f"config.json: rope_parameters.{kind}")
-        own = {**(inner or {}), **(older or {} if kind == FULL else {})}
+        # a type spelled the oldest way, `type`, is overruled by the default that the class begins with
+        own = {**(inner or {"rope_type": "default"}), **(older or {} if kind == FULL else {})}
         given = filled.get(theta.key) if theta.key is not None else None
         own.setdefault("rope_theta", theta.default if given is None else given)
         by_type[kind] = own
@@ -130,7 +130,8 @@ def _switch(config: JsonObject, fact: bool | str) -> bool:
 def _refuse_what_is_not_supposed(family: Family, config: JsonObject) -> None:
     for key, values in (family.structure.supposes or {}).items():
         found = config.get(key)
-        if found is not None and found not in values:
+        entries = found if isinstance(found, list) else ["null" if found is None else found]
+        if any(entry not in values for entry in entries):
             raise Inexpressible(
                 f"{key} is {found!r}, which the data file of {family.model_type} does not describe",
                 where=f"config.json: {key}",

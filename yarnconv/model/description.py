@@ -1,5 +1,6 @@
 """The description of a model: dimensions and, per layer, attention and MLP. Says nothing of files."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +74,15 @@ class LayerDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """Layers whose attention is of one type and looks equally far back. window: None for all positions."""
+
+    layers: tuple[int, ...]
+    layer_type: str
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
     """A decoder-only model.
 
@@ -97,3 +107,19 @@ class ModelDescription:
     def key_value_bytes_per_token(self) -> int:
         """Bytes of KV cache per position at 16 bits per value."""
         return sum(2 * 2 * x.attention.key_value_heads * x.attention.head_dim for x in self.layers)
+
+    def key_value_bytes_within_windows(self, positions: int) -> int:
+        """Bytes of KV cache of so many positions at 16 bits per value, if layers keep what they can see."""
+        seen = ((x.attention, min(x.attention.window or positions, positions)) for x in self.layers)
+        return sum(2 * 2 * a.key_value_heads * a.head_dim * kept for a, kept in seen)
+
+    def kinds_of(self, layers: Iterable[int]) -> tuple[LayerKind, ...]:
+        """Some of its layers, by their attention. layers: their numbers."""
+        found: dict[tuple[str, int | None], list[int]] = {}
+        for index in layers:
+            attention = self.layers[index].attention
+            found.setdefault((attention.layer_type, attention.window), []).append(index)
+        return tuple(
+            LayerKind(layers=tuple(own), layer_type=kind, window=window)
+            for (kind, window), own in found.items()
+        )

@@ -69,8 +69,10 @@ class Structure:
     embedding_root: whether embeddings are multiplied by the root of the hidden size.
     logit_divisor: of the logits.
     query_growth: the beta of `QueryGrowth`, a key of the RoPE parameters.
-    supposes: by config key, the values that this data file describes; any other is refused.
-    yarn_is_longrope: whether the transformers config class takes a RoPE type of yarn for longrope.
+    supposes: by config key, the values that this data file describes, of a list those of its entries; any
+        other is refused. "null" stands for null and for nothing at all.
+    rope_types: that the transformers config class takes; None for all that transformers has.
+    yarn_is_longrope: whether that class takes a RoPE type of yarn for longrope.
     """
 
     pairing: str
@@ -94,7 +96,24 @@ class Structure:
     logit_divisor: str | None = None
     logit_softcap: str | None = None
     supposes: Mapping[str, Sequence[Any]] | None = None
+    rope_types: Sequence[str] | None = None
     yarn_is_longrope: bool = False
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        """The config keys that it names, apart from RoPE's."""
+        keys = {
+            *(self.query_key_value_bias, self.output_bias, self.mlp_bias, self.activation),
+            *(self.intermediate_size, self.attention_scale, self.query_scalar, self.attention_softcap),
+            *(self.embedding_multiplier, self.residual_multiplier, self.logit_divisor, self.logit_softcap),
+            *(self.supposes or ()),
+        }
+        if self.window is not None:
+            keys |= {self.window.size, self.window.enabled, self.window.from_layer, self.window.full_every}
+            keys |= {"layer_types"} if self.window.by_layer_types else set()
+        if self.without_rope is not None:
+            keys |= {self.without_rope.layers, self.without_rope.every}
+        return frozenset(key for key in keys if isinstance(key, str))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +135,15 @@ class GgufFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer."""
+    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer.
+
+    wrapped_by: by model_type the architectures of models that hold one of this family beside other parts, its
+        config under `text_config`.
+    """
 
     model_type: str
     architectures: tuple[str, ...]
+    wrapped_by: Mapping[str, str]
     example_models: tuple[str, ...]
     config_defaults: JsonObject
     structure: Structure
@@ -150,6 +174,7 @@ def families() -> Mapping[str, Family]:
         family = Family(
             model_type=data["model_type"],
             architectures=tuple(data["architectures"]),
+            wrapped_by=data.get("wrapped_by", {}),
             example_models=tuple(data["example_models"]),
             config_defaults=data["config_defaults"],
             structure=_structure(data["structure"]),
@@ -162,11 +187,26 @@ def families() -> Mapping[str, Family]:
     return found
 
 
-def find_family(config: JsonObject) -> Family:
-    """The family of a config.json, by model_type and, where that is missing, by architecture.
+def text_part(config: JsonObject) -> JsonObject:
+    """The config of the text model within one that has other parts too; any other config as it is.
 
-    Raises Inexpressible for one without a data file, BadInput where the config does not say what it is of.
+    The wrapping classes tie the embeddings unless they say otherwise.
     """
+    inner = config.get("text_config")
+    wrappers = {name for family in families().values() for name in family.wrapped_by}
+    if config.get("model_type") not in wrappers or not isinstance(inner, Mapping):
+        return config
+    tied = config.get("tie_word_embeddings", True)
+    return {**inner, "architectures": None, "tie_word_embeddings": tied}
+
+
+def find_family(config: JsonObject) -> Family:
+    """The family of a config.json, by model_type and, where that is missing, by architecture; of one with a
+    text model among its parts, that one's.
+
+    Raises Inexpressible for one without a data file, BadInput where the config does not say which it is.
+    """
+    config = text_part(config)
     model_type, architectures = config.get("model_type"), config.get("architectures")
     names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     for family in families().values():
@@ -176,12 +216,15 @@ def find_family(config: JsonObject) -> Family:
                 break
             return family
     known_list = "; ".join(
-        f"{family.model_type} ({', '.join(family.architectures)})" for family in families().values()
+        f"{family.model_type} ({', '.join((*family.architectures, *family.wrapped_by.values()))})"
+        for family in families().values()
     )
     described = f"model_type {model_type!r}" + (f", architecture {names[0]!r}" if names else "")
-    refused = BadInput if model_type is None and not names else Inexpressible
+    named = isinstance(model_type, str) or (model_type is None and names)
+    refused = Inexpressible if named else BadInput
     raise refused(
         f"unknown architecture: {described}",
         where="config.json: model_type, architectures",
-        fix=f"`yarnconv plan` and `inspect` take it nevertheless; converted are: {known_list}.",
+        fix="There is no data file of its family: `yarnconv plan` and `inspect` take it nevertheless. "
+        f"Converted are: {known_list}.",
     )

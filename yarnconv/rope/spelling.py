@@ -26,7 +26,7 @@ from yarnconv.rope.scaling import (
 )
 
 JsonObject = Mapping[str, Any]
-
+MAXIMUM_LAYERS = 4096  # far above any model there is
 # transformers reads none of these for a scaling, so neither does the reference. `attn_factor` looks
 # like a temperature and is not one: whoever wrote it is told.
 IGNORED_KEYS = frozenset({"attn_factor", "finetuned", "max_position_embeddings"})
@@ -329,6 +329,23 @@ def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple
         raise BadInput(error.what, where=f"config.json: {location}", fix=error.fix) from None
 
 
+def _layer_types(config: JsonObject) -> frozenset[str]:
+    types = config.get("layer_types") or []
+    if (
+        not isinstance(types, list)
+        or len(types) > MAXIMUM_LAYERS
+        or not all(isinstance(t, str) for t in types)
+    ):
+        raise _fail("layer_types", f"layer_types is no list of at most {MAXIMUM_LAYERS} names")
+    return frozenset(types)
+
+
+def _said_finetuned(*parameters: object) -> bool | None:
+    """What a config says of itself, in any of its scalings."""
+    said = [own.get("finetuned") for own in parameters if isinstance(own, Mapping)]
+    return next((value for value in said if isinstance(value, bool)), None)
+
+
 def read_rope(config: JsonObject) -> ConfigRope:
     """The scaling, or the scalings by layer type, that a config.json asks for.
 
@@ -342,14 +359,13 @@ def read_rope(config: JsonObject) -> ConfigRope:
         where, parameters = "", {}
     if not isinstance(parameters, Mapping):
         raise _fail(where, f"{where} is {parameters!r}, not an object")
-    layer_types = config.get("layer_types") or ()
+    layer_types = _layer_types(config)
     nested = [key for key in parameters if key in layer_types]
     if not nested:
         scaling, notes = _read_group(config, parameters, where)
-        finetuned = parameters.get("finetuned")
         return ConfigRope(
             groups={None: scaling},
-            finetuned=finetuned if isinstance(finetuned, bool) else None,
+            finetuned=_said_finetuned(parameters),
             notes=tuple(notes),
             original_notes=tuple(_original_notes(config, parameters)),
         )
@@ -367,7 +383,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
             continue
         if not isinstance(inner, Mapping):
             raise _fail(f"{where}.{layer_type}", f"{inner!r} is not an object")
-        if inner.get("truncate") is False:
+        if inner.get("truncate") is False and parameters.get("truncate") is not False:
             notes.append(
                 f"config.json: {where}.{layer_type}.truncate = false has no effect in transformers, "
                 "which reads the key beside the layer types only; it has none here."
@@ -378,7 +394,10 @@ def read_rope(config: JsonObject) -> ConfigRope:
         groups[layer_type], group_notes = _read_group(outside, inner, f"{where}.{layer_type}")
         notes += group_notes
         original_notes += _original_notes(outside, inner)
-    missing = sorted({str(t) for t in layer_types} - set(nested))
+    missing = sorted(layer_types - set(nested))
     if missing:
         raise _fail(where, f"no RoPE parameters for layers of type {missing[0]!r}")
-    return ConfigRope(groups=groups, notes=tuple(notes), original_notes=tuple(original_notes))
+    finetuned = _said_finetuned(*(parameters[kind] for kind in nested))
+    return ConfigRope(
+        groups=groups, finetuned=finetuned, notes=tuple(notes), original_notes=tuple(original_notes)
+    )

@@ -200,6 +200,16 @@ def static_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
     return (scaling,)
 
 
+def frozen_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
+    """What each bucket is of, as a scaling that computes nothing else: of LongRope one with the bucket's set
+    in the places of both.
+    """
+    if isinstance(scaling, LongRope):
+        sets = (scaling.short_factor, scaling.long_factor)
+        return tuple(replace(scaling, short_factor=one, long_factor=one) for one in sets)
+    return static_scalings(scaling)
+
+
 def bucket_scalings(scaling: Scaling) -> tuple[Scaling, ...]:
     """What each bucket is of, in the order of `buckets`: its own static scaling, or LongRope for both."""
     alone = static_scalings(scaling)

@@ -40,7 +40,8 @@ SHORT_TABLES = "table-short"
 OTHER_CONTEXTS = (0.25, 0.5, 2.0, 4.0)  # times the original one
 COMMON_THETAS = (10000.0, 500000.0, 1000000.0)
 # Roles whose rows are those of heads, and those that are one head's.
-PROJECTIONS = frozenset({"query", "key", "query_bias", "key_bias"})
+FUSED = frozenset({"query_key_value", "query_key_value_bias"})
+PROJECTIONS = frozenset({"query", "key", "query_bias", "key_bias"}) | FUSED
 NORMS = frozenset({"query_norm", "key_norm"})
 
 _FROM_TABLES = "Write the plan's own frequencies into the artefact again."
@@ -125,11 +126,14 @@ def head_order(head_dim: int, rotary_dim: int, rows: Rows) -> NDArray[np.intp]:
     return order.astype(np.intp)
 
 
-def row_order(plan: ConversionPlan, rows: int, moved: Rows) -> NDArray[np.intp]:
-    """The same of a tensor of so many rows, those of heads one after the other."""
-    head_dim = plan.rope.head_dim
+def row_order(plan: ConversionPlan, tensor: ExpectedTensor, moved: Rows) -> NDArray[np.intp]:
+    """The same of a whole tensor, the rows of heads one after the other. Those of values stay."""
+    rows, head_dim = tensor.shape[0], plan.rope.head_dim
     one = head_order(head_dim, plan.rope.main.rotary_dim, moved)
-    return (np.arange(rows // head_dim, dtype=np.intp)[:, None] * head_dim + one).reshape(-1)
+    order = np.arange(rows, dtype=np.intp).reshape(-1, head_dim)
+    values = plan.description.layers[0].attention.key_value_heads if tensor.role in FUSED else 0
+    order[: len(order) - values] = order[: len(order) - values, one]
+    return order.reshape(-1)
 
 
 def moved_rows(plan: ConversionPlan, hypothesis: Hypothesis) -> Mapping[str, NDArray[np.intp]]:
@@ -138,7 +142,7 @@ def moved_rows(plan: ConversionPlan, hypothesis: Hypothesis) -> Mapping[str, NDA
         return {}
     roles = PROJECTIONS | NORMS if hypothesis.norms else PROJECTIONS
     tensors = [binding.expected for binding in plan.bindings if binding.expected.role in roles]
-    return {tensor.name: row_order(plan, tensor.shape[0], hypothesis.rows) for tensor in tensors}
+    return {tensor.name: row_order(plan, tensor, hypothesis.rows) for tensor in tensors}
 
 
 def wrong_orders(plan: ConversionPlan, tensor: ExpectedTensor) -> list[NDArray[np.intp]]:
@@ -146,7 +150,7 @@ def wrong_orders(plan: ConversionPlan, tensor: ExpectedTensor) -> list[NDArray[n
     if tensor.role not in PROJECTIONS:
         return []
     directions: tuple[Rows, ...] = ("separated", "interleaved")
-    return [row_order(plan, tensor.shape[0], moved) for moved in directions]
+    return [row_order(plan, tensor, moved) for moved in directions]
 
 
 def _changed(main: Scaling, **changes: Any) -> Scaling | None:

@@ -46,12 +46,13 @@ class Passage:
 
     def visible(self, window: int | None = None) -> NDArray[np.bool_]:
         """bool[n, n]: whether token i (row) attends to token j. window: tokens that one looks back over, with
-        itself; None for all.
+        itself, None for all; it counts positions where a token stands alone, as llama.cpp has it.
         """
         count = len(self.tokens)
         mask = np.tri(count, dtype=np.bool_)
         if window is not None:
-            mask &= ~np.tri(count, k=-window, dtype=np.bool_)
+            places = np.arange(count) if self.jump is None else self.positions
+            mask &= places[:, None] - places[None, :] < window
         if self.jump is not None:
             mask[self.jump, : self.jump] = False
         return mask

@@ -8,7 +8,7 @@ remote code; weights are handed over as arrays and not copied.
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from yarnconv.model.family import Family
 from yarnconv.plan import ConversionPlan
-from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling
+from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling, Yarn
 from yarnconv.rope.tables import Float32Array, Float64Array, RopeTables
 from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.verify.components import require
 from yarnconv.verify.computing import Computing, shape_of
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.placing import place
+from yarnconv.verify.rotations import Rotations
 
 # What of a config.json reaches transformers, beside what the family's data file names: numbers and switches
 # that the plan has checked. Everything else (attention kernels, code, what to return) is ours to say.
-_DIMENSIONS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_DIMENSIONS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 _ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings"})
 
 
@@ -40,13 +41,39 @@ def transformers_rope(scaling: Scaling) -> dict[str, Any]:
     return write_rope(as_transformers(scaling))
 
 
+def _rope_parameters(plan: ConversionPlan, scaling: Scaling) -> dict[str, Any]:
+    """Of all layers, the extended ones with this scaling; by layer type where the family has it so."""
+    head_dim = plan.description.layers[0].attention.head_dim
+
+    def spelled(one: Scaling) -> dict[str, Any]:
+        return {**transformers_rope(one), "partial_rotary_factor": one.rotary_dim / head_dim}
+
+    if plan.family.structure.theta_by_layer_type is None:
+        return {**spelled(scaling), **_growth_parameters(plan, scaling)}
+    parameters: dict[str, Any] = {}
+    for group in plan.rope.groups:
+        if group.scaling is not None:
+            own = scaling if group is plan.rope.main_group else group.scaling
+            parameters[plan.description.layers[group.layers[0]].attention.layer_type] = spelled(own)
+    if isinstance(scaling, Yarn):
+        parameters["truncate"] = scaling.truncate  # which transformers reads here and nowhere else
+    return parameters
+
+
+def _growth_parameters(plan: ConversionPlan, scaling: Scaling) -> dict[str, Any]:
+    """The growth of queries, which transformers reads among the RoPE parameters."""
+    key, growth = plan.family.structure.query_growth, plan.description.layers[0].attention.query_growth
+    if key is None:
+        return {}
+    original = getattr(scaling, "original_context", plan.rope.original_context)
+    return {key: growth.beta if growth is not None else 0.0, "original_max_position_embeddings": original}
+
+
 def computed_keys(family: Family) -> frozenset[str]:
     """The keys of a config.json that a family's model is computed with, apart from its RoPE's, its depth and
     its vocabulary.
     """
-    by_type = family.structure.window is not None and family.structure.window.by_layer_types
-    own = {*_DIMENSIONS, *family.config_defaults, "head_dim"} - _ROPE_KEYS
-    return frozenset(own | {"layer_types"} if by_type else own)
+    return frozenset({*_DIMENSIONS, *family.config_defaults, *family.structure.config_keys} - _ROPE_KEYS)
 
 
 def _first_layers(own: dict[str, Any], all_layers: int, layers: int) -> dict[str, Any]:
@@ -71,22 +98,21 @@ def _transformers() -> Any:
 def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int) -> Any:
     known = computed_keys(plan.family) & plan.config.keys()
     own = {key: plan.config[key] for key in sorted(known)}
-    head = plan.description.layers[0].attention
-    return _transformers().AutoConfig.for_model(
+    config = _transformers().AutoConfig.for_model(
         plan.family.model_type,
         **{
             **_first_layers(own, len(plan.description.layers), layers),
             "num_hidden_layers": layers,
             "vocab_size": vocab_size,
-            "head_dim": head.head_dim,
+            "pad_token_id": None,  # a class's own may lie beyond the rows that are kept
+            "head_dim": plan.description.layers[0].attention.head_dim,
             "max_position_embeddings": plan.rope.target_context,
             "tie_word_embeddings": plan.description.tied_embeddings,
-            "rope_parameters": {
-                **transformers_rope(scaling),
-                "partial_rotary_factor": scaling.rotary_dim / head.head_dim,
-            },
         },
     )
+    # not through the class, which may take one type for another (Phi-3: yarn for longrope)
+    config.rope_parameters = _rope_parameters(plan, scaling)
+    return config
 
 
 def reference_version(computing: Computing) -> str:
@@ -100,14 +126,16 @@ def read_directory_config(
     """What transformers makes of a config.json that claims to hold the plan, read from a file as a user would
     have it read. config: the document; it was checked as a plan's is. directory: to write the file to.
     """
+    by_type = plan.family.structure.theta_by_layer_type or {}
     rope = {*_ROPE_KEYS, "partial_rotary_factor", "original_max_position_embeddings"}
-    known = computed_keys(plan.family) | rope
+    known = computed_keys(plan.family) | rope | {theta.key for theta in by_type.values()}
     own = {key: value for key, value in config.items() if key in known}
     kept = {
         **_first_layers(own, len(plan.description.layers), layers),
         "model_type": plan.family.model_type,
         "num_hidden_layers": layers,
         "vocab_size": vocab_size,
+        "pad_token_id": None,
     }
     (directory / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     load = _transformers().AutoConfig.from_pretrained
@@ -139,42 +167,24 @@ class TransformersModel:
         tied = {names["output_head"]: names["token_embedding"]} if config.tie_word_embeddings else {}
         self._computing = computing
         self._model, self._stored = place(build, weights, computing, tied)
+        self._rotations = Rotations(self._model)
 
     def frequency_error(self, inv_freq: Float64Array) -> Float64Array:
         """Relative error of transformers' float32 frequencies, from exact ones: float64[rotary_dim/2]."""
-        buffers = [buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")]
-        error: Float64Array = np.abs(buffers[0].double().cpu().numpy() / inv_freq - 1.0)
-        return error
+        return self._rotations.error(inv_freq)
 
-    @contextmanager
-    def disturbed(self, relative: Float64Array) -> Iterator[None]:
+    def disturbed(self, relative: Float64Array) -> AbstractContextManager[None]:
         """While entered, every frequency is off by a relative error: float64[rotary_dim/2].
 
         How far that moves the logits is how far a runtime that rounds its angles so may be off.
         """
-        import torch
-
-        kept = [
-            (buffer, buffer.clone())
-            for name, buffer in self._model.named_buffers()
-            if name.endswith("inv_freq")
-        ]
-        assert kept, "the model has no frequencies"
-        with torch.no_grad():
-            for buffer, frequencies in kept:
-                exact = frequencies.double() * torch.from_numpy(1.0 + relative).to(frequencies.device)
-                buffer.copy_(exact.float())
-        try:
-            yield
-        finally:
-            for buffer, frequencies in kept:
-                buffer.copy_(frequencies)
+        return self._rotations.disturbed(relative)
 
     @contextmanager
     def altered(
         self, tables: RopeTables, *, rows: Mapping[str, NDArray[np.intp]], windows: bool
     ) -> Iterator[None]:
-        """While entered, the model rotates by other tables, which are static.
+        """While entered, the extended layers rotate by other tables, which are static.
 
         rows: by the names of tensors, which row stands in each place. windows: whether sliding windows are
         there.
@@ -182,35 +192,23 @@ class TransformersModel:
         import torch
 
         kept_windows = self._windows
-        rotations = [m for m in self._model.modules() if hasattr(m, "attention_scaling")]
-        buffers = [b for name, b in self._model.named_buffers() if name.endswith("inv_freq")]
         # rows of weights that are read anew each time are moved when they are
         own = [p for p in self._model.named_parameters() if p[0] in rows and not p[1].is_meta]
-        kept = [(one, one.clone()) for one in buffers]
-        factors = [module.attention_scaling for module in rotations]
         values = [parameter.data for _, parameter in own]
         try:
-            with torch.no_grad():
-                for buffer in buffers:
-                    buffer.copy_(torch.from_numpy(tables.inv_freq))
-            for module in rotations:
-                module.attention_scaling = tables.attention_factor
             for name, parameter in own:
                 parameter.data = parameter.data[torch.from_numpy(rows[name]).to(parameter.device)]
             self._windows = self._windows if windows else dict.fromkeys(self._windows)
             if self._stored is not None:
                 self._stored.moved = rows
-            yield
+            with self._rotations.exchanged(tables):
+                yield
         finally:
             if self._stored is not None:
                 self._stored.moved = {}
             self._windows = kept_windows
             for (_, parameter), value in zip(own, values, strict=True):
                 parameter.data = value
-            for module, factor in zip(rotations, factors, strict=True):
-                module.attention_scaling = factor
-            for buffer, frequencies in kept:
-                buffer.copy_(frequencies)
 
     @contextmanager
     def products_in(self, dtype: str) -> Iterator[None]:
@@ -266,3 +264,7 @@ class Reference(TransformersModel):
         vocab_size, _ = shape_of(weights, plan.family.tensors["token_embedding"])
         config = _config(plan, scaling, layers, vocab_size)
         super().__init__(plan, config, weights, layers=layers, computing=computing)
+        self._rotations.freeze()
+        growth = plan.description.layers[0].attention.query_growth
+        if growth is not None:  # read at every call, and the frequencies are made
+            self._model.config.rope_parameters["original_max_position_embeddings"] = growth.context

@@ -20,7 +20,7 @@ from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
 from yarnconv.rope.scaling import Scaling, Unscaled
-from yarnconv.rope.tables import Float32Array, Float64Array, static_scalings
+from yarnconv.rope.tables import Float32Array, Float64Array, frozen_scalings
 from yarnconv.verify.compare import Sharpness, Window, compare_passage, narrowed, sharpness
 from yarnconv.verify.computing import AS_EVER, Computing, LazyWeights, held, writable
 from yarnconv.verify.diagnosis import Evidence, TablesOf, bucket_tables, diagnose
@@ -74,7 +74,7 @@ class References:
         self._made: dict[tuple[Scaling, Computing], Reference] = {}
 
     def _scaling_of_bucket(self, passage: Passage) -> Scaling:
-        return static_scalings(self._plan.rope.main)[passage.bucket]
+        return frozen_scalings(self._plan.rope.main)[passage.bucket]
 
     def of(self, passage: Passage) -> Reference:
         """The reference that a passage is held against."""

@@ -1,13 +1,17 @@
 """config.json of an extended checkpoint: the original's, with the plan in both spellings.
 
 `rope_scaling` is what transformers 4, vLLM and SGLang read, and transformers 5 reads it before
-`rope_parameters`, so that both must say everything.
+`rope_parameters`, so that both must say everything. Where layers of each type have a RoPE of their own,
+`rope_parameters` holds one for each type, and `rope_scaling` is that of the layers that see everything, which
+transformers 5 lays over theirs; the bases stand at the top level as well.
 """
 
 from typing import Any
 
 from yarnconv.plan import ConversionPlan
+from yarnconv.rope.resolve import EXTENDED_LAYER_TYPE
 from yarnconv.rope.scaling import DynamicNtk, Linear, LongRope, Scaling, Unscaled
+from yarnconv.rope.spelling import read_rope
 from yarnconv.rope.tables import buckets
 from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.rope_plan import RopePlan
@@ -42,11 +46,71 @@ def spell(scaling: Scaling) -> dict[str, Any]:
 
 def _finetuned(plan: ConversionPlan) -> dict[str, bool]:
     """What to say of fine-tuning, so that who extends the result hears of it as well."""
-    own = plan.config.get("rope_scaling") or plan.config.get("rope_parameters") or {}
     if not plan.rope.finetuned:
         return {"finetuned": False}
-    said = own.get("finetuned")
-    return {"finetuned": said} if isinstance(said, bool) else {}
+    said = read_rope(plan.config).finetuned
+    return {} if said is None else {"finetuned": said}
+
+
+def _partial(scaling: Scaling, plan: ConversionPlan) -> dict[str, float]:
+    share = scaling.rotary_dim / plan.rope.head_dim
+    return {} if share == 1.0 else {"partial_rotary_factor": share}
+
+
+def _query_growth(plan: ConversionPlan) -> dict[str, Any]:
+    """The growth of queries, in families that write it among the RoPE parameters. Their class reads it always,
+    and the context that it grows by from the original one of the scaling.
+    """
+    key = plan.family.structure.query_growth
+    if key is None:
+        return {}
+    growth = plan.description.layers[0].attention.query_growth
+    beta, context = (growth.beta, growth.context) if growth else (0.0, plan.rope.original_context)
+    return {"original_max_position_embeddings": context, key: beta}
+
+
+def _main_parameters(plan: ConversionPlan) -> dict[str, Any]:
+    """`rope_parameters` of the layers that are extended."""
+    main = as_transformers(plan.rope.main)
+    said = {} if isinstance(main, Unscaled) else _finetuned(plan)
+    return {**spell(plan.rope.main), **_partial(main, plan), **said, **_query_growth(plan)}
+
+
+def scaling_by_type(plan: ConversionPlan) -> dict[str, Scaling]:
+    """By layer type its scaling, as transformers computes it, in families where types have one each."""
+    scalings = ((group.layer_type, group.scaling) for group in plan.rope.groups)
+    return {kind: as_transformers(s) for kind, s in scalings if kind is not None and s is not None}
+
+
+def older_spelling_says(plan: ConversionPlan) -> bool:
+    """Whether the spelling before transformers 5 can say the plan: where layer types have a RoPE each it has a
+    scaling for those that see everything only, and a base for the others where there is a key of it.
+    """
+    thetas = plan.family.structure.theta_by_layer_type
+    if thetas is None:
+        return True
+    by_type = scaling_by_type(plan)
+    base = by_type[EXTENDED_LAYER_TYPE].theta
+    return all(
+        isinstance(scaling, Unscaled) and (thetas[kind].key is not None or scaling.theta == base)
+        for kind, scaling in by_type.items()
+        if kind != EXTENDED_LAYER_TYPE
+    )
+
+
+def _parameters_by_type(plan: ConversionPlan) -> dict[str, Any]:
+    """`rope_parameters` with one object for each layer type; `truncate` stands beside them, which is where
+    transformers reads it.
+    """
+    spelled: dict[str, Any] = {}
+    beside = {}
+    for kind, scaling in scaling_by_type(plan).items():
+        extended = kind == EXTENDED_LAYER_TYPE
+        own = _main_parameters(plan) if extended else {**spell(scaling), **_partial(scaling, plan)}
+        if "truncate" in own:
+            beside["truncate"] = own.pop("truncate")
+        spelled[kind] = own
+    return {**spelled, **beside}
 
 
 def _keep_where_equal(config: dict[str, Any], key: str, value: Any) -> None:
@@ -55,22 +119,35 @@ def _keep_where_equal(config: dict[str, Any], key: str, value: Any) -> None:
         config[key] = value
 
 
+def _set_bases(config: dict[str, Any], plan: ConversionPlan, theta: float) -> None:
+    """`rope_theta`, and the keys of other layers' bases. theta: of the layers that are extended."""
+    thetas, by_type = plan.family.structure.theta_by_layer_type or {}, scaling_by_type(plan)
+    for kind, base in thetas.items():
+        if base.key is not None and kind in by_type:
+            _keep_where_equal(config, base.key, by_type[kind].theta)
+    _keep_where_equal(config, "rope_theta", theta)
+
+
+def _set_rope(config: dict[str, Any], plan: ConversionPlan) -> None:
+    """Both spellings."""
+    structure, main = plan.family.structure, as_transformers(plan.rope.main)
+    spelled = _main_parameters(plan)
+    flat = structure.theta_by_layer_type is None
+    config["rope_parameters"] = spelled if flat else _parameters_by_type(plan)
+    older = {key: value for key, value in spelled.items() if key != "rope_theta"}
+    if not older_spelling_says(plan) or (isinstance(main, Unscaled) and structure.query_growth is None):
+        config["rope_scaling"] = None
+    else:
+        config["rope_scaling"] = {"type": older["rope_type"], **older}
+    if older_spelling_says(plan):
+        _set_bases(config, plan, main.theta)
+    config |= _partial(main, plan)
+
+
 def extended_config(plan: ConversionPlan) -> dict[str, Any]:
     """The document, in the order of the original's keys. Raises nothing: the plan was checked before."""
     config, main = dict(plan.checkpoint.config), as_transformers(plan.rope.main)
-    spelled = spell(plan.rope.main)
-    theta = spelled.pop("rope_theta")
-    if main.rotary_dim != plan.rope.head_dim:
-        spelled["partial_rotary_factor"] = config["partial_rotary_factor"] = (
-            main.rotary_dim / plan.rope.head_dim
-        )
-    if isinstance(main, Unscaled):
-        config["rope_scaling"] = None
-    else:
-        spelled |= _finetuned(plan)
-        config["rope_scaling"] = {"type": spelled["rope_type"], **spelled}
-    config["rope_parameters"] = {**spelled, "rope_theta": theta}
-    _keep_where_equal(config, "rope_theta", theta)
+    _set_rope(config, plan)
     for key in ("max_position_embeddings", *(name for name in LENGTH_SYNONYMS if name in config)):
         config[key] = position_limit(plan.rope)
     # beats the one inside; and of longrope transformers 4 reads no other

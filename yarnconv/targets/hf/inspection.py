@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from yarnconv.checkpoint.json_files import read_json_object
-from yarnconv.errors import BadInput
+from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.model.describe import describe, with_defaults
+from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import find_family
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
@@ -18,7 +19,7 @@ from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import bucket_scalings, buckets, extended_context
-from yarnconv.rope_plan import RopePlan, plan_rope
+from yarnconv.rope_plan import RopeGroup, RopePlan, layer_ranges, plan_of_any
 from yarnconv.targets.hf.files import CONFIG_FILE
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.inspection.findings import Finding
@@ -31,7 +32,7 @@ def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigRope]:
     """The config with its family's defaults, where it is one of a known family, and its RoPE."""
     try:
         filled = with_defaults(find_family(config), config)
-    except BadInput:
+    except (BadInput, Inexpressible):
         filled = dict(config)
     return filled, read_rope(filled)
 
@@ -59,7 +60,7 @@ def _pairing(config: Mapping[str, Any]) -> str | None:
     try:
         family = find_family(config)
         return describe(family, with_defaults(family, config)).layers[0].attention.pairing
-    except BadInput:
+    except (BadInput, Inexpressible):
         return None
 
 
@@ -144,23 +145,48 @@ def _context_findings(scaling: Scaling, maximum: int) -> Iterator[Finding]:
     )
 
 
-def _plan(config: Mapping[str, Any]) -> RopePlan | None:
+def _plan(config: Mapping[str, Any]) -> tuple[RopePlan | None, ModelDescription | None]:
+    """The plan that it carries, where it says enough for one, and what is known of the model."""
     try:
-        return plan_rope(config, RopeRequest())[0]
+        return plan_of_any(config, RopeRequest())
     except BadInput:
-        return None  # of a family that is not known, or that the family refuses
+        return None, None
+
+
+def _named_layers(group: RopeGroup, description: ModelDescription | None) -> str:
+    """Which layers, for people."""
+    if description is None:
+        kind = "" if group.layer_type is None else f" ({group.layer_type})"
+        return f"{layer_ranges(group.layers)}{kind}"
+    return "; ".join(
+        f"{layer_ranges(kind.layers)} ({kind.layer_type}{'' if kind.window is None else f', {kind.window}'})"
+        for kind in description.kinds_of(group.layers)
+    )
+
+
+def _named_groups(
+    rope: ConfigRope, plan: RopePlan | None, description: ModelDescription | None
+) -> list[tuple[str, Scaling | None]]:
+    """The layers of each kind, for people, with their scaling."""
+    if plan is None:
+        return [("all layers" if kind is None else f"{kind} layers", s) for kind, s in rope.groups.items()]
+    named = [(_named_layers(group, description), group.scaling) for group in plan.groups]
+    alike = len(named) == 1 and (description is None or len(description.kinds_of(plan.groups[0].layers)) == 1)
+    return [("all layers", plan.main)] if alike else named
 
 
 def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspected:
     """What a checkpoint asks for. Raises BadInput where its config cannot be read."""
     config = read_config(path)
     filled, rope = _read(config)
-    plan, maximum = _plan(config), filled["max_position_embeddings"]
-    named = {"all layers" if kind is None else f"{kind} layers": s for kind, s in rope.groups.items()}
-    main = plan.main if plan is not None else next(s for s in named.values() if s is not None)
+    (plan, description), maximum = _plan(config), filled["max_position_embeddings"]
+    named = _named_groups(rope, plan, description)
+    main = plan.main if plan is not None else next((s for _, s in named if s is not None), None)
+    if main is None:
+        raise BadInput("no layers have RoPE", where="config.json: rope_parameters")
     groups = tuple(
         carried_group(scaling, layers, CONFIG_FILE)
-        for layers, scaling in sorted(named.items(), key=lambda item: item[1] != main)
+        for layers, scaling in sorted(named, key=lambda item: item[1] != main)
     )
     findings = [*_spelling_findings(main, rope), *_context_findings(main, maximum)]
     for reference in references:
@@ -178,4 +204,5 @@ def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspe
         },
         findings=tuple(findings),
         plan=plan,
+        notes=() if plan is None or description is not None else plan.warnings[:1],
     )

@@ -1,6 +1,7 @@
 """The checkpoint target: what it refuses, and how a plan becomes a directory that transformers loads."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ from yarnconv.checkpoint.json_files import MEBIBYTE, read_json_object
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
-from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, NtkAware, Yarn
+from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Linear, NtkAware, Unscaled, Yarn
 from yarnconv.rope.tables import ntk_base
+from yarnconv.rope.writing import as_transformers
 from yarnconv.targets.destination import check_destination, kept_places, refuse_inside
-from yarnconv.targets.hf.config import extended_config, extended_tokenizer_config, spell
+from yarnconv.targets.hf.config import (
+    extended_config,
+    extended_tokenizer_config,
+    older_spelling_says,
+    spell,
+)
 from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE, TOKENIZER_CONFIG
 from yarnconv.targets.linking import SPACE, copied_bytes, copy_file, link_or_copy
 
@@ -57,26 +64,67 @@ class HfArtefact:
     notes: tuple[str, ...]
 
 
+def _type_refusals(plan: ConversionPlan) -> Iterator[Inexpressible]:
+    """RoPE types that the family's config class does not take."""
+    types = plan.family.structure.rope_types
+    found = spell(plan.rope.main)["rope_type"]
+    if types is None or found in types:
+        return
+    taken = f"takes the RoPE types {' and '.join(types)} alone"
+    if found == "yarn" and plan.family.structure.yarn_is_longrope:
+        taken += ", and yarn for the name of longrope"
+    yield Inexpressible(
+        f"transformers' {plan.family.model_type} {taken}",
+        where=f"config.json: rope_parameters.rope_type {found}",
+        fix="Give --method ntk, which is a base, or write an ONNX model, which takes the plan.",
+    )
+
+
+def _group_refusals(plan: ConversionPlan) -> Iterator[Inexpressible]:
+    """Layers that the family's class does not tell apart as the plan does."""
+    layers, by_type = plan.description.layers, plan.family.structure.theta_by_layer_type is not None
+    kinds = [group for group in plan.rope.groups if any(layers[i].attention.rotates for i in group.layers)]
+    if (len(kinds) > 1 and not by_type) or any(group.scaling is None for group in kinds):
+        yield Inexpressible(
+            f"transformers' {plan.family.model_type} rotates all layers that rotate alike, this plan has "
+            f"{len(kinds)} kinds of them",
+            where="config.json: rope_parameters",
+            fix="Write rope_parameters for all layers at once into config.json.",
+        )
+    truncates = {group.scaling.truncate for group in kinds if isinstance(group.scaling, Yarn)}
+    if len(truncates) > 1:
+        yield Inexpressible(
+            "transformers reads one truncate for all layer types, this plan has both",
+            where="config.json: rope_parameters.truncate",
+            fix="Give --truncate or --no-truncate as the other layers have it.",
+        )
+
+
+def _growth_refusals(plan: ConversionPlan) -> Iterator[Inexpressible]:
+    """Queries grow by the original context that the scaling counts from: there is one key for both."""
+    growth, main = plan.description.layers[0].attention.query_growth, as_transformers(plan.rope.main)
+    if growth is None or isinstance(main, Unscaled | Linear | DynamicNtk):
+        return
+    if main.original_context != growth.context:
+        yield Inexpressible(
+            f"queries grow by {growth.context} positions and the scaling counts from "
+            f"{main.original_context}: transformers' {plan.family.model_type} has one key for both",
+            where="config.json: rope_parameters.original_max_position_embeddings",
+            fix=f"Leave out --original-context, or give {growth.context}.",
+        )
+
+
 def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     """What of a plan no config.json can say."""
-    found = []
     if isinstance(plan.rope.main, DynamicYarn):
-        found.append(
+        return [
             Inexpressible(
                 "transformers has no RoPE type whose YaRN factor follows the length of the request",
                 where="method dynamic-yarn",
                 fix="Give --method yarn or dynamic-ntk, or write an ONNX model, which takes it.",
             )
-        )
-    if len(plan.rope.groups) > 1:
-        found.append(
-            Inexpressible(
-                f"transformers' {plan.family.model_type} rotates all layers alike, this plan has "
-                f"{len(plan.rope.groups)} kinds of them",
-                where="config.json: rope_parameters",
-            )
-        )
-    return found
+        ]
+    return [*_type_refusals(plan), *_group_refusals(plan), *_growth_refusals(plan)]
 
 
 def _document(content: dict[str, Any], where: str) -> bytes:
@@ -147,6 +195,11 @@ def _notes(plan: ConversionPlan) -> tuple[str, ...]:
             "Some releases of transformers 4, and SGLang, work the factor out as max_position_embeddings by "
             f"the original context, {rope.target_context / main.original_context:.9g} here; which is exact "
             "with a --target-context."
+        )
+    if not older_spelling_says(plan):
+        notes.append(
+            f"Only rope_parameters can say what each type of {plan.family.model_type}'s layers has: "
+            "transformers 4, and engines that read rope_scaling and rope_theta alone, compute another model."
         )
     if "auto_map" in plan.checkpoint.config:
         notes.append("auto_map is left out: the plan is one of transformers' own class, no code is copied.")

@@ -95,8 +95,11 @@ def _run(case: Case, weights: Mapping[str, Float32Array], layers: int) -> Run:
 
 
 def _says_dynamic(case: Case) -> bool:
-    said = case.artefact.config.get("rope_scaling") or case.artefact.config.get("rope_parameters") or {}
-    return bool({said.get("rope_type"), said.get("type")} & {"dynamic", "longrope", "su"})
+    """Whether any of its scalings, for all layers or by their type, follows the length."""
+    spellings = [case.artefact.config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    inner = [own for said in spellings for own in said.values() if isinstance(own, Mapping)]
+    kinds = {str(said.get(key)) for said in (*spellings, *inner) for key in ("rope_type", "type")}
+    return bool(kinds & {"dynamic", "longrope", "su"})
 
 
 def _scaling_at(main: Scaling, passage: Passage) -> Scaling:

@@ -1,0 +1,77 @@
+"""Every family x target x method: converted by the command line, and judged by `check` with the real runtime;
+or refused before anything is written. Pairwise by default, all of it with the slow ones.
+"""
+
+import pytest
+
+from tests.parity.matrix import (
+    METHODS,
+    README,
+    TARGETS,
+    cells,
+    checkpoint_of,
+    pairwise,
+    refusal,
+    table_of,
+    updated,
+)
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import plan_conversion
+
+EVERYTHING = cells()
+DTYPES = {"gguf": ("--outtype", "f32"), "onnx": ("--dtype", "fp32"), "trt": ("--dtype", "fp16")}
+DEFAULT = {cell.name for cell in pairwise(EVERYTHING)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """variant -> its checkpoint, made once."""
+    made = {}
+
+    def get(variant):
+        if variant.name not in made:
+            made[variant.name] = checkpoint_of(variant, tmp_path_factory.mktemp("matrix") / "model")
+        return made[variant.name]
+
+    return get
+
+
+def marked(cell):
+    return pytest.param(cell, id=cell.name, marks=() if cell.name in DEFAULT else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("cell", [marked(cell) for cell in EVERYTHING])
+def test_matrix(cell, models, yarnconv, tmp_path):
+    directory = models(cell.variant)
+    with open_checkpoint(directory) as checkpoint:
+        why_not = refusal(plan_conversion(checkpoint, METHODS[cell.method]), cell.target)
+    command = TARGETS[cell.target][1]
+    out = tmp_path / ("model.gguf" if command[0] == "gguf" else "model")
+    dtype = {"gguf": ("--outtype", "f32"), "onnx": ("--dtype", "fp32"), "trt": ("--dtype", "fp16")}[
+        command[0]
+    ]
+    code, stdout, stderr = yarnconv(*command[:1], directory, *command[1:], *cell.options, *dtype, "-o", out)
+    if why_not is not None:
+        assert code == 3, stdout + stderr
+        assert why_not.split()[0] in stderr
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert code == 0, stderr
+    # the rope options once more: what is judged is not what the artefact says of itself
+    code, stdout, stderr = yarnconv(
+        "check", out, "--reference", directory, *(cell.options or ["--method", "auto"])
+    )
+    assert code == 0, stdout + stderr
+
+
+def test_the_default_choice_is_pairwise():
+    chosen = pairwise(EVERYTHING)
+    assert len(chosen) < len(EVERYTHING) / 3
+    for one, other in (("variant", "target"), ("variant", "method"), ("target", "method")):
+        every = {(str(getattr(c, one)), str(getattr(c, other))) for c in EVERYTHING}
+        assert {(str(getattr(c, one)), str(getattr(c, other))) for c in chosen} == every
+
+
+def test_the_readmes_table_is_not_stale():
+    text = README.read_text(encoding="utf-8")
+    assert table_of(updated(text)) == table_of(text), "run python -m tests.parity.matrix"

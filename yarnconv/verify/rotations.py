@@ -1,0 +1,89 @@
+"""Where a transformers model keeps its frequencies and what it multiplies cos and sin by.
+
+A rotary module has them once, or once for each type of layers, whose name then stands before the attribute's
+(transformers' `Gemma3RotaryEmbedding`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from yarnconv.rope.resolve import EXTENDED_LAYER_TYPE
+from yarnconv.rope.tables import Float64Array, RopeTables
+
+INV_FREQ, SCALING = "inv_freq", "attention_scaling"
+STATIC = "default"  # a RoPE type that transformers computes once
+
+
+def _frequencies(module: Any) -> Iterator[tuple[str, Any]]:
+    """A module's own buffers of frequencies."""
+    for name, buffer in module.named_buffers(recurse=False):
+        if name.endswith(INV_FREQ):
+            yield name, buffer
+
+
+class Rotations:
+    """The rotary modules of a model."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules = [m for m in model.modules() if any(True for _ in _frequencies(m))]
+        assert self._modules, "the model has no frequencies"
+
+    def freeze(self) -> None:
+        """Let no later call choose other frequencies by its length, as longrope does."""
+        for module in self._modules:
+            if isinstance(module.rope_type, str):
+                module.rope_type = STATIC
+
+    def _buffers(self, *, extended: bool) -> list[Any]:
+        """All of them, or those of the layers that are extended, the one in use first."""
+        found = [pair for module in self._modules for pair in _frequencies(module)]
+        own = [(name, buffer) for name, buffer in found if name.startswith(EXTENDED_LAYER_TYPE)]
+        chosen = own if extended and own else found
+        return [buffer for _, buffer in sorted(chosen, key=lambda pair: len(pair[0]))]
+
+    def error(self, inv_freq: Float64Array) -> Float64Array:
+        """Relative error of the extended layers' float32 frequencies, from exact ones, float64 both."""
+        made = self._buffers(extended=True)[0].double().cpu().numpy()
+        error: Float64Array = np.abs(made / inv_freq - 1.0)
+        return error
+
+    @contextmanager
+    def disturbed(self, relative: Float64Array) -> Iterator[None]:
+        """While entered, every frequency is off by a relative error: float64[rotary_dim/2]."""
+        import torch
+
+        kept = [(buffer, buffer.clone()) for buffer in self._buffers(extended=False)]
+        with torch.no_grad():
+            for buffer, frequencies in kept:
+                exact = frequencies.double() * torch.from_numpy(1.0 + relative).to(frequencies.device)
+                buffer.copy_(exact.float())
+        try:
+            yield
+        finally:
+            for buffer, frequencies in kept:
+                buffer.copy_(frequencies)
+
+    @contextmanager
+    def exchanged(self, tables: RopeTables) -> Iterator[None]:
+        """While entered, the extended layers rotate by other tables, which are static."""
+        import torch
+
+        kept = [(buffer, buffer.clone()) for buffer in self._buffers(extended=True)]
+        names = (f"{EXTENDED_LAYER_TYPE}_{SCALING}", SCALING)
+        places = [(m, next(name for name in names if hasattr(m, name))) for m in self._modules]
+        factors = [getattr(module, name) for module, name in places]
+        try:
+            with torch.no_grad():
+                for buffer, _ in kept:
+                    buffer.copy_(torch.from_numpy(tables.inv_freq))
+            for module, name in places:
+                setattr(module, name, tables.attention_factor)
+            yield
+        finally:
+            for (module, name), factor in zip(places, factors, strict=True):
+                setattr(module, name, factor)
+            for buffer, frequencies in kept:
+                buffer.copy_(frequencies)
