@@ -1,5 +1,6 @@
 """Tiny checkpoints made from seeds, and the transformers reference that judges what becomes of them."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def make_checkpoint(
     return directory
 
 
-def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0, kind=transformers.AutoModelForCausalLM):
-    """A seeded model of any architecture, as `make_checkpoint` says. kind: transformers' class for it."""
+def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0):
+    """A seeded model of any architecture, as `make_checkpoint` says."""
     torch.manual_seed(seed)
-    model = kind.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -75,15 +76,17 @@ def sample_tokens(vocab_size: int, length: int, seed=1234):
 def reference_logits(directory: Path, tokens, rope_parameters=None, weights=None, select=slice(None)):
     """float32 logits [positions, vocabulary] of transformers' own model, freshly built.
 
-    rope_parameters: replaces the config's, in transformers 5's spelling.
+    rope_parameters: replaces the config's, in transformers 5's spelling; where a family spells them by layer
+    type, those of the layers that see everything.
     weights: replaces parameters by name; one with an output head unties it.
     """
     config = transformers.AutoConfig.from_pretrained(directory)
     if rope_parameters is not None:
-        config.rope_parameters = {
-            "rope_theta": config.rope_parameters["rope_theta"],
-            **rope_parameters,
-        }
+        own = copy.deepcopy(config.rope_parameters)
+        scaled = own.get("full_attention", own)
+        kept = {"rope_theta", "partial_rotary_factor", "llama_4_scaling_beta"} & scaled.keys()
+        replaced = {**{key: scaled[key] for key in kept}, **rope_parameters}
+        config.rope_parameters = {**own, "full_attention": replaced} if scaled is not own else replaced
         if getattr(config, "head_dim", None) is None:
             config.head_dim = config.hidden_size // config.num_attention_heads
     if weights and "lm_head.weight" in weights:

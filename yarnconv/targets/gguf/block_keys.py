@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from yarnconv.model.describe import MAXIMUM_LAYERS
 from yarnconv.model.description import ModelDescription
 from yarnconv.targets.gguf.file_format import Metadata
 from yarnconv.targets.gguf.reader import GgufFile
@@ -13,7 +12,7 @@ from yarnconv.targets.gguf.runtime import RuntimeArchitecture, RuntimeWindows
 Value = int | float | list[bool]
 # Of numbers that are stored as float32.
 TOLERANCE = 1e-6
-_LONGEST_LIST = 16 + 8 * MAXIMUM_LAYERS  # bytes: a list's head, and 64 bits for each layer
+_LONGEST_LIST = 16 + 8 * 512  # bytes: a list's head, and 64 bits for each of llama.cpp's LLAMA_MAX_LAYERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,11 +257,11 @@ def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterato
     elif isinstance(scaling, NtkAware):
         yield RopeEncoding(freq_base=ntk_base(scaling))
     elif isinstance(scaling, Yarn):
+        own = _yarn_keys(scaling, tables, scaling.original_context, keys)
+        yield own
         if keys.log_multiplier == "mistral3" and scaling.mscale == 1.0 and scaling.mscale_all_dim:
-            # its own spelling of such a pair, of which it takes the first for 1
-            own = _yarn_keys(scaling, tables, scaling.original_context, keys)
+            # as llama.cpp's converter spells such a pair, of which its runtime takes the first for 1
             yield replace(own, attention_factor=None, log_multiplier=scaling.mscale_all_dim)
-        yield _yarn_keys(scaling, tables, scaling.original_context, keys)
     elif isinstance(scaling, LongRope) and keys.longrope:
         yield _longrope_keys(scaling, tables)
         return

@@ -81,8 +81,9 @@ def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
         facts["freq_base_swa"] = encoding.freq_base_sliding
     if scaling_type in {"yarn", "longrope"}:
         facts["scaling.original_context_length"] = encoding.original_context_length or 0
-    for name in ("beta_fast", "beta_slow", "log_multiplier"):
-        if scaling_type != "none" and (value := getattr(encoding, name)) is not None:
+    used = {"yarn": ("beta_fast", "beta_slow", "log_multiplier"), "none": ()}
+    for name in used.get(scaling_type, ("log_multiplier",)):
+        if (value := getattr(encoding, name)) is not None:
             facts[f"scaling.yarn_{name}"] = value
     return facts
 
