@@ -148,11 +148,13 @@ def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePl
 
 
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With what the family's class assumes, where the family is known."""
+    """With what the family's class assumes, where the family is known; of a text model among other parts that
+    one's.
+    """
     try:
         return with_defaults(find_family(config), config)
     except Inexpressible:
-        return config
+        return text_part(config)
 
 
 def _whole_number(config: Mapping[str, Any], key: str, maximum: int) -> int:
@@ -211,7 +213,7 @@ def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inex
         target_context=resolved.target_context,
         finetuned=resolved.finetuned,
         profile=resolved.profile,
-        warnings=(f"{refusal.what[0].upper()}{refusal.what[1:]}. {refusal.fix}", *resolved.warnings),
+        warnings=(f"Not converted: {refusal.what}. {refusal.fix}", *resolved.warnings),
     )
 
 

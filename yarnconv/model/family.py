@@ -193,7 +193,7 @@ def text_part(config: JsonObject) -> JsonObject:
     The wrapping classes tie the embeddings unless they say otherwise.
     """
     inner = config.get("text_config")
-    wrappers = {name for family in families().values() for name in family.wrapped_by}
+    wrappers = [name for family in families().values() for name in family.wrapped_by]
     if config.get("model_type") not in wrappers or not isinstance(inner, Mapping):
         return config
     tied = config.get("tie_word_embeddings", True)

@@ -331,18 +331,15 @@ def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple
 
 def _layer_types(config: JsonObject) -> frozenset[str]:
     types = config.get("layer_types") or []
-    if (
-        not isinstance(types, list)
-        or len(types) > MAXIMUM_LAYERS
-        or not all(isinstance(t, str) for t in types)
-    ):
+    named = isinstance(types, list) and all(isinstance(kind, str) for kind in types)
+    if not named or len(types) > MAXIMUM_LAYERS:
         raise _fail("layer_types", f"layer_types is no list of at most {MAXIMUM_LAYERS} names")
     return frozenset(types)
 
 
-def _said_finetuned(*parameters: object) -> bool | None:
+def _said_finetuned(*parameters: Any) -> bool | None:
     """What a config says of itself, in any of its scalings."""
-    said = [own.get("finetuned") for own in parameters if isinstance(own, Mapping)]
+    said = (own.get("finetuned") for own in parameters if isinstance(own, Mapping))
     return next((value for value in said if isinstance(value, bool)), None)
 
 
@@ -397,7 +394,6 @@ def read_rope(config: JsonObject) -> ConfigRope:
     missing = sorted(layer_types - set(nested))
     if missing:
         raise _fail(where, f"no RoPE parameters for layers of type {missing[0]!r}")
-    finetuned = _said_finetuned(*(parameters[kind] for kind in nested))
-    return ConfigRope(
-        groups=groups, finetuned=finetuned, notes=tuple(notes), original_notes=tuple(original_notes)
-    )
+    finetuned = _said_finetuned(*parameters.values())
+    originals = tuple(original_notes)
+    return ConfigRope(groups=groups, finetuned=finetuned, notes=tuple(notes), original_notes=originals)

@@ -52,7 +52,6 @@ def test_a_pattern_that_removes_what_it_does_not_match_is_the_same():
         lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="MergedWithNext"),
         lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
         lambda d: d["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Whitespace"}),
-        lambda d: d["model"].update(ignore_merges=False),
         lambda d: d.update(normalizer={"type": "Lowercase"}),
         lambda d: d.update(pre_tokenizer=None),
         lambda d: d.update(pre_tokenizer="ByteLevel"),
@@ -64,6 +63,13 @@ def test_anything_else_names_the_override(change):
     change(spelled)
     with pytest.raises(BadInput, match="--pre NAME"):
         recognise_pretokenizer(spelled)
+
+
+def test_whether_words_are_merged_tells_two_apart():
+    merged = document("llama-bpe", model={"ignore_merges": False})
+    assert recognise_pretokenizer(merged) == "dbrx"
+    with pytest.raises(BadInput, match="--pre NAME"):
+        recognise_pretokenizer(document("tekken", model={"ignore_merges": False}))
 
 
 def deepseek_letters(source):

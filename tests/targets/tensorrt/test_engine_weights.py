@@ -12,8 +12,10 @@ from tests.support.models import make_checkpoint
 from tests.targets.tensorrt.test_inspect import write
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.plan import plan_conversion
+from yarnconv.rope.request import RopeRequest
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
-from yarnconv.targets.tensorrt.engine_weights import find_weights
+from yarnconv.targets.tensorrt.engine_weights import Sought, find_weights, sought_weights
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 
@@ -34,7 +36,8 @@ def test_every_tensor_stands_in_the_engine(family, dtype, engines, checkpoints):
     file = MappedFile(directory / "model.engine")
     with open_checkpoint(checkpoints(family)) as checkpoint:
         element = FLOAT_TYPES[DTYPES[dtype]]
-        found = find_weights(file, checkpoint.tensors.items(), element, dtype)
+        sought = sought_weights(plan_conversion(checkpoint, RopeRequest()))
+        found = find_weights(file, sought, element, dtype)
     assert all(found.values()), [name for name in found if not found[name]]
     assert document["engine"]["weights"] == {"tensors": len(found), "found": len(found)}
     file.close()
@@ -123,6 +126,6 @@ def test_rows_of_any_width_are_found(tmp_path):
         engine.write_bytes(bytes(64) + np.ascontiguousarray(stored).tobytes() + bytes(7))
         file = MappedFile(engine)
         with open_checkpoint(directory) as checkpoint:
-            matrix = [(name, ref) for name, ref in checkpoint.tensors.items() if name == "matrix"]
+            matrix = [Sought(name="matrix", source=checkpoint.tensors["matrix"])]
             assert find_weights(file, matrix, FLOAT_TYPES["bf16"], "bf16") == {"matrix": found}
         file.close()

@@ -58,8 +58,8 @@ def _partial(scaling: Scaling, plan: ConversionPlan) -> dict[str, float]:
 
 
 def _query_growth(plan: ConversionPlan) -> dict[str, Any]:
-    """The growth of queries, in families that write it among the RoPE parameters. Their class reads it always,
-    and the context that it grows by from the original one of the scaling.
+    """The growth of queries, in families that write it among the RoPE parameters. Their class always reads
+    it, and takes the original context there for the one that they grow by.
     """
     key = plan.family.structure.query_growth
     if key is None:
@@ -83,8 +83,8 @@ def scaling_by_type(plan: ConversionPlan) -> dict[str, Scaling]:
 
 
 def older_spelling_says(plan: ConversionPlan) -> bool:
-    """Whether the spelling before transformers 5 can say the plan: where layer types have a RoPE each it has a
-    scaling for those that see everything only, and a base for the others where there is a key of it.
+    """Whether the spelling before transformers 5 can say the plan: where layer types have a RoPE each, it has
+    a scaling for those that see everything only, and a base for the others where there is a key of it.
     """
     thetas = plan.family.structure.theta_by_layer_type
     if thetas is None:

@@ -10,7 +10,7 @@ from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.model.describe import describe, with_defaults
 from yarnconv.model.description import ModelDescription
-from yarnconv.model.family import find_family
+from yarnconv.model.family import find_family, text_part
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
 from yarnconv.rope.profiles import recognise
@@ -198,9 +198,9 @@ def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspe
         groups=groups,
         claims=references,
         details={
-            key: config[key]
+            key: text_part(config)[key]
             for key in ("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
-            if key in config
+            if key in text_part(config)
         },
         findings=tuple(findings),
         plan=plan,

@@ -1,7 +1,7 @@
 """The checkpoint target: what it refuses, and how a plan becomes a directory that transformers loads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from yarnconv.checkpoint.checkpoint import INDEX_FILE
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_json_object
 from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.model.family import text_part
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Linear, NtkAware, Unscaled, Yarn
@@ -110,8 +111,21 @@ def _growth_refusals(plan: ConversionPlan) -> Iterator[Inexpressible]:
             f"queries grow by {growth.context} positions and the scaling counts from "
             f"{main.original_context}: transformers' {plan.family.model_type} has one key for both",
             where="config.json: rope_parameters.original_max_position_embeddings",
-            fix=f"Leave out --original-context, or give {growth.context}.",
+            fix=f"Give --original-context {growth.context}.",
         )
+
+
+def part_refusals(config: Mapping[str, Any]) -> list[Inexpressible]:
+    """A text model among other parts: a directory holds them all, and the plan is of the one."""
+    if text_part(config) is config:
+        return []
+    return [
+        Inexpressible(
+            f"it is a {config.get('model_type')!s:.60}, whose text model is one part of several",
+            where="config.json: text_config",
+            fix="Write a GGUF or an ONNX model of its text model, or give a checkpoint of that alone.",
+        )
+    ]
 
 
 def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
@@ -124,7 +138,8 @@ def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
                 fix="Give --method yarn or dynamic-ntk, or write an ONNX model, which takes it.",
             )
         ]
-    return [*_type_refusals(plan), *_group_refusals(plan), *_growth_refusals(plan)]
+    parts = part_refusals(plan.checkpoint.config)
+    return [*parts, *_type_refusals(plan), *_group_refusals(plan), *_growth_refusals(plan)]
 
 
 def _document(content: dict[str, Any], where: str) -> bytes:

@@ -89,9 +89,12 @@ def client_context(model: OnnxModel) -> int | None:
 # who may say it
 
 
-def _only_group(rope: ConfigRope) -> ConfigRope:
+def _only_group(rope: ConfigRope, model: OnnxModel) -> ConfigRope:
+    """Its RoPE, where all layers that have any share it. Raises Inexpressible where they do not: of tables
+    that serve several kinds of layers only one kind's may be extended, and they may hold the same numbers.
+    """
     if rope.groups.get(None) is None:
-        raise BadInput("layers of several kinds have RoPE of their own")
+        raise refusal("layers of several kinds have RoPE of their own, of which only one is extended", model)
     return rope
 
 
@@ -107,8 +110,8 @@ def _from_record(model: OnnxModel, lookup: Lookup) -> Carried | None:
         raise BadInput("it does not say how long the tables are")
     if isinstance(config, dict) and options is not None:
         plan, description, _ = plan_rope(config, options)
-        if len(plan.groups) != 1:
-            raise BadInput("layers of several kinds have RoPE of their own")
+        scaled = [group.scaling for group in plan.groups if group.scaling is not None]
+        _only_group(ConfigRope(groups={None: scaled[0] if len(scaled) == 1 else None}), model)
         profile = replace(plan.profile, scaling=None) if plan.profile else None
         return Carried(
             rope=ConfigRope(groups={None: plan.main}, finetuned=plan.finetuned),
@@ -129,7 +132,7 @@ def _from_record(model: OnnxModel, lookup: Lookup) -> Carried | None:
         "max_position_embeddings": original,
         "head_dim": 2 * lookup.pairs,
     }
-    rope = _only_group(read_rope(spelled))
+    rope = _only_group(read_rope(spelled), model)
     return Carried(
         rope=replace(rope, finetuned=record.get("finetuned") is True),
         original_context=original,
@@ -147,7 +150,7 @@ def _from_config(model: OnnxModel, lookup: Lookup) -> Carried | None:
         return None
     config = read_json_object(path)
     filled = with_defaults(find_family(config), config)
-    rope = _only_group(read_rope(filled))
+    rope = _only_group(read_rope(filled), model)
     scaling, context = rope.groups[None], _whole(filled.get("max_position_embeddings"))
     assert scaling is not None
     if context is None:

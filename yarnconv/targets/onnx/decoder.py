@@ -4,15 +4,31 @@ Inputs and outputs carry the ecosystem's names: input_ids, attention_mask, posit
 and .value to logits, present.N.key and .value. Shapes: B batch, S new tokens, H heads, D head_dim.
 """
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
-from yarnconv.model.description import AttentionDescription, LayerDescription
+from yarnconv.model.description import AttentionDescription, LayerDescription, NormRole, QueryGrowth
 from yarnconv.plan import ConversionPlan
+from yarnconv.rope.scaling import Scaling
+from yarnconv.rope_plan import RopeGroup
+from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.graph import Dimension, Graph
 from yarnconv.targets.onnx.operators import OPERATORS, Operators, Slots
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.parameters import Parameters
-from yarnconv.targets.onnx.rope import lay_out_tables, rotation
+from yarnconv.targets.onnx.rope import is_dynamic, lay_out_tables, rotation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turning:
+    """By what a layer rotates. cos, sin: the rows of the positions asked for. rotary_dim: dimensions of a
+    head. softmax_multiplier: of the scores' scale.
+    """
+
+    cos: str
+    sin: str
+    rotary_dim: int
+    softmax_multiplier: float
 
 
 class _Decoder:
@@ -22,56 +38,120 @@ class _Decoder:
         self._plan = plan
         self._options = options
         self._element = options.element
+        self._is_narrow = options.element.name != "FLOAT"
         self._operators: Operators = OPERATORS[options.dialect, options.kv]()
         self._graph = Graph(self._operators.opset)
         self._parameters = Parameters(self._graph, plan, options)
+        self._growths: dict[QueryGrowth, str] = {}
+
+    def _times(self, x: str, factor: float) -> str:
+        """A value times a number, which is rounded to the value's type."""
+        if factor == 1.0:
+            return x
+        constant = self._graph.constant(factor, "float32")
+        return self._graph.node("Mul", x, self._graph.node("CastLike", constant, x))
 
     def _norm(self, x: str, role: str, layer: int | None = None) -> str:
-        epsilon = self._plan.description.norm_epsilon
-        weight = self._parameters.value(role, layer)
-        return self._graph.node("RMSNormalization", x, weight, axis=-1, epsilon=epsilon)
+        graph, model = self._graph, self._plan.description
+        attributes: dict[str, Any] = {"axis": -1, "epsilon": model.norm_epsilon}
+        if not model.norms_add_one:
+            return graph.node("RMSNormalization", x, self._parameters.value(role, layer), **attributes)
+        # As transformers does it: the weight, the one and their product in float32, rounded once at the end.
+        wide = graph.cast(x, "FLOAT") if self._is_narrow else x
+        weight = self._parameters.float32(role, layer)
+        normed = graph.node(
+            "RMSNormalization",
+            wide,
+            graph.node("Add", weight, graph.constant(1.0, "float32")),
+            **attributes,
+        )
+        return graph.cast(normed, self._element.name) if self._is_narrow else normed
 
     # attention
 
-    def _rotated(self, x: str, cos_sin: tuple[str, str] | None, attention: AttentionDescription) -> str:
-        """[B, H, S, D], rotated in float32 whatever the graph's dtype."""
-        if cos_sin is None:
+    def _growth(self, growth: QueryGrowth) -> str:
+        """float32[B, 1, S, 1]: 1 + beta ln(1 + floor(position / context)); of whole numbers, which a position
+        in no float type need be. One of no row in the tables is NaN by its rotation.
+        """
+        if growth not in self._growths:
+            graph, one = self._graph, self._graph.constant(1.0, "float32")
+            passed = graph.node("Div", "position_ids", graph.constant([growth.context]))
+            logarithm = graph.node("Log", graph.node("Add", graph.cast(passed, "FLOAT"), one))
+            grown = graph.node("Mul", logarithm, graph.constant(growth.beta, "float32"))
+            grown = graph.node("Add", grown, one)
+            self._growths[growth] = graph.node("Unsqueeze", grown, graph.constant([1, 3]))
+        return self._growths[growth]
+
+    def _rotated(
+        self,
+        x: str,
+        turning: _Turning | None,
+        attention: AttentionDescription,
+        growth: QueryGrowth | None = None,
+    ) -> str:
+        """[B, H, S, D], rotated and grown in float32 whatever the graph's dtype."""
+        if turning is None and growth is None:
             return x
-        graph, narrow = self._graph, self._element.name != "FLOAT"
-        if narrow:
+        graph = self._graph
+        if self._is_narrow:
             x = graph.cast(x, "FLOAT")
-        rotary_dim = self._plan.rope.main.rotary_dim
-        x = graph.node(
-            "RotaryEmbedding",
-            x,
-            *cos_sin,
-            interleaved=int(attention.pairing == "interleaved"),
-            rotary_embedding_dim=0 if rotary_dim == attention.head_dim else rotary_dim,  # 0: all
-        )
-        return graph.cast(x, self._element.name) if narrow else x
+        if turning is not None:
+            whole = turning.rotary_dim == attention.head_dim
+            x = graph.node(
+                "RotaryEmbedding",
+                x,
+                turning.cos,
+                turning.sin,
+                interleaved=int(attention.pairing == "interleaved"),
+                rotary_embedding_dim=0 if whole else turning.rotary_dim,  # 0: all
+            )
+        if growth is not None:
+            x = graph.node("Mul", x, self._growth(growth))
+        return graph.cast(x, self._element.name) if self._is_narrow else x
+
+    def _by_head(self, x: str, heads: int, head_dim: int) -> str:
+        """[B, S, H D] as [B, H, S, D]."""
+        heads_last = self._graph.node("Reshape", x, self._graph.constant([0, 0, heads, head_dim]))
+        return self._graph.node("Transpose", heads_last, perm=[0, 2, 1, 3])
+
+    def _projected(self, x: str, index: int, attention: AttentionDescription) -> list[str]:
+        """Query, key and value, each [B, heads, S, D], normed; or query and key in one, and value, where both
+        are to be rotated alike.
+        """
+        graph, few, width = self._graph, attention.key_value_heads, attention.head_dim
+        roles = ("query_key_value",) if attention.fused else ("query", "key", "value")
+        joined, sizes = self._parameters.joined(x, roles, index), [attention.heads, few, few]
+        if attention.query_key_norm == "projection":
+            query, key, value = graph.split(joined, 2, [heads * width for heads in sizes])
+            query, key = self._norm(query, "query_norm", index), self._norm(key, "key_norm", index)
+            return [
+                self._by_head(part, heads, width)
+                for part, heads in zip((query, key, value), sizes, strict=True)
+            ]
+        together = self._by_head(joined, sum(sizes), width)
+        if attention.query_key_norm is None and attention.query_growth is None:
+            return graph.split(together, 1, [attention.heads + few, few])
+        query, key, value = graph.split(together, 1, sizes)
+        if attention.query_key_norm is not None:
+            query, key = self._norm(query, "query_norm", index), self._norm(key, "key_norm", index)
+        return [query, key, value]
 
     def _heads(
-        self, x: str, index: int, attention: AttentionDescription, cos_sin: tuple[str, str] | None
+        self, x: str, index: int, attention: AttentionDescription, turning: _Turning | None
     ) -> tuple[str, str, str]:
         """Query, key and value, each [B, heads, S, D], the first two rotated."""
-        graph, few = self._graph, attention.key_value_heads
-        sizes = [attention.heads, few, few]
-        joined = self._parameters.joined(x, ("query", "key", "value"), index)
-        heads = graph.node("Reshape", joined, graph.constant([0, 0, sum(sizes), attention.head_dim]))
-        heads = graph.node("Transpose", heads, perm=[0, 2, 1, 3])
-        if attention.query_key_norm is not None:
-            query, key, value = graph.split(heads, 1, sizes)
-            query, key = self._norm(query, "query_norm", index), self._norm(key, "key_norm", index)
-            return self._rotated(query, cos_sin, attention), self._rotated(key, cos_sin, attention), value
-        rotating, value = graph.split(heads, 1, [attention.heads + few, few])
-        query, key = graph.split(self._rotated(rotating, cos_sin, attention), 1, sizes[:2])
-        return query, key, value
+        *turned, value = self._projected(x, index, attention)
+        if len(turned) == 1:  # both in one
+            sizes = [attention.heads, attention.key_value_heads]
+            query, key = self._graph.split(self._rotated(turned[0], turning, attention), 1, sizes)
+            return query, key, value
+        query = self._rotated(turned[0], turning, attention, attention.query_growth)
+        return query, self._rotated(turned[1], turning, attention), value
 
-    def _attention(self, x: str, index: int, layer: LayerDescription, cos_sin: tuple[str, str] | None) -> str:
+    def _attention(self, x: str, index: int, layer: LayerDescription, turning: _Turning | None) -> str:
         attention = layer.attention
-        heads = self._heads(x, index, attention, cos_sin)
-        multiplier = self._plan.rope.main_group.buckets[-1].softmax_multiplier
-        scale = multiplier / math.sqrt(attention.head_dim)
+        heads = self._heads(x, index, attention, turning)
+        scale = attention.scale * (1.0 if turning is None else turning.softmax_multiplier)
         slots = Slots(
             past_key=self._slot(f"past_key_values.{index}.key", attention, past=True),
             past_value=self._slot(f"past_key_values.{index}.value", attention, past=True),
@@ -90,29 +170,75 @@ class _Decoder:
 
     # the whole
 
-    def _mlp(self, x: str, index: int) -> str:
-        graph, linear = self._graph, self._parameters.linear
-        gate = linear(x, "gate", index)
-        activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))  # silu
-        return linear(graph.node("Mul", activated, linear(x, "up", index)), "down", index)
+    def _mlp(self, x: str, index: int, layer: LayerDescription) -> str:
+        graph, linear, mlp = self._graph, self._parameters.linear, layer.mlp
+        if mlp.fused:
+            gate, up = graph.split(linear(x, "gate_up", index), 2, 2 * [mlp.intermediate_size])
+            activated = ACTIVATIONS[mlp.activation](graph, gate)
+        else:
+            activated = ACTIVATIONS[mlp.activation](graph, linear(x, "gate", index))
+            up = linear(x, "up", index)
+        return linear(graph.node("Mul", activated, up), "down", index)
 
-    def _rotations(self) -> list[tuple[str, str] | None]:
-        """Cos and sin for each layer; None where it has no RoPE."""
-        plan, graph = self._plan.rope, self._graph
-        found: list[tuple[str, str] | None] = [None] * len(self._plan.description.layers)
+    def _turning(self, group: RopeGroup, scaling: Scaling, context: str | None, suffix: str) -> _Turning:
+        layout = lay_out_tables(group, self._plan.rope.original_context, self._options.max_context)
+        cos, sin = rotation(self._graph, layout, context, suffix)
+        return _Turning(
+            cos=cos,
+            sin=sin,
+            rotary_dim=scaling.rotary_dim,
+            softmax_multiplier=group.buckets[-1].softmax_multiplier,
+        )
+
+    def _turnings(self) -> list[_Turning | None]:
+        """By what each layer rotates; None where it has no RoPE. Groups of one scaling share their tables;
+        those of the extended layers have the plain names.
+        """
+        plan, graph, options = self._plan.rope, self._graph, self._options
+        found: list[_Turning | None] = [None] * len(self._plan.description.layers)
+        made: dict[Scaling, _Turning] = {}
         context = None
         for number, group in enumerate(plan.groups):
             if group.scaling is None:
                 continue
-            layout = lay_out_tables(group, plan.original_context, self._options.max_context)
-            if len(layout.buckets) > 1 and context is None:
-                default = None if self._options.requires_context else self._options.max_context
+            if is_dynamic(group, plan.original_context, options.max_context) and context is None:
+                default = None if options.requires_context else options.max_context
                 context = self._operators.context(graph, default)
-            suffix = "" if len(plan.groups) == 1 else f".{number}"
-            cos_sin = rotation(graph, layout, context, suffix)
+            if group.scaling not in made:
+                suffix = "" if group.scaling == plan.main else f".{number}"
+                made[group.scaling] = self._turning(group, group.scaling, context, suffix)
             for layer in group.layers:
-                found[layer] = cos_sin
+                found[layer] = made[group.scaling]
         return found
+
+    def _normed(self, x: str, role: NormRole, index: int) -> str:
+        """Normed where the layer has that norm."""
+        return self._norm(x, role, index) if role in self._plan.description.layers[index].norms else x
+
+    def _layer(self, x: str, index: int, layer: LayerDescription, turning: _Turning | None) -> str:
+        graph, multiplier = self._graph, layer.residual_multiplier
+        attended = self._attention(self._normed(x, "attention_norm", index), index, layer, turning)
+        attended = self._normed(attended, "attention_output_norm", index)
+        x = graph.node("Add", x, self._times(attended, multiplier))
+        made = self._mlp(self._normed(x, "mlp_norm", index), index, layer)
+        return graph.node("Add", x, self._times(self._normed(made, "mlp_output_norm", index), multiplier))
+
+    def _put_out(self, logits: str) -> None:
+        """The output head's logits in float32, multiplied and capped."""
+        graph, model = self._graph, self._plan.description
+        if model.logit_multiplier == 1.0 and model.logit_softcap is None:
+            graph.cast(logits, "FLOAT", output="logits")
+            return
+        steps: list[tuple[str, float | None]] = []
+        if model.logit_multiplier != 1.0:
+            steps += [("Mul", model.logit_multiplier)]
+        if model.logit_softcap is not None:
+            steps += [("Div", model.logit_softcap), ("Tanh", None), ("Mul", model.logit_softcap)]
+        value = graph.cast(logits, "FLOAT")
+        for number, (operator, constant) in enumerate(steps):
+            more = [] if constant is None else [graph.constant(constant, "float32")]
+            last = number == len(steps) - 1
+            value = graph.node(operator, value, *more, output="logits" if last else None)
 
     def build(self) -> Graph:
         graph, model = self._graph, self._plan.description
@@ -122,18 +248,16 @@ class _Decoder:
         tokens = "last_token" if self._options.last_token_only else "sequence_length"
         graph.output("logits", "FLOAT", ["batch_size", tokens, model.vocab_size])
         self._operators.begin(graph)
-        rotations = self._rotations()
-        x = self._operators.guarded(graph, self._parameters.embedded("input_ids"))
+        turnings = self._turnings()
+        x = self._times(self._parameters.embedded("input_ids"), model.embedding_multiplier)
+        x = self._operators.guarded(graph, x)
         for index, layer in enumerate(model.layers):
-            normed = self._norm(x, "attention_norm", index)
-            x = graph.node("Add", x, self._attention(normed, index, layer, rotations[index]))
-            x = graph.node("Add", x, self._mlp(self._norm(x, "mlp_norm", index), index))
+            x = self._layer(x, index, layer, turnings[index])
         x = self._norm(x, "final_norm")
         if self._options.last_token_only:
             last = graph.constant([-1]), graph.constant([2**31 - 1]), graph.constant([1])
             x = graph.node("Slice", x, *last)
-        logits = self._parameters.logits(x)
-        graph.cast(logits, "FLOAT", output="logits")
+        self._put_out(self._parameters.logits(x))
         return graph
 
 

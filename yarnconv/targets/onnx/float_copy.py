@@ -41,6 +41,8 @@ POSITION_INPUTS = {
     "RotaryEmbedding": slice(1, None),
     "Attention": slice(3, 4),
     "GroupQueryAttention": slice(5, None),
+    "Where": slice(0, 1),  # where scores are masked one by one
+    "Log": slice(0, 1),  # by which queries grow
 }
 LARGE = 1024  # bytes; smaller tensors stay in the graph
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isclose
 
 from yarnconv.checkpoint.json_files import read_json_object
-from yarnconv.errors import BadInput
+from yarnconv.errors import BadInput, Inexpressible
 from yarnconv.rope.bases import within
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Clues
 from yarnconv.rope.request import RopeRequest
@@ -25,7 +25,7 @@ from yarnconv.targets.inspection.rope_findings import (
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.observed import ObservedRope, claimed_context, maker, observe
 from yarnconv.targets.onnx.reader import OnnxModel
-from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims
+from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims, recorded_request
 
 MODEL_CONFIG = "config.json"
 UNTOLD = "layers that the graph does not tell"
@@ -52,6 +52,15 @@ def _config_claims(model: OnnxModel) -> Iterator[Claims]:
     yield replace(claim, context=_stated_context(model))
 
 
+def _recorded_kinds(document: str) -> int:
+    """How many kinds of layers the recorded config tells apart; 1 where it cannot be read."""
+    try:
+        config, options = read_record(document).get("config"), recorded_request(document)
+        return claims_of(config, options, RECORD).kinds if isinstance(config, dict) and options else 1
+    except (BadInput, Inexpressible):
+        return 1
+
+
 def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
     """What stands in and beside it, the most believable first: its record is of this very file, the config
     of the model before anything was done to it.
@@ -61,6 +70,7 @@ def _own_claims(model: OnnxModel, pairs: int) -> tuple[Claims, ...]:
     if recorded is not None:
         try:
             record = recorded_claims(read_record(recorded), 2 * pairs, RECORD)
+            record = replace(record, kinds=_recorded_kinds(recorded))
         except BadInput:
             record = Claims(source=f"{RECORD}, which cannot be read")
         return (record if context is None else replace(record, context=context),)

@@ -5,12 +5,13 @@ What is judged by running the first layers holds for the others only if they are
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yarnconv.errors import NotJudged
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.onnx.external_data import JOINT
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.reader import OnnxModel
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     import onnx
 
 _PAST = re.compile(r"past_key_values\.(\d{1,9})\.(key|value)")
+# what the residual enters first: where there is no norm, the projections
+FIRST_ROLES = ("attention_norm", "query", "query_key_value")
+# what makes of a weight the one that a graph computes with: another type, a one more, another form
+PREPARES = frozenset({"Cast", "DequantizeLinear", "Concat", "Transpose", "Add"})
 NORMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization"})
 
 
@@ -31,28 +36,43 @@ class Layer:
     signature: str
 
 
-def _normed(model: OnnxModel, weight: str) -> str:
-    """What the norm with this weight normalises."""
-    values = [weight]
+def _turned_into(model: OnnxModel, weight: str) -> Iterator[tuple["onnx.NodeProto", str]]:
+    """The nodes that take a weight, or what is made of it alone: each with the value that it takes."""
+    values = [
+        name for name in model.tensors if name == weight or (JOINT in name and weight in name.split(JOINT))
+    ]
     for value in values:
         for node in model.consumers.get(value, ()):
-            if node.op_type in NORMS:
-                return str(node.input[0])
-            if node.op_type == "Cast":
+            if node.op_type in PREPARES and value in node.input:
                 values.append(node.output[0])
+            else:
+                yield node, value
+
+
+def _entering(model: OnnxModel, weight: str) -> str:
+    """What the norm with this weight normalises, or the matrix multiplies, before its type was changed."""
+    for node, value in _turned_into(model, weight):
+        takes = node.op_type in NORMS or (node.op_type == "MatMul" and node.input[1] == value)
+        if takes and node.input[0] != value:
+            maker = model.producers.get(node.input[0])
+            return str(maker.input[0] if maker is not None and maker.op_type == "Cast" else node.input[0])
     raise NotJudged(
-        f"no norm takes {weight}: the graph is not built as `yarnconv onnx` builds it", where=model.path.name
+        f"nothing takes {weight} as a norm or a matrix: the graph is not built as `yarnconv onnx` builds it",
+        where=model.path.name,
     )
 
 
 def residuals(plan: ConversionPlan, model: OnnxModel) -> list[str]:
     """The value that enters each layer, and last the one that enters the final norm.
 
-    Raises NotJudged where the graph's norms do not show them.
+    Raises NotJudged where the graph's norms and matrices do not show them.
     """
     names = {(b.expected.role, b.expected.layer): b.expected.name for b in plan.bindings}
-    entries = [names["attention_norm", index] for index in range(len(plan.description.layers))]
-    return [_normed(model, name) for name in (*entries, names["final_norm", None])]
+    entries = [
+        next(names[role, index] for role in FIRST_ROLES if (role, index) in names)
+        for index in range(len(plan.description.layers))
+    ]
+    return [_entering(model, name) for name in (*entries, names["final_norm", None])]
 
 
 def nodes_between(model: OnnxModel, begin: str, ends: Sequence[str]) -> tuple["onnx.NodeProto", ...]:

@@ -7,8 +7,12 @@ ort-cuda: ONNX Runtime's own GroupQueryAttention in place of the standard Attent
     It has no mask: a row with padding in it gives NaN.
 
 The standard dialect's mask comes from each slot's rank, the count of real tokens up to it, never from
-position_ids: those feed RoPE only and may be sparse. Shapes: B batch, S new tokens, T past and new tokens, C
-slots of the cache, H heads, D head_dim.
+position_ids: those feed RoPE only and may be sparse.
+
+Softcapped scores are made of primitive nodes: of Attention's own softcap TensorRT's parser takes none, and
+ONNX says that it comes behind the mask, where ONNX Runtime 1.32 (measured) puts it in front, as models do.
+
+Shapes: B batch, S new tokens, T past and new tokens, C slots of the cache, H heads, D head_dim.
 """
 
 from dataclasses import dataclass
@@ -73,6 +77,21 @@ def _buffer_size(graph: Graph) -> str:
     return graph.size("past_key_values.0.key", 2)
 
 
+def _softcapped(graph: Graph, heads: tuple[str, str, str], mask: str, scale: float, softcap: float) -> str:
+    """Attention whose scores are c tanh(score / c): [B, heads, S, D]. heads: queries, and as many heads of
+    all keys and values. From the scores on it computes in float32, as Attention's softmax does.
+    """
+    query, keys, values = heads
+    scaled = graph.node("Mul", query, graph.node("CastLike", graph.constant(scale, "float32"), query))
+    scores = graph.node("MatMul", scaled, graph.node("Transpose", keys, perm=[0, 1, 3, 2]))
+    cap = graph.constant(softcap, "float32")
+    capped = graph.node("Tanh", graph.node("Div", graph.cast(scores, "FLOAT"), cap))
+    lowest = graph.constant(float("-inf"), "float32")
+    masked = graph.node("Where", mask, graph.node("Mul", capped, cap), lowest)
+    shares = graph.node("CastLike", graph.node("Softmax", masked, axis=-1), query)
+    return graph.node("MatMul", shares, values)
+
+
 class _Standard:
     """The standard Attention with an explicit mask.
 
@@ -130,11 +149,15 @@ class _Standard:
         keys = self._extend(graph, slots.past_key, key, slots.present_key)
         values = self._extend(graph, slots.past_value, value, slots.present_value)
         few, head_dim = attention.key_value_heads, attention.head_dim
-        groups = attention.heads // few if self.folds_groups else 1
+        folds = self.folds_groups or attention.softcap is not None
+        groups = attention.heads // few if folds else 1
         mask = self._mask(graph, attention.window, groups)
         if groups > 1:
             query = graph.node("Reshape", query, graph.constant([0, few, -1, head_dim]))
-        attended = graph.node("Attention", query, keys, values, mask, scale=scale)
+        if attention.softcap is None:
+            attended = graph.node("Attention", query, keys, values, mask, scale=scale)
+        else:
+            attended = _softcapped(graph, (query, keys, values), mask, scale, attention.softcap)
         if groups > 1:
             attended = graph.node("Reshape", attended, graph.constant([0, attention.heads, -1, head_dim]))
         return _joined(graph, attended, attention.heads * attention.head_dim)
@@ -250,6 +273,7 @@ class GroupQuery:
             kv_num_heads=attention.key_value_heads,
             scale=scale,
             local_window_size=-1 if attention.window is None else attention.window,
+            softcap=attention.softcap or 0.0,
         )
 
     def context(self, graph: Graph, default: int | None) -> str:

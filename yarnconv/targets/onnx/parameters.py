@@ -8,7 +8,7 @@ from yarnconv.targets.onnx.external_data import LinkedTensor, side_by_side
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK, PACKED_OFFSET, quantised, quantised_rows
-from yarnconv.targets.onnx.weights import FLOAT_TYPES, as_it_lies, transposed
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, ElementType, as_it_lies, transposed
 
 Role = tuple[str, int | None]
 _ONNX_TYPES = {element.dtype: element.name for element in FLOAT_TYPES.values()}
@@ -32,8 +32,11 @@ class Parameters:
         """Whether the model has such a tensor."""
         return (role, layer) in self._sources
 
-    def _linked(self, name: str, source: TensorRef) -> str:
-        """A tensor in the checkpoint's own file; the runtime converts it, once, where the dtypes differ."""
+    def _linked(self, name: str, source: TensorRef, element: ElementType | None = None) -> str:
+        """A tensor in the checkpoint's own file; the runtime converts it, once, where the dtypes differ.
+        element: the type it is wanted in, None for what the graph computes in.
+        """
+        wanted = element or self._element
         tensor = LinkedTensor(
             name=name,
             element=_ONNX_TYPES[source.dtype],
@@ -43,7 +46,7 @@ class Parameters:
             nbytes=source.nbytes,
         )
         value = self._graph.link(tensor)
-        return value if source.dtype == self._element.dtype else self._graph.cast(value, self._element.name)
+        return value if source.dtype == wanted.dtype else self._graph.cast(value, wanted.name)
 
     def value(self, role: str, layer: int | None = None) -> str:
         """A tensor in its own layout, in the type the graph computes in."""
@@ -55,6 +58,14 @@ class Parameters:
                 else self._graph.tensor(as_it_lies(name, source, self._element))
             )
         return self._values[role, layer]
+
+    def float32(self, role: str, layer: int | None = None) -> str:
+        """A small tensor in float32, whatever the graph computes in; asked for once."""
+        name, source = self._sources[role, layer]
+        wide = FLOAT_TYPES["fp32"]
+        if not self._options.link_weights:
+            return self._graph.tensor(as_it_lies(name, source, wide))
+        return self._linked(name, source, wide)
 
     def _matrix(self, role: str, named: Sequence[tuple[str, TensorRef]]) -> str:
         """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""

@@ -3,7 +3,8 @@
 The tables are exact: float64, rounded once to float32, the temperature folded in. (transformers rounds each
 frequency and each angle to float32, which is 3.9e-3 rad at position 131071; `check` allows for that.)
 
-A bucket of factor b serves requests of up to b x original positions and holds as many rows. The last row of
+A bucket of factor b serves requests of up to b x original positions and holds as many rows, and the last one
+whatever context there is: longrope's second set, whose factor is no ratio of contexts, too. The last row of
 all is NaN: a position beyond its bucket's rows, or a negative one, gets that, never another row's rotation.
 """
 
@@ -41,10 +42,12 @@ def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) ->
     """Buckets that a context of at most `max_context` can reach."""
     if len(group.buckets) == 1:
         return TableLayout(buckets=group.buckets, positions=(max_context,))
-    kept, positions = [], []
+    kept, positions = list[RopeTables](), list[int]()
     for tables in group.buckets:
         kept.append(tables)
-        positions.append(min(reached_context(original_context, tables.factor), max_context))
+        last = len(kept) == len(group.buckets)
+        reach = max_context if last else reached_context(original_context, tables.factor)
+        positions.append(min(reach, max_context))
         if positions[-1] == max_context:
             break
     return TableLayout(buckets=tuple(kept), positions=tuple(positions))

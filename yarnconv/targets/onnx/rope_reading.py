@@ -1,22 +1,19 @@
 """The RoPE that an ONNX directory carries, held against a plan fact by fact."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from yarnconv.checkpoint.json_files import read_json_object
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.facts import FactComparison
+from yarnconv.targets.onnx.attention_reading import read_attention
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.layers import nodes_between
 from yarnconv.targets.onnx.reader import OnnxModel
 from yarnconv.targets.onnx.rope_comparison import Rotation, Rotations, compare_rope
 
-if TYPE_CHECKING:
-    import onnx
-
-ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
+SOFTCAP_ROUNDING = 2.0**-20  # of a number of the config in float32
 
 
 def _table(model: OnnxModel, value: str) -> str | None:
@@ -46,12 +43,6 @@ def _rounding(model: OnnxModel, values: Sequence[str]) -> str | None:
     return None
 
 
-def _attention_of(model: OnnxModel, index: int) -> "onnx.NodeProto | None":
-    present = f"present.{index}.key"
-    around = [*model.consumers.get(present, ()), *filter(None, [model.producers.get(present)])]
-    return next((node for node in around if node.op_type in ATTENTION), None)
-
-
 def _rotation(model: OnnxModel, value: str) -> Rotation | None:
     """What rotates a value on its way from the projection."""
     from onnx import helper
@@ -79,42 +70,35 @@ def _rotation(model: OnnxModel, value: str) -> Rotation | None:
 
 def read_rotations(model: OnnxModel, index: int) -> Rotations:
     """What rotates the queries and the keys of a layer, None where nothing does."""
-    attention = _attention_of(model, index)
+    attention = read_attention(model, index)
     if attention is None:
         return None, None
-    return _rotation(model, attention.input[0]), _rotation(model, attention.input[1])
+    return _rotation(model, attention.query), _rotation(model, attention.key)
 
 
-def _window(model: OnnxModel, attention: "onnx.NodeProto") -> int | None:
-    """Slots that a query looks back over: an attribute of one operator, and of the other's mask the constant
-    that is added to the slots' ranks before they are compared with the query's.
-    """
-    from onnx import helper
-
-    for attribute in attention.attribute:
-        if attribute.name == "local_window_size":
-            size = helper.get_attribute_value(attribute)
-            return size if size > 0 else None
-    for node in nodes_between(model, "", attention.input[3:4]):
-        added = [model.tensors[name] for name in node.input if name in model.tensors]
-        compared = any(user.op_type == "Greater" for user in model.consumers.get(node.output[0], ()))
-        if node.op_type == "Add" and compared and added and added[0].element == "INT64":
-            return int(np.frombuffer(added[0].data, np.int64)[0])
-    return None
-
-
-def _compare_windows(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
-    """How far each layer looks back, which a run of a few tokens does not show."""
+def _compare_scores(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComparison]:
+    """How far each layer looks back, which a run of a few tokens does not show, and what bends its scores."""
     for index, layer in enumerate(plan.description.layers):
-        node, wanted = _attention_of(model, index), layer.attention.window
-        found = _window(model, node) if node is not None else None
-        if wanted is not None or found is not None:
+        read, wanted = read_attention(model, index), layer.attention
+        window, softcap = (read.window, read.softcap) if read is not None else (None, None)
+        numbers: tuple[tuple[str, float | None, float | None], ...] = (
+            ("window", wanted.window, window),
+            ("softcap", wanted.softcap, softcap),
+        )
+        for name, expected, found in numbers:
+            if expected is None and found is None:
+                continue
+            close = expected is not None and found is not None
             yield FactComparison(
-                key=f"window of layer {index}",
-                expected=str(wanted),
-                found=str(found),
-                agrees=wanted == found,
+                key=f"{name} of layer {index}",
+                expected=_said(expected),
+                found=_said(found),
+                agrees=close and math.isclose(expected or 0, found or 0, rel_tol=SOFTCAP_ROUNDING),
             )
+
+
+def _said(number: float | None) -> str:
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
 def _at(document: Any, *path: str) -> Any:
@@ -158,6 +142,6 @@ def compare_metadata(plan: ConversionPlan, model: OnnxModel, max_context: int) -
     rotations = [read_rotations(model, index) for index in range(len(plan.description.layers))]
     return (
         *compare_rope(plan.rope, plan.description, rotations, model.tensors, max_context),
-        *_compare_windows(plan, model),
+        *_compare_scores(plan, model),
         *_compare_client(plan, model, max_context),
     )

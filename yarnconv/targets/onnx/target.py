@@ -12,11 +12,11 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
-from yarnconv.rope.scaling import LongRope
 from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.destination import check_destination, kept_places
 from yarnconv.targets.digest import file_digest
+from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
@@ -32,7 +32,6 @@ from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.targets.templates import copy_runner
 
-ACTIVATIONS = frozenset({"silu"})  # that the block builder has nodes for
 HEADROOM_BYTES = 2**24  # of a graph without its tensors
 
 
@@ -81,24 +80,15 @@ def parse_dialect(text: str) -> Dialect:
 
 def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     """What of a plan no graph of ours can say."""
-    unknown = {layer.mlp.activation for layer in plan.description.layers} - ACTIVATIONS
-    found = [
+    unknown = {layer.mlp.activation for layer in plan.description.layers} - ACTIVATIONS.keys()
+    return [
         Inexpressible(
             f"the graph has no nodes for the activation {activation}",
-            where="config.json: hidden_act",
+            where=f"config.json: {plan.family.structure.activation}",
             fix=f"Known: {', '.join(sorted(ACTIVATIONS))}.",
         )
         for activation in sorted(unknown)
     ]
-    if any(isinstance(group.scaling, LongRope) for group in plan.rope.groups):
-        found.append(
-            Inexpressible(
-                "longrope's two sets of frequencies switch with the length of the sequence",
-                where="method longrope",
-                fix="Give another --method, such as dynamic-yarn with --factor.",
-            )
-        )
-    return found
 
 
 def _asked_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:

@@ -100,7 +100,10 @@ class NetworkTable:
 class NetworkAttention:
     """One attention. layer: whose keys it reads, None where those are no layer's. needed: whether any output
     is made of it. causal: whether it masks by itself, upper left. mask: whether it takes one. scale: on the
-    scores. turns: how often its queries, keys and values are rotated. rotations: of its queries and keys.
+    scores. window: slots that a query looks back over, by the mask. softcap: of the scores, NaN for something
+    else that bends them. growth: beta and context of queries that grow with their position, NaN for something
+    else that they are multiplied with. turns: how often its queries, keys and values are rotated. rotations:
+    of its queries and keys.
     """
 
     layer: int | None
@@ -108,6 +111,9 @@ class NetworkAttention:
     causal: bool
     mask: bool
     scale: float
+    window: int | None
+    softcap: float | None
+    growth: tuple[float, float] | None
     turns: tuple[int, ...]
     rotations: Rotations
 
@@ -161,10 +167,13 @@ def _rotation(found: Mapping[str, Any] | None) -> Rotation | None:
 
 
 def _attention(found: Mapping[str, Any]) -> NetworkAttention:
-    plain = {key: found[key] for key in ("layer", "needed", "causal", "mask", "scale")}
-    turns = tuple(found["turns"])
+    plain = {key: found[key] for key in ("layer", "needed", "causal", "mask", "scale", "window", "softcap")}
+    turns, growth = tuple(found["turns"]), found["growth"]
     return NetworkAttention(
-        **plain, turns=turns, rotations=(_rotation(found["query"]), _rotation(found["key"]))
+        **plain,
+        growth=None if growth is None else tuple(growth),
+        turns=turns,
+        rotations=(_rotation(found["query"]), _rotation(found["key"])),
     )
 
 

@@ -176,7 +176,7 @@ class Builder:
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         """Write the engine."""
-        self.reader.decompose()
+        self.reader.prepare()
         config = self._config(request)
         memory = Memory(list(self._maps.values()))
         memory.start()

@@ -92,7 +92,11 @@ def _recorded_bucket(plan: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     groups = plan.get("groups")
     for group in groups if isinstance(groups, list) else []:
         buckets = group.get("buckets") if isinstance(group, dict) else None
-        if isinstance(buckets, list) and group.get("method") == plan.get("method") and index < len(buckets):
+        if not isinstance(buckets, list) or index >= len(buckets):
+            continue
+        # records of older versions do not say a group's base: all their layers had one
+        theta = group.get("rope_theta", plan.get("rope_theta"))
+        if (group.get("method"), theta) == (plan.get("method"), plan.get("rope_theta")):
             bucket = buckets[index]
             return bucket if isinstance(bucket, dict) else {}
     return {}

@@ -2,8 +2,10 @@
 
 Observed with TensorRT-RTX 1.7 (tests/targets/tensorrt/test_engine_weights.py): every float matrix stands in
 the plan in the engine's type, row by row, as [out, in] or as [in, out], in some cases side by side with
-another; one of fewer bits as its codes and its scales, in either layout. So a few rows of each are looked for
-in every form. Where they do not stand in it nothing is known of a tensor: it is no contract of NVIDIA's.
+another; one of fewer bits as its codes and its scales, in either layout; a fused matrix in some cases taken
+apart; and of a weight that a norm adds one to the sum alone, folded, in float32. So a few rows of each are
+looked for in every form. Where they do not stand in it nothing is known of a tensor: it is no contract of
+NVIDIA's.
 """
 
 import itertools
@@ -14,12 +16,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import convert_floats
+from yarnconv.checkpoint.floats import convert_floats, to_float32
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.external_data import ExternalTensor
 from yarnconv.targets.onnx.quantisation import INT4, INT4_BLOCK, SCHEMES, quantised, quantised_rows
-from yarnconv.targets.onnx.weights import ElementType
+from yarnconv.targets.onnx.weights import ElementType, Source
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
@@ -33,6 +36,18 @@ MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio
 # What stands everywhere, such as zeros, tells nothing: places of one beginning that are looked at, rows that
 # begin alike, places of one row that are kept.
 MOST_LOOKED, MOST_ALIKE, MOST_PLACES = 4096, 64, 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """One of the checkpoint's tensors. fused: rows of each matrix that it is made of, nothing where that is
+    one only. adds_one: whether its norm multiplies by 1 + weight.
+    """
+
+    name: str
+    source: TensorRef
+    fused: tuple[int, ...] = ()
+    adds_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +71,12 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _FirstRows:
-    """The first rows of a tensor: as many as a row that is turned round has values that are compared."""
+class _Rows:
+    """Rows first..last-1 of a tensor."""
 
-    source: TensorRef
+    source: Source
+    first: int
+    last: int
 
     @property
     def dtype(self) -> str:
@@ -67,10 +84,29 @@ class _FirstRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return min(self.source.shape[0], LONGEST_ROW), *self.source.shape[1:]
+        return self.last - self.first, *self.source.shape[1:]
 
     def load(self) -> NDArray[np.generic]:
-        return self.source.load()[:LONGEST_ROW]
+        return self.source.load()[self.first : self.last]
+
+
+def sought_weights(plan: ConversionPlan) -> tuple[Sought, ...]:
+    """Every tensor of a plan."""
+    found = []
+    for binding in plan.bindings:
+        expected, model = binding.expected, plan.description
+        fused: tuple[int, ...] = ()
+        if expected.layer is not None:
+            layer = model.layers[expected.layer]
+            attention, width = layer.attention, layer.attention.head_dim
+            few = attention.key_value_heads * width
+            fused = {
+                "query_key_value": (attention.heads * width, few, few),
+                "gate_up": (layer.mlp.intermediate_size,) * 2,
+            }.get(expected.role, ())
+        adds_one = model.norms_add_one and expected.role.endswith("_norm")
+        found.append(Sought(name=expected.name, source=binding.source, fused=fused, adds_one=adds_one))
+    return tuple(found)
 
 
 def _float_row(matrix: NDArray[np.generic], source: str, target: str, index: int) -> NDArray[np.generic]:
@@ -86,7 +122,7 @@ def _code_row(codes: ExternalTensor, index: int) -> NDArray[np.generic]:
     return row
 
 
-def _as_it_is(name: str, source: TensorRef, element: ElementType, dtype: str) -> Iterator[_Part]:
+def _as_it_is(name: str, source: Source, element: ElementType, dtype: str) -> Iterator[_Part]:
     """The forms in the checkpoint's layout."""
     values: NDArray[np.generic] = source.load()
     matrix = values if values.ndim == 2 else values.reshape(1, -1)
@@ -97,11 +133,12 @@ def _as_it_is(name: str, source: TensorRef, element: ElementType, dtype: str) ->
         yield _Part(name, SCALES, len(values), lambda row: scales.rows(row, row + 1))
 
 
-def _turned(name: str, source: TensorRef, element: ElementType, dtype: str) -> Iterator[_Part]:
+def _turned(name: str, source: Source, element: ElementType, dtype: str) -> Iterator[_Part]:
     """The forms of a matrix that is turned round, by its first rows."""
     if len(source.shape) != 2:
         return
-    first, scheme = _FirstRows(source), SCHEMES.get(dtype)
+    # as many as a row that is turned round has values that are compared
+    first, scheme = _Rows(source, 0, min(source.shape[0], LONGEST_ROW)), SCHEMES.get(dtype)
     matrix = first.load().T
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
     if scheme is not None and scheme.fits(first.shape):
@@ -113,7 +150,7 @@ def _turned(name: str, source: TensorRef, element: ElementType, dtype: str) -> I
             yield _Part(name, SCALES, 1, lambda row: scales.rows(0, scales.shape[0]))
 
 
-def _rows(part: _Part) -> Iterator[_Row]:
+def _sampled(part: _Part) -> Iterator[_Row]:
     steps = (part.count - 1) // ROW_STEP
     for index in sorted({int(step) * ROW_STEP for step in np.linspace(0, steps, SAMPLED)}):
         data = np.ascontiguousarray(part.row(index)).view(np.uint8).tobytes()
@@ -164,7 +201,7 @@ def _stand_in_order(rows: Sequence[_Row]) -> bool:
 
 def _find(file: MappedFile, parts: Iterable[_Part]) -> set[str]:
     """The tensors whose rows all stand in the engine: of floats, or of both codes and scales."""
-    rows = [row for part in parts for row in _rows(part)]
+    rows = [row for part in parts for row in _sampled(part)]
     by_key: dict[int, list[_Row]] = {}
     for row in rows:
         by_key.setdefault(int.from_bytes(row.data[:ALIGNED], "little"), []).append(row)
@@ -185,22 +222,49 @@ def _find(file: MappedFile, parts: Iterable[_Part]) -> set[str]:
     }
 
 
+def _as_sum(one: Sought) -> Iterator[_Part]:
+    """One more than a norm's weight, in float32."""
+    values = to_float32(one.source.load().reshape(1, -1), one.source.dtype) + np.float32(1)
+    yield _Part(one.name, FLOATS, 1, partial(_float_row, values, "F32", "F32"))
+
+
+def _matrices(one: Sought) -> Iterator[tuple[str, Source]]:
+    """The matrices that a fused one is made of, each by a name of its own."""
+    first = 0
+    for number, rows in enumerate(one.fused):
+        yield f"{one.name} {number}", _Rows(one.source, first, first + rows)
+        first += rows
+
+
 def find_weights(
-    file: MappedFile,
-    tensors: Iterable[tuple[str, TensorRef]],
-    element: ElementType,
-    dtype: str,
+    file: MappedFile, tensors: Iterable[Sought], element: ElementType, dtype: str
 ) -> Mapping[str, bool]:
     """Whether each tensor's sampled rows all stand in the engine, in one of the forms. Those whose rows are
     too short to be looked for are left out.
 
     element: the type that the engine computes in. dtype: of its matrices. file: let go of afterwards.
     """
-    waiting = {name: ref for name, ref in tensors if ref.shape and ref.shape[-1] >= SHORTEST_ROW}
-    found = dict.fromkeys(waiting, False)
+    sought = [one for one in tensors if one.source.shape and one.source.shape[-1] >= SHORTEST_ROW]
+    whole: dict[str, Source] = {one.name: one.source for one in sought}
+    found = dict.fromkeys(whole, False)
+    found |= dict.fromkeys(_in_some_form(file, whole, element, dtype), True)
+    missing = [one for one in sought if not found[one.name]]
+    apart = {one.name: dict(_matrices(one)) for one in missing if one.fused}
+    every = {name: source for inside in apart.values() for name, source in inside.items()}
+    there = _in_some_form(file, every, element, dtype)
+    found |= {name: True for name, inside in apart.items() if inside.keys() <= there}
+    folded = _find(file, (part for one in missing if one.adds_one for part in _as_sum(one)))
+    return found | dict.fromkeys(folded, True)
+
+
+def _in_some_form(
+    file: MappedFile, tensors: Mapping[str, Source], element: ElementType, dtype: str
+) -> set[str]:
+    """Those whose rows all stand in the engine, in the checkpoint's layout or turned round."""
+    found, waiting = set[str](), dict(tensors)
     for forms in (_as_it_is, _turned):
-        parts = (part for name, ref in waiting.items() for part in forms(name, ref, element, dtype))
+        parts = (part for name, source in waiting.items() for part in forms(name, source, element, dtype))
         here = _find(file, parts)
-        found |= dict.fromkeys(here, True)
-        waiting = {name: ref for name, ref in waiting.items() if name not in here}
+        found |= here
+        waiting = {name: source for name, source in waiting.items() if name not in here}
     return found

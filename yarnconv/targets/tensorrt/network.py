@@ -6,8 +6,9 @@ upper left (wrong beside a cache), one without a mask, an input that was baked i
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from yarnconv.model.description import ModelDescription
+from yarnconv.model.description import AttentionDescription, ModelDescription
 from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
@@ -17,6 +18,7 @@ from yarnconv.targets.tensorrt.builder import Network, NetworkAttention
 
 # a scale is multiplied in as two square roots, each rounded to the graph's type: of fp16 2^-11, of bf16 2^-8
 SCALE_ROUNDING = 2.0**-7
+NUMBER_ROUNDING = 2.0**-20  # of a number of the config in float32
 
 
 def input_names(layers: int, *, dynamic: bool) -> list[str]:
@@ -41,35 +43,78 @@ def _compare_names(key: str, expected: list[str], found: list[str], missing: str
     )
 
 
-def _described(attention: NetworkAttention, scale: float, turns: tuple[int, ...]) -> str:
-    """For people; a scale that is the expected one but for rounding counts as that."""
-    close = math.isclose(attention.scale, scale, rel_tol=SCALE_ROUNDING)
-    kind = "masked from the upper left" if attention.causal else "masked by the graph"
-    said = f"{kind if attention.mask or attention.causal else 'not masked'}, scores times " + (
-        f"{scale:.6g}" if close else f"{attention.scale:.6g}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a layer's attention should be. scale: of the scores, with what RoPE multiplies it by. turns: how
+    often its queries, keys and values are rotated.
+    """
+
+    attention: AttentionDescription
+    scale: float
+    turns: tuple[int, ...]
+
+
+def _near(number: float, wanted: float | None, rounding: float) -> float | None:
+    """The wanted number where another is that one but for rounding."""
+    return wanted if wanted is not None and math.isclose(number, wanted, rel_tol=rounding) else number
+
+
+def _said(
+    mask: str, scale: float, window: int | None, softcap: float | None, growth: tuple[float, ...] | None
+) -> str:
+    """For people."""
+    said = f"{mask}, scores times {scale:.6g}"
+    said += "" if softcap is None else f", capped at {softcap:.6g}"
+    said += "" if window is None else f", over {window} positions"
+    return said if growth is None else f"{said}, queries growing by {growth[0]:.6g} every {growth[1]:g}"
+
+
+def _expected(wanted: _Wanted) -> str:
+    attention, growth = wanted.attention, wanted.attention.query_growth
+    grows = None if growth is None else (growth.beta, growth.context)
+    return _said("masked by the graph", wanted.scale, attention.window, attention.softcap, grows)
+
+
+def _described(found: NetworkAttention, wanted: _Wanted) -> str:
+    """For people; numbers that are the expected ones but for rounding count as those."""
+    attention, growth = wanted.attention, wanted.attention.query_growth
+    kind = "masked from the upper left" if found.causal else "masked by the graph"
+    grows = found.growth
+    if grows is not None and growth is not None:
+        pairs = zip(grows, (growth.beta, growth.context), strict=True)
+        grows = tuple(_near(own, other, NUMBER_ROUNDING) or 0.0 for own, other in pairs)  # type: ignore[assignment]
+    said = _said(
+        kind if found.mask or found.causal else "not masked",
+        _near(found.scale, wanted.scale, SCALE_ROUNDING) or 0.0,
+        found.window,
+        None if found.softcap is None else _near(found.softcap, attention.softcap, NUMBER_ROUNDING),
+        grows,
     )
-    if attention.turns != turns:
+    if found.turns != wanted.turns:
         said += ", queries, keys and values rotated {} times, not {}".format(
-            *(" and ".join(map(str, numbers)) for numbers in (attention.turns, turns))
+            *(" and ".join(map(str, numbers)) for numbers in (found.turns, wanted.turns))
         )
-    return said if attention.needed else f"{said}, and nothing is made of it"
+    return said if found.needed else f"{said}, and nothing is made of it"
 
 
 def _compare_attentions(
     rope: RopePlan, model: ModelDescription, network: Network
 ) -> Iterator[FactComparison]:
-    multiplier = rope.main_group.buckets[-1].softmax_multiplier
-    rotated = {layer for group in rope.groups if group.scaling is not None for layer in group.layers}
+    groups = {layer: group for group in rope.groups for layer in group.layers}
     for index, layer in enumerate(model.layers):
-        scale = multiplier / math.sqrt(layer.attention.head_dim)
-        turns = (1, 1, 0) if index in rotated else (0, 0, 0)
-        found = [_described(a, scale, turns) for a in network.attentions if a.layer == index]
-        expected = f"masked by the graph, scores times {scale:.6g}"
+        buckets = groups[index].buckets
+        multiplier = buckets[-1].softmax_multiplier if buckets else 1.0
+        wanted = _Wanted(
+            attention=layer.attention,
+            scale=multiplier * layer.attention.scale,
+            turns=(1, 1, 0) if buckets else (0, 0, 0),
+        )
+        found = [_described(a, wanted) for a in network.attentions if a.layer == index]
         yield FactComparison(
             key=f"attention of layer {index}",
-            expected=expected,
+            expected=_expected(wanted),
             found="; ".join(found) or "none",
-            agrees=found == [expected],
+            agrees=found == [_expected(wanted)],
         )
 
 

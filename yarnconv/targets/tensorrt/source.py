@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yarnconv.checkpoint.hub import TOKENIZER_FILES
-from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
 from yarnconv.plan import ConversionPlan
@@ -37,6 +36,7 @@ from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_request
 from yarnconv.targets.templates import runner_names
 from yarnconv.targets.tensorrt.builder import Initialiser
+from yarnconv.targets.tensorrt.engine_weights import Sought, sought_weights
 from yarnconv.targets.tensorrt.files import (
     CARD_FILE,
     DATA_FILE,
@@ -80,7 +80,7 @@ class Source:
     weights. max_context: positions of its tables. element: ONNX's name of the type it computes in. config:
     the model's config.json. tokenizer: directory that may hold one. weight_bytes: of all its tensors,
     made_bytes: of those that are written beside it. converts: whether TensorRT has to convert some. keeps:
-    what the engine may not replace. weights: the checkpoint's by name, where it is at hand. notes: for the
+    what the engine may not replace. weights: the checkpoint's, where it is at hand. notes: for the
     user.
     """
 
@@ -98,7 +98,7 @@ class Source:
     converts: bool
     last_token_only: bool
     keeps: tuple[tuple[Path, str], ...]
-    weights: tuple[tuple[str, TensorRef], ...]
+    weights: tuple[Sought, ...]
     notes: tuple[str, ...]
     write: Writer
 
@@ -157,7 +157,7 @@ def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> S
         converts=bool(converted),
         last_token_only=options.last_token_only,
         keeps=tuple(kept_places(plan)),
-        weights=tuple((b.expected.name, b.source) for b in plan.bindings),
+        weights=sought_weights(plan),
         notes=tuple(notes),
         write=_FromCheckpoint(plan, options, graph),
     )

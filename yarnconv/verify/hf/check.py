@@ -13,7 +13,7 @@ from yarnconv.rope.request import RopeRequest
 from yarnconv.rope_plan import plan_rope
 from yarnconv.targets.hf.facts import compare_metadata
 from yarnconv.targets.hf.files import CONFIG_FILE, RECORD_FILE
-from yarnconv.targets.hf.target import plan_refusals
+from yarnconv.targets.hf.target import part_refusals, plan_refusals
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, tokenize_beside
 from yarnconv.verify.components import require
 from yarnconv.verify.diagnosis import with_weights
@@ -44,6 +44,8 @@ def _check_config(artefact: Checkpoint) -> None:
     """Refuse what is no model of ours: only what has been checked reaches transformers."""
     if artefact.config.get("quantization_config"):
         raise BadInput("the artefact is quantised", where="config.json: quantization_config")
+    if refusals := part_refusals(artefact.config):
+        raise refusals[0]
     plan_rope(artefact.config, RopeRequest(use_profile=False))
 
 

@@ -15,13 +15,12 @@ from yarnconv.checkpoint.floats import to_float32
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dynamic
-from yarnconv.rope.tables import Float32Array, RopeTables, buckets, ntk_base
+from yarnconv.rope.tables import Float32Array, RopeTables, buckets, frozen_scalings, ntk_base
 from yarnconv.verify.case import kept_vocabulary
-from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness
 from yarnconv.verify.computing import LazyWeights, held, shape_of, writable
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
-from yarnconv.verify.reference import Reference, TransformersModel, read_directory_config
+from yarnconv.verify.reference import TransformersModel, read_directory_config
 from yarnconv.verify.report import AsIs
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
@@ -103,28 +102,23 @@ def _says_dynamic(case: Case) -> bool:
 
 
 def _scaling_at(main: Scaling, passage: Passage) -> Scaling:
-    """What transformers computes a passage with: its dynamic type follows the passage's own length."""
+    """What transformers computes a passage with: its dynamic type follows the passage's own length, and
+    longrope has two sets to choose from by it.
+    """
     if isinstance(main, DynamicNtk):
         base = ntk_base(main, int(passage.positions[-1]) + 1)
         return Unscaled(theta=base, rotary_dim=main.rotary_dim)
+    if isinstance(main, LongRope):
+        return frozen_scalings(main)[int(passage.positions[-1] >= main.original_context)]
     return main
 
 
 def _tables_at(scaling: Scaling, passage: Passage) -> RopeTables:
-    """Likewise its tables, of which LongRope has two sets."""
-    found = buckets(_scaling_at(scaling, passage))
-    if isinstance(scaling, LongRope):
-        return found[int(passage.positions[-1] >= scaling.original_context)]
-    return found[-1]
+    """Likewise its tables."""
+    return buckets(_scaling_at(scaling, passage))[-1]
 
 
 def _sharpness_of(plan: ConversionPlan) -> SharpnessOf:
-    if isinstance(plan.rope.main, LongRope):  # puts its own frequencies back before it runs
-
-        def held_to_float32(reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
-            return Sharpness(allowed=TOLERANCE_BASE)
-
-        return held_to_float32
     pairs = plan.rope.main.rotary_dim // 2
     return partial(measured_sharpness, rounding=np.full(pairs, FLOAT32_ROUNDING))
 

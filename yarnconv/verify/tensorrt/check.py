@@ -23,7 +23,7 @@ from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.builder import RuntimeName
 from yarnconv.targets.tensorrt.engine_bytes import read_header
 from yarnconv.targets.tensorrt.engine_reading import compare_engine, open_engine
-from yarnconv.targets.tensorrt.engine_weights import find_weights
+from yarnconv.targets.tensorrt.engine_weights import find_weights, sought_weights
 from yarnconv.targets.tensorrt.files import ENGINE_FILE, MODEL_FILE
 from yarnconv.targets.tensorrt.sidecar import read_sidecar
 from yarnconv.targets.tensorrt.source import CACHE_TYPES
@@ -64,9 +64,8 @@ def _judge_weights(
     assert cache is not None  # the graph was judged
     file = open_engine(directory)
     try:
-        tensors = [(b.expected.name, b.source) for b in case.plan.bindings]
         element = FLOAT_TYPES[CACHE_TYPES[cache.element]]
-        found = find_weights(file, tensors, element, _matrix_type(case))
+        found = find_weights(file, sought_weights(case.plan), element, _matrix_type(case))
         of_rtx = read_header(file) is not None
     finally:
         file.close()

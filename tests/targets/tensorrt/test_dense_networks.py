@@ -1,0 +1,177 @@
+"""What TensorRT-RTX makes of the graphs of every dense family, read back from the parsed network; and that a
+network with another window, scale, softcap, growth or pairing is not taken for the plan.
+"""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.parity.test_dense_onnx import MODELS
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import plan_conversion
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.tensorrt.builder import Builder
+from yarnconv.targets.tensorrt.files import MODEL_FILE
+from yarnconv.targets.tensorrt.network import compare_network
+from yarnconv.targets.tensorrt.network_reader import halves_first
+from yarnconv.targets.tensorrt.source import from_checkpoint
+from yarnconv.targets.tensorrt.target import TensorRtOptions, graph_options
+
+pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
+
+
+@pytest.fixture(scope="module")
+def builder():
+    with Builder("tensorrt-rtx") as made:
+        yield made
+
+
+@pytest.fixture
+def read_back(builder, checkpoints, tmp_path):
+    """The facts of a family's network. change: of the graph before it is parsed."""
+
+    def run(name, dtype="fp16", change=None, method="auto"):
+        family, overrides = MODELS[name]
+        with open_checkpoint(checkpoints(family, **overrides)) as checkpoint:
+            plan = plan_conversion(checkpoint, RopeRequest(factor=4.0, method=method))
+            options = graph_options(plan, TensorRtOptions(dtype=dtype))
+            source = from_checkpoint(plan, options, "model")
+            initialisers = source.write(tmp_path, lambda nbytes: None, 1)
+            if change is not None:
+                model = onnx.load(tmp_path / MODEL_FILE, load_external_data=False)
+                change(model.graph)
+                (tmp_path / MODEL_FILE).write_bytes(model.SerializeToString())
+            network = builder.parse(tmp_path / MODEL_FILE, initialisers, level=1, listen=lambda event: None)
+            return compare_network(source.rope, source.model, network, source.max_context)
+
+    return run
+
+
+def disagreeing(facts):
+    return {fact.key: fact for fact in facts if not fact.agrees}
+
+
+def cases():
+    """Every family in fp16; in other types, and by the declared context, some of them."""
+    forms = list(itertools.product(("fp16", "fp32", "int4"), ("auto", "dynamic-yarn")))
+    for number, name in enumerate(MODELS):
+        for form in forms:
+            default = form == forms[0] or (number % 3 == 0 and form == forms[1 + number % 5])
+            yield pytest.param(name, *form, marks=() if default else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "dtype", "method"), list(cases()))
+def test_every_family_is_read_back(name, dtype, method, read_back):
+    facts = read_back(name, dtype, method=method)
+    assert disagreeing(facts) == {}
+    layers = sum(fact.key.startswith("attention of layer") for fact in facts)
+    assert layers == sum(fact.key.startswith("rotation of layer") for fact in facts) > 1
+
+
+def set_constant(old, new, shape):
+    """Another number in the place of a constant of the graph."""
+
+    def change(graph):
+        found = [
+            t
+            for t in graph.initializer
+            if not t.external_data
+            and tuple(t.dims) == shape
+            and np.allclose(numpy_helper.to_array(t), np.asarray(old, numpy_helper.to_array(t).dtype))
+        ]
+        assert len(found) == 1
+        dtype = numpy_helper.to_array(found[0]).dtype
+        found[0].CopyFrom(numpy_helper.from_array(np.full(shape, new, dtype), found[0].name))
+
+    return change
+
+
+def set_attribute(operator, name, value):
+    def change(graph):
+        node = next(node for node in graph.node if node.op_type == operator)
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+def skip(operator):
+    """Nodes of this kind give what they are given."""
+
+    def change(graph):
+        for node in graph.node:
+            if node.op_type == operator:
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+
+    return change
+
+
+def unmask_layer(graph):
+    """The scores of one layer are all taken."""
+    node = next(node for node in graph.node if node.op_type == "Where" and node.input[0].startswith("Tile"))
+    node.op_type = "Identity"
+    node.input[:] = [node.input[1]]
+
+
+CHANGES = {
+    "window": ("mistral, window", set_constant(64, 65, (1,)), "attention of layer 0"),
+    "window of capped scores": ("gemma2", set_constant(64, 65, (1,)), "attention of layer 0"),
+    "scale": ("granite", set_attribute("Attention", "scale", 0.125), "attention of layer 0"),
+    "scale of capped scores": ("gemma2", set_constant(0.125, 0.25, ()), "attention of layer 1"),
+    "softcap": ("gemma2", set_constant(2.0, 3.5, ()), "attention of layer 1"),
+    "no softcap": ("gemma2", skip("Tanh"), "attention of layer 0"),
+    "mask of capped scores": ("gemma2", unmask_layer, "attention of layer 0"),
+    "beta": ("ministral3", set_constant(0.1, 0.2, ()), "attention of layer 0"),
+    "context of growth": ("ministral3", set_constant(256, 512, (1,)), "attention of layer 0"),
+    "no growth": ("ministral3", skip("Log"), "attention of layer 0"),
+    "pairing": ("glm4", set_attribute("RotaryEmbedding", "interleaved", 0), "rotation of layer 0"),
+    "no rotation": ("smollm3", skip("RotaryEmbedding"), "rotation of layer 0"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_network_that_computes_something_else(case, read_back):
+    name, change, key = CHANGES[case]
+    assert key in disagreeing(read_back(name, change=change))
+
+
+def test_softcaps_say_what_they_are(read_back):
+    wrong = disagreeing(read_back("gemma2", change=set_constant(2.0, 3.5, ())))
+    assert "capped at 3.5" in wrong["attention of layer 0"].found
+    assert "capped at 2, over 64 positions" in wrong["attention of layer 0"].expected
+
+
+FAMILIES = sorted({family for family, _ in MODELS.values()})
+BUILT = {"glm4", "gemma2", "phi3"}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in BUILT else pytest.mark.slow) for name in FAMILIES]
+)
+def test_engines_are_built_and_hold_every_weight(family, engines):
+    """Fused matrices that are taken apart and norms with the one folded in are found, too."""
+    _, document = engines(family, "--factor", "4", "--compute-capability", "8.9")
+    weights = document["engine"]["weights"]
+    assert weights["found"] == weights["tensors"] > 20
+
+
+@pytest.mark.parametrize(("turned", "width"), [(4, 4), (4, 8), (32, 64)])
+def test_halves_first_is_the_same_rotation(turned, width):
+    """Interleaved pairs, put in halves, rotated as halves and put back."""
+    generator = np.random.default_rng(0)
+    heads, angles = generator.standard_normal((3, width)), generator.standard_normal((3, turned // 2))
+    cos, sin = np.cos(angles), np.sin(angles)
+    wanted = heads.copy()
+    first, second = heads[:, 0:turned:2], heads[:, 1:turned:2]
+    wanted[:, 0:turned:2], wanted[:, 1:turned:2] = first * cos - second * sin, first * sin + second * cos
+    order = halves_first(turned, width)
+    halves = heads[:, order]
+    low, high = halves[:, : turned // 2], halves[:, turned // 2 : turned]
+    made = np.concatenate([low * cos - high * sin, low * sin + high * cos, halves[:, turned:]], axis=1)
+    back = sorted(range(width), key=order.__getitem__)
+    np.testing.assert_allclose(made[:, back], wanted)

@@ -1,0 +1,115 @@
+"""What becomes of the scores of an attention in a network: by what they are multiplied and bent, how far back
+they reach, and how queries grow. In the builder's process.
+"""
+
+import math
+from typing import Any
+
+from yarnconv.targets.tensorrt.network_layers import PASSES, Layer, NetworkLayers
+
+MOST_STEPS = 24  # from a softmax back to the scores, and from queries to what rotates them
+LOWEST = -1e30  # what hides a score is no larger
+
+
+class ScoresReader:
+    """Reads one network's."""
+
+    def __init__(self, layers: NetworkLayers) -> None:
+        self._layers = layers
+
+    def scale(self, tensor: Any) -> float:
+        """What queries or keys are multiplied with in front of their product."""
+        found = self._layers.with_number(tensor)
+        return found[2] if found is not None and found[0] == "PROD" else 1.0
+
+    def window(self, mask: Any) -> int | None:
+        """The number that is added to the slots' ranks before they are compared with the query's."""
+        for _, layer in self._layers.behind([mask]):
+            if layer is None or not self._layers.is_of(layer, "ELEMENTWISE"):
+                continue
+            if self._layers.operation(layer) == "GREATER":
+                added = self._layers.with_number(self._layers.passed(layer.get_input(0)))
+                if added is not None and added[0] == "SUM":
+                    return int(added[2])
+        return None
+
+    def growth(self, query: Any) -> tuple[float, float] | None:
+        """(beta, context) of queries that are multiplied with 1 + beta ln(1 + floor(position / context)); of
+        anything else that they are multiplied with NaN; None where they are not.
+        """
+        tensor = query
+        for _ in range(MOST_STEPS):
+            layer = self._layers.maker(tensor)
+            if layer is None or self._layers.is_of(layer, "ROTARY_EMBEDDING", "MATRIX_MULTIPLY"):
+                return None
+            if self._layers.is_of(layer, *PASSES, "SLICE"):
+                tensor = layer.get_input(0)
+            elif (scaled := self._layers.with_number(tensor)) is not None and scaled[0] == "PROD":
+                tensor = scaled[1]
+            elif self._layers.operation(layer) == "PROD":
+                grown = [self._growth_itself(operand) for operand in self._layers.inputs(layer)]
+                return next((one for one in grown if one is not None), (math.nan, math.nan))
+            else:
+                return None  # a norm
+        return None
+
+    def _growth_itself(self, tensor: Any) -> tuple[float, float] | None:
+        steps, numbers = list[str](), list[float]()
+        for _ in range(MOST_STEPS):
+            tensor = self._layers.passed(tensor)
+            if tensor.name == "position_ids":
+                break
+            layer = self._layers.maker(tensor)
+            found = self._layers.with_number(tensor)
+            if found is not None:
+                steps.append(found[0])
+                numbers.append(found[2])
+                tensor = found[1]
+            elif layer is not None and self._layers.operation(layer) == "LOG":
+                steps.append("LOG")
+                tensor = layer.get_input(0)
+            else:
+                return None
+        if steps != ["SUM", "PROD", "LOG", "SUM", "DIV"] or (numbers[0], numbers[2]) != (1.0, 1.0):
+            return None
+        return numbers[1], numbers[3]
+
+    def primitives(self, softmax: Layer) -> tuple[Layer, Any | None, float | None] | None:
+        """(the product that the scores are, what hides some of them, their softcap) of an attention made of
+        primitive layers; None where none leads to this softmax. softcap: c of c tanh(score / c), None for
+        none, NaN for something else. What does not hide them wholly is no mask.
+        """
+        masks, bends = list[Any](), list[tuple[str, float | None]]()
+        tensor = softmax.get_input(0)
+        for _ in range(MOST_STEPS):
+            layer = self._layers.maker(tensor)
+            if layer is None:
+                return None
+            found = self._layers.with_number(tensor)
+            if self._layers.is_of(layer, "MATRIX_MULTIPLY"):
+                return layer, masks[0] if len(masks) == 1 else None, _softcap(bends)
+            if self._layers.is_of(layer, "SELECT"):
+                hidden = self._layers.number(layer.get_input(2))
+                masks += [layer.get_input(0)] if hidden is not None and hidden <= LOWEST else []
+                tensor = layer.get_input(1)
+            elif self._layers.is_of(layer, *PASSES):
+                tensor = layer.get_input(0)
+            elif found is not None:
+                bends.append((found[0], found[2]))
+                tensor = found[1]
+            elif self._layers.inputs(layer):
+                bends.append((self._layers.operation(layer), None))
+                tensor = layer.get_input(0)
+            else:
+                return None
+        return None
+
+
+def _softcap(bends: list[tuple[str, float | None]]) -> float | None:
+    """By what is done to scores, the last first."""
+    if not bends:
+        return None
+    operations, numbers = [name for name, _ in bends], {number for _, number in bends} - {None}
+    if operations != ["PROD", "TANH", "DIV"] or len(numbers) != 1:
+        return math.nan
+    return numbers.pop()
