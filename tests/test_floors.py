@@ -39,6 +39,7 @@ HEAVY = {
     "torch": {"verify/reference.py", "verify/placing.py", "verify/rotations.py"},
     "transformers": {"verify/reference.py"},
 }
+HEAVY["torch"].add("verify/activations.py")
 HEAVY |= {"accelerate": {"verify/placing.py"}}
 HEAVY |= {"llama_cpp": {"verify/runners/llama_cpp_worker.py", "targets/gguf/quantiser_worker.py"}}
 

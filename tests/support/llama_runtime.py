@@ -12,8 +12,8 @@ from yarnconv.verify.runners.llama_cpp import LlamaCpp as Runner
 class LlamaCpp(Runner):
     """The runner of `check`, asked for one plain run from position 0."""
 
-    def run(self, path: Path, tokens, *, first=0):
-        """float32[positions from `first`, vocabulary]."""
+    def run(self, path: Path, tokens, *, first=0, context=None):
+        """float32[positions from `first`, vocabulary]. context: llama.cpp's, at least."""
         count = len(tokens)
         passage = Passage(
             name="all",
@@ -22,6 +22,7 @@ class LlamaCpp(Runner):
             jump=None,
             judged=first,
             decoded=count,
+            context=context,
         )
         return self.logits(path, [passage])[0]
 

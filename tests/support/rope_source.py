@@ -155,6 +155,8 @@ class RopeSource:
             name=name,
             rope_freqs="LLM_TENSOR_ROPE_FREQS" in loaded
             and all(call.factors == "rope_factors" for call in self.calls(name)),
+            longrope="LLM_TENSOR_ROPE_FACTORS_LONG" in loaded
+            and all(call.factors == "rope_factors" for call in self.calls(name)),
             betas="LLM_KV_ROPE_SCALING_YARN_BETA_FAST" in keys,
             beta_fast=float(own_beta[1]) if own_beta else RUNTIME_BETA_FAST,
             log_multiplier=self._log_multiplier(name, keys),
@@ -179,6 +181,8 @@ class RopeSource:
         arguments = {call.arguments for call in self.calls(name)}
         if UNSCALED in arguments:
             return "apart"
+        if arguments == {COMMON}:
+            return "alike"
         same = re.search(r"freq_scale_train_swa\s*=\s*hparams\.rope_freq_scale_train;", keys)
         return "alike" if same else "tempered"
 

@@ -193,10 +193,10 @@ def test_rows_that_do_not_divide_into_blocks_stay_f16(checkpoints, yarnconv, tmp
 @pytest.mark.parametrize(
     ("family", "changes", "options", "words"),
     [
-        ("mistral", {"sliding_window": 512}, ["--factor", "4"], "look back over 512 positions"),
-        ("mistral", {"sliding_window": 128}, [], "look back over 128 positions"),
+        ("ministral3", {"sliding_window": 512}, [], "look back over 512 positions"),
+        ("ministral3", {"sliding_window": 128}, [], "look back over 128 positions"),
         (
-            "qwen2",
+            "qwen3",
             {
                 "use_sliding_window": True,
                 "sliding_window": 64,
@@ -252,7 +252,10 @@ def test_a_window_wider_than_the_context_changes_nothing(checkpoints, yarnconv, 
 def test_layer_types_do_not_switch_a_mistral_window_off(checkpoints, yarnconv, tmp_path):
     directory = shutil.copytree(checkpoints("mistral"), tmp_path / "model")
     edit_config(directory, sliding_window=64, layer_types=["full_attention"] * 3)
-    assert yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")[0] == 3
+    assert yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")[0] == 0
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["granite_swa.attention.sliding_window"].contents() == 64
+    assert fields["granite_swa.attention.sliding_window_pattern"].contents() == [True] * 3
 
 
 def test_special_files_and_links_as_destination(checkpoints, yarnconv, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.rope_source import RopeSource, wrong
 from yarnconv.errors import Inexpressible
+from yarnconv.targets.gguf.rope import LONGROPE_TENSORS
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, WITHOUT_ROPE, rope_keys
-from yarnconv.targets.gguf.rope_limits import LONGROPE_TENSORS
 
 
 @pytest.fixture(scope="module")

@@ -215,6 +215,10 @@ class Metadata:
             _array(ValueType.INT32, len(values), struct.pack(f"<{len(values)}i", *values)),
         )
 
+    def booleans(self, key: str, values: Sequence[bool]) -> None:
+        """An array of true and false."""
+        self._set(key, ValueType.ARRAY, _array(ValueType.BOOL, len(values), bytes(values)))
+
     def pieces(self) -> Iterator[bytes]:
         """All pairs, in the pieces that a file joins: so a vocabulary is copied once."""
         for key, value in self.packed.items():

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator
 
 from yarnconv.targets.gguf.reader import GgufFile
-from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding
+from yarnconv.targets.gguf.rope import LONGROPE_TENSORS, ROPE_FREQS, RopeEncoding
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS, RUNTIME_BETA_SLOW, RopeKeys
-from yarnconv.targets.gguf.rope_limits import LONGROPE_TENSORS
 from yarnconv.targets.gguf.shown_keys import shown_value
 from yarnconv.targets.inspection.findings import Finding
 

@@ -5,9 +5,11 @@ import json
 from yarnconv import __version__
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.block_keys import write_block_keys
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
-from yarnconv.targets.gguf.runtime import runtime_of
+from yarnconv.targets.gguf.rope_keys import rope_keys
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 from yarnconv.targets.record import RECORD_KEY
 
 QUANTIZATION_VERSION = 2
@@ -15,11 +17,17 @@ QUANTIZATION_VERSION = 2
 FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
 
 
-def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorType, parameters: int) -> None:
+def write_general(
+    metadata: Metadata,
+    plan: ConversionPlan,
+    runtime: RuntimeArchitecture,
+    file_type: TensorType,
+    parameters: int,
+) -> None:
     """What kind of file this is."""
     import gguf
 
-    metadata.string("general.architecture", runtime_of(plan).name)
+    metadata.string("general.architecture", runtime.name)
     metadata.string("general.type", "model")
     metadata.string("general.name", model_name(plan.checkpoint.directory))
     metadata.string("general.size_label", gguf.size_label(parameters, parameters, 0, 0))
@@ -27,25 +35,28 @@ def write_general(metadata: Metadata, plan: ConversionPlan, file_type: TensorTyp
     metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)
 
 
-def write_model(metadata: Metadata, plan: ConversionPlan, rope: RopeEncoding) -> None:
+def write_model(
+    metadata: Metadata, plan: ConversionPlan, runtime: RuntimeArchitecture, rope: RopeEncoding
+) -> None:
     """Dimensions and RoPE, under the architecture's prefix."""
     model, facts = plan.description, plan.family.gguf
-    name, layer = runtime_of(plan).name, model.layers[0]
+    name, layer = runtime.name, model.layers[0]
     metadata.uint32(f"{name}.block_count", len(model.layers))
     metadata.uint32(f"{name}.context_length", plan.rope.target_context)
     metadata.uint32(f"{name}.embedding_length", model.hidden_size)
     metadata.uint32(f"{name}.feed_forward_length", layer.mlp.intermediate_size)
     metadata.uint32(f"{name}.attention.head_count", layer.attention.heads)
     metadata.uint32(f"{name}.attention.head_count_kv", layer.attention.key_value_heads)
-    rope.write(metadata, name, plan.rope.finetuned)
+    rope.write(metadata, name, None if rope_keys(name).finetuned_is_switch else plan.rope.finetuned)
     metadata.float32(f"{name}.attention.layer_norm_rms_epsilon", model.norm_epsilon)
     if facts.head_length_keys or plan.config.get("head_dim") is not None:
         metadata.uint32(f"{name}.attention.key_length", layer.attention.head_dim)
         metadata.uint32(f"{name}.attention.value_length", layer.attention.head_dim)
     if facts.vocab_size_key:
         metadata.uint32(f"{name}.vocab_size", model.vocab_size)
-    if facts.rope_dimension_count_key:
+    if facts.rope_dimension_count_key or plan.rope.main.rotary_dim != layer.attention.head_dim:
         metadata.uint32(f"{name}.rope.dimension_count", plan.rope.main.rotary_dim)
+    write_block_keys(metadata, model, runtime)
 
 
 def write_provenance(metadata: Metadata, plan: ConversionPlan) -> None:

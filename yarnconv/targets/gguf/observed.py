@@ -11,15 +11,14 @@ from yarnconv.rope.tables import Float64Array, plain_inv_freq
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
     FREQUENCY_TOLERANCE,
+    LONGROPE_LONG,
+    LONGROPE_SHORT,
     ROPE_FREQS,
     RopeEncoding,
     runtime_inv_freq,
     runtime_magnitudes,
 )
-from yarnconv.targets.gguf.rope_keys import RopeKeys
-from yarnconv.targets.gguf.rope_limits import LONGROPE_LONG, LONGROPE_SHORT
-
-SLIDING_BASE = 10000.0  # what llama.cpp takes for windowed layers that turn by themselves
+from yarnconv.targets.gguf.rope_keys import SLIDING_BASE, RopeKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +71,13 @@ def _sliding(
     """Layers with a window that turn by themselves."""
     if keys.sliding not in {"tempered", "apart"}:
         return None
-    default = SLIDING_BASE if keys.sliding == "tempered" else encoding.freq_base
-    key = f"{artefact.architecture}.rope.freq_base_swa"
-    base = artefact.scalar(key, float, default)
-    given = encoding.attention_factor if keys.sliding == "tempered" else None
+    key, by_key = f"{artefact.architecture}.rope.freq_base_swa", keys.sliding == "tempered"
+    # those apart take the base of all others, and no key says another: it is read and not used
+    base = artefact.scalar(key, float, SLIDING_BASE) if by_key else encoding.freq_base
+    given = encoding.attention_factor if by_key else None
     return ObservedGroup(
         layers="layers with a sliding window",
-        source=key if key in artefact.packed else f"llama.cpp's {keys.name} architecture",
+        source=key if by_key and key in artefact.packed else f"llama.cpp's {keys.name} architecture",
         observations=(_observation(plain_inv_freq(float(np.float32(base)), rotary_dim), given or 1.0),),
     )
 

@@ -35,12 +35,17 @@ from yarnconv.rope.tables import (
 )
 from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.gguf.file_format import Metadata
-from yarnconv.targets.gguf.launch import launch_buckets
 from yarnconv.targets.gguf.rope_keys import (
     RUNTIME_BETA_FAST,
     RUNTIME_BETA_SLOW,
     RUNTIME_COEFFICIENT,
     RopeKeys,
+)
+from yarnconv.targets.gguf.rope_refusals import (
+    refuse_dynamic,
+    refuse_enlarged,
+    refuse_frequencies,
+    refuse_tempered,
 )
 
 # freq_base and factor are stored as float32 (6e-8 relative); a rounded correction dimension that
@@ -50,6 +55,10 @@ FREQUENCY_TOLERANCE = 2e-6
 MAGNITUDE_TOLERANCE = 1e-6
 
 ROPE_FREQS = "rope_freqs.weight"
+# longrope's two sets: phi3 and phimoe turn by them whatever the type, and have files without any
+LONGROPE_LONG, LONGROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+LONGROPE_TENSORS = (LONGROPE_LONG, LONGROPE_SHORT)
+CONTEXT_STEP = 256  # llama.cpp rounds the size of its context up to a multiple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +66,9 @@ class RopeEncoding:
     """RoPE keys (without the `{architecture}.rope.` prefix) and the frequency tensor, if any.
 
     rope_freqs: float32[rotary_dim/2], divisors of the plain frequencies.
+    short_divisors, long_divisors: likewise, longrope's; the short ones up to original_context_length.
     beta_fast, beta_slow, log_multiplier: only for architectures that read them.
+    freq_base_sliding: of layers with a sliding window, where they have one of their own by a key.
     note: what a reader of the file should know, where its keys do not say what they seem to.
     """
 
@@ -69,13 +80,28 @@ class RopeEncoding:
     beta_fast: float | None = None
     beta_slow: float | None = None
     log_multiplier: float | None = None
+    freq_base_sliding: float | None = None
     rope_freqs: Float32Array | None = None
+    short_divisors: Float32Array | None = None
+    long_divisors: Float32Array | None = None
     note: str | None = None
+
+    @property
+    def tensors(self) -> dict[str, Float32Array]:
+        """Those that it has, by name."""
+        named = {
+            ROPE_FREQS: self.rope_freqs,
+            LONGROPE_LONG: self.long_divisors,
+            LONGROPE_SHORT: self.short_divisors,
+        }
+        return {name: divisors for name, divisors in named.items() if divisors is not None}
 
     def write(self, metadata: Metadata, architecture: str, finetuned: bool | None) -> None:
         """Set the keys. A plain model gets none of the scaling keys. finetuned: None leaves that one out."""
         prefix = f"{architecture}.rope"
         metadata.float32(f"{prefix}.freq_base", self.freq_base)
+        if self.freq_base_sliding is not None:
+            metadata.float32(f"{prefix}.freq_base_swa", self.freq_base_sliding)
         if self.scaling_type is not None:
             metadata.string(f"{prefix}.scaling.type", self.scaling_type)
         if self.factor is not None:
@@ -197,6 +223,31 @@ def _equivalent_original_context(scaling: Yarn) -> int | None:
     return candidate if smallest < candidate < largest and candidate < 2**32 else None
 
 
+def _longrope_keys(scaling: LongRope, tables: RopeTables) -> RopeEncoding:
+    """Both sets. llama.cpp takes the long one where its context is larger than the original one, as a
+    request here declares its own; its temperature is one number for both, and so is the scaling's.
+    """
+    original = scaling.original_context
+    largest = original // CONTEXT_STEP * CONTEXT_STEP
+    short = (
+        f"up to {largest} positions (-c {largest}) they are the short ones"
+        if largest
+        else f"it rounds that up to {CONTEXT_STEP}, so that the short ones are never chosen"
+    )
+    return RopeEncoding(
+        freq_base=scaling.theta,
+        scaling_type="longrope",
+        original_context_length=original,
+        attention_factor=None if tables.attention_factor == 1.0 else tables.attention_factor,
+        short_divisors=np.asarray(scaling.short_factor, np.float32),
+        long_divisors=np.asarray(scaling.long_factor, np.float32),
+        note=(
+            "The context that llama.cpp is started with chooses the frequencies of all requests: "
+            f"{short}, above the long ones."
+        ),
+    )
+
+
 def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterator[RopeEncoding]:
     if isinstance(scaling, Unscaled):
         yield RopeEncoding(freq_base=scaling.theta)
@@ -206,7 +257,14 @@ def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterato
     elif isinstance(scaling, NtkAware):
         yield RopeEncoding(freq_base=ntk_base(scaling))
     elif isinstance(scaling, Yarn):
-        yield _yarn_keys(scaling, tables, scaling.original_context, keys)
+        own = _yarn_keys(scaling, tables, scaling.original_context, keys)
+        yield own
+        if keys.log_multiplier == "mistral3" and scaling.mscale == 1.0 and scaling.mscale_all_dim:
+            # as llama.cpp's converter spells such a pair, of which its runtime takes the first for 1
+            yield replace(own, attention_factor=None, log_multiplier=scaling.mscale_all_dim)
+    elif isinstance(scaling, LongRope) and keys.longrope:
+        yield _longrope_keys(scaling, tables)
+        return
     if keys.rope_freqs and not isinstance(scaling, Unscaled):
         plain = plain_inv_freq(scaling.theta, scaling.rotary_dim)
         yield RopeEncoding(
@@ -239,31 +297,13 @@ def _candidates(scaling: Scaling, tables: RopeTables, keys: RopeKeys) -> Iterato
         )
 
 
-def _refuse_dynamic(plan: RopePlan, keys: RopeKeys) -> Inexpressible:
-    scaling = plan.main
-    if isinstance(scaling, LongRope):
-        return Inexpressible(
-            "llama.cpp chooses longrope's short or long set by the size of its context, transformers by "
-            "the length of the sequence: the two agree only where the whole context is used",
-            where="method longrope",
-            fix="Give another --method, such as yarn with --factor.",
-        )
-    buckets = launch_buckets(plan, keys)
-    lines = [f"  {bucket.command_line}" for bucket in buckets if bucket.factor > 1.0]
-    return Inexpressible(
-        "a GGUF holds one set of frequencies and llama.cpp does not change it with the length",
-        where=f"method {method_name(scaling)}",
-        fix=(
-            "Add --emit llama-server: a plain file, and a preset of llama-server for each factor. Or write a "
-            "plain file (--method none) and start llama.cpp with the flags for the longest request it will "
-            "serve; up to the original context, with none:\n" + "\n".join(lines)
-        ),
-    )
-
-
 def _difference(encoding: RopeEncoding, tables: RopeTables) -> Float64Array:
     """Relative, of each frequency that the runtime makes of an encoding: float64[rotary_dim/2]."""
-    made = runtime_inv_freq(encoding, 2 * len(tables.inv_freq))
+    if encoding.long_divisors is not None:  # the tables are those of the longest context
+        theta = float(np.float32(encoding.freq_base))
+        made = plain_inv_freq(theta, 2 * len(tables.inv_freq)) / encoding.long_divisors
+    else:
+        made = runtime_inv_freq(encoding, 2 * len(tables.inv_freq))
     return np.asarray(np.abs(made / tables.inv_freq - 1.0))
 
 
@@ -277,18 +317,14 @@ def carries(encoding: RopeEncoding, tables: RopeTables, keys: RopeKeys) -> bool:
 
 
 def exact_encodings(plan: RopePlan, keys: RopeKeys) -> tuple[RopeEncoding, ...]:
-    """Every known way to say a plan exactly to an architecture of llama.cpp, the plainest first.
+    """Every known way to say a plan's main scaling exactly to an architecture of llama.cpp, the plainest
+    first. What its other layers turn by is judged in `layered_rope`.
 
     Raises Inexpressible where there is none.
     """
     scaling = plan.main
-    if len(plan.groups) != 1:
-        raise Inexpressible(
-            f"llama.cpp's {keys.name} architecture reads one RoPE for all layers",
-            where="rope_parameters by layer type",
-        )
-    if isinstance(scaling, DynamicYarn | DynamicNtk | LongRope):
-        raise _refuse_dynamic(plan, keys)
+    if isinstance(scaling, DynamicYarn | DynamicNtk) or (isinstance(scaling, LongRope) and not keys.longrope):
+        raise refuse_dynamic(plan, keys)
     tables = plan.main_group.buckets[-1]
     if tables.softmax_multiplier != 1.0 and not keys.latent:
         raise Inexpressible(
@@ -301,57 +337,17 @@ def exact_encodings(plan: RopePlan, keys: RopeKeys) -> tuple[RopeEncoding, ...]:
         tempered = [e for e in exact if not _is_one(e.attention_factor)]
         exact = [e for e in exact if _is_one(e.attention_factor)]
         if tempered and not exact:
-            raise _refuse_tempered(keys)
+            raise refuse_tempered(keys)
     if keys.sliding == "apart" and isinstance(scaling, NtkAware):
-        raise _refuse_enlarged(keys)
+        raise refuse_enlarged(keys)
     if exact:
         return tuple(exact)
-    raise _refuse_frequencies(scaling, candidates, tables, keys)
+    worst = _difference(candidates[0], tables) if candidates else np.zeros(0)
+    raise refuse_frequencies(scaling, worst, keys, FREQUENCY_TOLERANCE)
 
 
 def _is_one(value: float | None) -> bool:
     return value is None or math.isclose(value, 1.0, rel_tol=MAGNITUDE_TOLERANCE)
-
-
-def _refuse_tempered(keys: RopeKeys) -> Inexpressible:
-    return Inexpressible(
-        f"llama.cpp's {keys.name} architecture would put the difference to its own temperature on the layers "
-        "with a sliding window too",
-        where="attention factor",
-        fix="Choose --method yarn without --attention-factor, linear or ntk.",
-    )
-
-
-def _refuse_enlarged(keys: RopeKeys) -> Inexpressible:
-    return Inexpressible(
-        f"llama.cpp's {keys.name} architecture has one base for all layers, and would enlarge that of the "
-        "layers with a sliding window too",
-        where="method ntk",
-        fix="Choose --method yarn or linear.",
-    )
-
-
-def _refuse_frequencies(
-    scaling: Scaling, candidates: list[RopeEncoding], tables: RopeTables, keys: RopeKeys
-) -> Inexpressible:
-    if not isinstance(scaling, Yarn):
-        return Inexpressible(
-            f"llama.cpp's {keys.name} architecture has no keys for {method_name(scaling)} and loads "
-            "no rope_freqs tensor",
-            where=f"method {method_name(scaling)}",
-            fix="Choose --method yarn, linear or ntk, or write another target.",
-        )
-    worst = _difference(candidates[0], tables)
-    wrong = int((worst > FREQUENCY_TOLERANCE).sum())
-    betas = "" if keys.betas else "beta_fast 32, beta_slow 1 and "
-    return Inexpressible(
-        f"llama.cpp's {keys.name} architecture always uses {betas}a "
-        f"truncated correction range, and loads no rope_freqs tensor: {wrong} of {len(worst)} "
-        f"frequencies would be wrong, by up to {100 * worst.max():.1f} %",
-        where=f"method {method_name(scaling)}",
-        fix="Leave out --beta-fast, --beta-slow and --no-truncate, choose --method linear or ntk, or "
-        "write another target.",
-    )
 
 
 def encode_rope(plan: RopePlan, keys: RopeKeys) -> RopeEncoding:

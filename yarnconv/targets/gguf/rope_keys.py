@@ -11,6 +11,7 @@ from yarnconv.errors import Inexpressible
 
 RUNTIME_BETA_FAST = 32.0
 RUNTIME_BETA_SLOW = 1.0
+SLIDING_BASE = 10000.0  # of layers with a sliding window that turn by themselves, where no key says it
 RUNTIME_COEFFICIENT = 0.1  # of ln s, in the temperature that llama.cpp takes by itself
 
 Sliding = Literal["alike", "tempered", "apart"]
@@ -23,6 +24,7 @@ class RopeKeys:
     scaling.factor, scaling.original_context_length and scaling.attn_factor.
 
     rope_freqs: loads the tensor `rope_freqs.weight`, one divisor per pair of dimensions, and turns by it.
+    longrope: loads its tensors, a short and a long set of divisors, under that type.
     betas: reads scaling.yarn_beta_fast and yarn_beta_slow; beta_fast is what it takes where there is none.
     log_multiplier: whose reading of scaling.yarn_log_multiplier it has; of the first two, multi-head latent
         attention, it changes the softmax scale of the whole head too.
@@ -37,6 +39,7 @@ class RopeKeys:
 
     name: str
     rope_freqs: bool = False
+    longrope: bool = False
     betas: bool = False
     beta_fast: float = RUNTIME_BETA_FAST
     log_multiplier: LogMultiplier | None = None
@@ -52,6 +55,10 @@ class RopeKeys:
         """Whether it is one of multi-head latent attention."""
         return self.log_multiplier in {"deepseek2", "deepseek32"}
 
+    def without_windows(self) -> "RopeKeys":
+        """Where no layer has a sliding window: what turns otherwise with one is not there."""
+        return replace(self, sliding=None, remark=None) if self.sliding in {"tempered", "apart"} else self
+
 
 _IMAGES = "Positions of images are scaled like those of text."
 _NOT_ALL_TURN = "Every fourth layer has no RoPE, and nothing changes there."
@@ -63,11 +70,11 @@ _PLAIN = (
     *("arctic", "bailingmoe", "bailingmoe2", "codeshell", "command-r", "dbrx", "deepseek", "dots1", "dream"),
     *("ernie4_5", "ernie4_5-moe", "falcon", "gemma", "glm4", "glm4moe", "gptneox", "grovemoe"),
     *("hunyuan-moe", "internlm2", "llada-moe", "maincoder", "minimax-m2", "nemotron", "olmo"),
-    *("olmoe", "orion", "phi2", "phi3", "phimoe", "plamo", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
+    *("olmoe", "orion", "phi2", "plamo", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
     *("qwen3next", "seed_oss", "stablelm", "starcoder2", "xverse"),
 )
-_WITH_TENSOR = ("apertus", "arcee", "deci", "exaone", "granitemoe", "llama", "minicpm")
-_GRANITE = ("granite", "granitehybrid")
+_WITH_TENSOR = ("arcee", "exaone")
+_WITH_LONGROPE = ("apertus", "deci", "granitemoe", "llama", "minicpm")
 _OF_IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")
 
 ROPE_KEYS = {
@@ -75,7 +82,11 @@ ROPE_KEYS = {
     for keys in (
         *(RopeKeys(name=name) for name in _PLAIN),
         *(RopeKeys(name=name, rope_freqs=True) for name in _WITH_TENSOR),
-        *(RopeKeys(name=name, rope_freqs=True, finetuned_is_switch=True) for name in _GRANITE),
+        *(RopeKeys(name=name, rope_freqs=True, longrope=True) for name in _WITH_LONGROPE),
+        *(RopeKeys(name=name, longrope=True) for name in ("phi3", "phimoe")),
+        RopeKeys(name="granite", rope_freqs=True, longrope=True, finetuned_is_switch=True),
+        RopeKeys(name="granitehybrid", rope_freqs=True, finetuned_is_switch=True),
+        RopeKeys(name="granite_swa", rope_freqs=True, longrope=True, sliding="alike", remark=_ALL_TURN),
         *(RopeKeys(name=name, remark=_IMAGES) for name in _OF_IMAGES),
         RopeKeys(name="smollm3", remark=_NOT_ALL_TURN),
         RopeKeys(name="llama4", rope_freqs=True, sliding="alike", remark=f"{_ALL_TURN} {_NOT_ALL_TURN}"),
@@ -88,6 +99,7 @@ ROPE_KEYS = {
         RopeKeys(
             name="mistral3",
             rope_freqs=True,
+            longrope=True,
             betas=True,
             log_multiplier="mistral3",
             counts_from_original=True,

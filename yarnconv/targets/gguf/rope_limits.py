@@ -7,13 +7,9 @@ from dataclasses import replace
 
 from yarnconv.errors import Inexpressible
 from yarnconv.targets.gguf.reader import GgufFile
-from yarnconv.targets.gguf.rope import MAGNITUDE_TOLERANCE, runtime_magnitudes
+from yarnconv.targets.gguf.rope import LONGROPE_TENSORS, MAGNITUDE_TOLERANCE, runtime_magnitudes
 from yarnconv.targets.gguf.rope_keys import RopeKeys, rope_keys
 from yarnconv.targets.gguf.rope_reading import read_encoding
-
-# longrope's two sets: phi3 and phimoe turn by them whatever the type, and have files without any
-LONGROPE_LONG, LONGROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-LONGROPE_TENSORS = (LONGROPE_LONG, LONGROPE_SHORT)
 
 _TEMPERATURE_ON_ALL = (
     "The file has no yarn_log_multiplier: llama.cpp puts the temperature on queries and keys as a whole too, "
@@ -25,9 +21,7 @@ def keys_of(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKeys
     """What the file's architecture reads, by the file's own window. Raises Inexpressible as `rope_keys`."""
     keys = rope_keys(artefact.architecture, trust_generic_keys=trust_generic_keys)
     window = f"{artefact.architecture}.attention.sliding_window"
-    if keys.sliding in {"tempered", "apart"} and not artefact.scalar(window, int, 0):
-        return replace(keys, sliding=None, remark=None)  # without the key all layers see the whole context
-    return keys
+    return keys if artefact.scalar(window, int, 0) else keys.without_windows()
 
 
 def keys_read(artefact: GgufFile, *, trust_generic_keys: bool = False) -> RopeKeys:

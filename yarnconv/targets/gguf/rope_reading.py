@@ -9,11 +9,20 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from yarnconv.plan import ConversionPlan
+from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.facts import FactComparison
+from yarnconv.targets.gguf.block_keys import block_keys, read_block_key, same
+from yarnconv.targets.gguf.layered_rope import keys_of_plan, layered_encodings
 from yarnconv.targets.gguf.reader import GgufFile
-from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE, ROPE_FREQS, RopeEncoding, exact_encodings
-from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_SLOW, RopeKeys, rope_keys
-from yarnconv.targets.gguf.runtime import runtime_of
+from yarnconv.targets.gguf.rope import (
+    FREQUENCY_TOLERANCE,
+    LONGROPE_LONG,
+    LONGROPE_SHORT,
+    ROPE_FREQS,
+    RopeEncoding,
+)
+from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_SLOW, SLIDING_BASE, RopeKeys
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 
 RUNTIME_FREQ_BASE = 10000.0
 # A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
@@ -32,7 +41,11 @@ def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
         f"{prefix}.scaling.factor", float, artefact.scalar(f"{prefix}.scale_linear", float, 0.0)
     )
     context = artefact.scalar(f"{artefact.architecture}.context_length", int, 0)
-    divisors = artefact.tensors.get(ROPE_FREQS)
+
+    def divisors(name: str, read: bool = True) -> Float32Array | None:
+        stored = artefact.tensors.get(name) if read else None
+        return None if stored is None else stored.rows(slice(None))[0]
+
     return RopeEncoding(
         freq_base=number("freq_base", RUNTIME_FREQ_BASE) or RUNTIME_FREQ_BASE,
         scaling_type=scaling_type,
@@ -42,7 +55,10 @@ def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
         beta_fast=number("scaling.yarn_beta_fast", keys.beta_fast, keys.betas),
         beta_slow=number("scaling.yarn_beta_slow", RUNTIME_BETA_SLOW, keys.betas),
         log_multiplier=number("scaling.yarn_log_multiplier", None, keys.log_multiplier is not None),
-        rope_freqs=None if divisors is None else divisors.rows(slice(None))[0],
+        freq_base_sliding=number("freq_base_swa", SLIDING_BASE, keys.sliding == "tempered"),
+        rope_freqs=divisors(ROPE_FREQS),
+        short_divisors=divisors(LONGROPE_SHORT, keys.longrope),
+        long_divisors=divisors(LONGROPE_LONG, keys.longrope),
     )
 
 
@@ -52,6 +68,8 @@ def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
     scaling_type = encoding.scaling_type or "none"
     if scaling_type == "linear" and factor == 1.0:
         scaling_type = "none"
+    if encoding.long_divisors is not None:
+        scaling_type = "longrope"  # by which phi3 turns whatever its type
     facts: dict[str, float | int | str] = {
         "freq_base": encoding.freq_base,
         "scaling.type": scaling_type,
@@ -59,10 +77,13 @@ def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
     }
     if scaling_type != "none":
         facts["scaling.factor"] = factor
-    if scaling_type == "yarn":
+    if encoding.freq_base_sliding is not None:
+        facts["freq_base_swa"] = encoding.freq_base_sliding
+    if scaling_type in {"yarn", "longrope"}:
         facts["scaling.original_context_length"] = encoding.original_context_length or 0
-    for name in ("beta_fast", "beta_slow", "log_multiplier"):
-        if scaling_type != "none" and (value := getattr(encoding, name)) is not None:
+    used = {"yarn": ("beta_fast", "beta_slow", "log_multiplier"), "none": ()}
+    for name in used.get(scaling_type, ("log_multiplier",)):
+        if (value := getattr(encoding, name)) is not None:
             facts[f"scaling.yarn_{name}"] = value
     return facts
 
@@ -76,6 +97,8 @@ def _agree(expected: object, found: object) -> bool:
 def _shown(value: object, missing: str = "absent") -> str:
     if value is None:
         return missing
+    if isinstance(value, list):  # one for each layer
+        return "".join("1" if one else "0" for one in value)
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
@@ -90,21 +113,20 @@ def _compare_encoding(
             found=_shown(carried.get(name), "not used"),
             agrees=_agree(wanted.get(name), carried.get(name)),
         )
-    if expected.rope_freqs is None and found.rope_freqs is None:
-        return
+    for name in {**expected.tensors, **found.tensors}:
+        yield _compare_divisors(name, expected.tensors.get(name), found.tensors.get(name))
+
+
+def _compare_divisors(name: str, expected: Float32Array | None, found: Float32Array | None) -> FactComparison:
     agrees, difference = False, ""
-    if (
-        expected.rope_freqs is not None
-        and found.rope_freqs is not None
-        and expected.rope_freqs.shape == found.rope_freqs.shape
-    ):
+    if expected is not None and found is not None and expected.shape == found.shape:
         with np.errstate(all="ignore"):
-            worst = float(np.max(np.abs(found.rope_freqs / expected.rope_freqs - 1.0)))
+            worst = float(np.max(np.abs(found / expected - 1.0)))
         agrees, difference = worst <= FREQUENCY_TOLERANCE, f", off by up to {worst:.2g}"
-    yield FactComparison(
-        key=ROPE_FREQS,
-        expected="absent" if expected.rope_freqs is None else f"{len(expected.rope_freqs)} divisors",
-        found="absent" if found.rope_freqs is None else f"{len(found.rope_freqs)} divisors{difference}",
+    return FactComparison(
+        key=name,
+        expected="absent" if expected is None else f"{len(expected)} divisors",
+        found="absent" if found is None else f"{len(found)} divisors{difference}",
         agrees=agrees,
     )
 
@@ -117,16 +139,31 @@ def _compare_scalars(expected: Mapping[str, object], artefact: GgufFile) -> Iter
         )
 
 
-def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[FactComparison, ...]:
-    """Every RoPE key, and the dimensions that RoPE rests on, against the plan.
+def _compare_block(
+    plan: ConversionPlan, runtime: RuntimeArchitecture, artefact: GgufFile
+) -> Iterator[FactComparison]:
+    for key in block_keys(plan.description, runtime):
+        found = read_block_key(artefact, key)
+        yield FactComparison(
+            key=f"{runtime.name}.{key.name}",
+            expected=_shown(key.value),
+            found=_shown(found),
+            agrees=same(key.value, found),
+        )
+
+
+def compare_metadata(
+    plan: ConversionPlan, runtime: RuntimeArchitecture, artefact: GgufFile
+) -> tuple[FactComparison, ...]:
+    """Every RoPE key, the dimensions that RoPE rests on, and what else the block is built by, against the
+    plan. runtime: the file's architecture.
 
     Where a plan can be said in several exact ways, the file is held against the nearest. Raises
     Inexpressible where the architecture cannot say the plan at all.
     """
-    name = runtime_of(plan).name
-    keys = rope_keys(name)
+    name, keys = runtime.name, keys_of_plan(plan, runtime)
     found = read_encoding(artefact, keys)
-    exact = exact_encodings(plan.rope, keys)
+    exact = layered_encodings(plan, runtime)
     # a file without the tensor was not meant to be one with it, however few keys that would leave to differ
     alike = [e for e in exact if (e.rope_freqs is None) == (found.rope_freqs is None)]
     spelled = min(
@@ -140,10 +177,13 @@ def compare_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[FactComp
     rotary_key, finetuned_key = f"{name}.rope.dimension_count", f"{name}.rope.scaling.finetuned"
     if rotary_key in artefact.packed:  # left out, it is the head's size, as is the plan's
         dimensions[rotary_key] = plan.rope.main.rotary_dim
-    finetuned = artefact.scalar(finetuned_key, bool, False)
+    # where it switches RoPE it says nothing of the model
+    unsaid = plan.rope.finetuned if keys.finetuned_is_switch else False
+    finetuned = artefact.scalar(finetuned_key, bool, unsaid)
     return (
         *_compare_scalars(dimensions, artefact),
         *spelled,
+        *_compare_block(plan, runtime, artefact),
         FactComparison(
             key=finetuned_key,
             expected=_shown(plan.rope.finetuned),

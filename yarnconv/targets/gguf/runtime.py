@@ -2,63 +2,163 @@
 it reads of RoPE stands in `rope_keys`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from yarnconv.plan import ConversionPlan
+from yarnconv.model.description import ModelDescription, NormRole
+
+BEFORE: frozenset[NormRole] = frozenset({"attention_norm", "mlp_norm"})
+BEHIND: frozenset[NormRole] = frozenset({"attention_output_norm", "mlp_output_norm"})
+# ggml looks these up in a table of float16, by their argument in float16 (`ggml_table_gelu_f16`)
+ACTIVATIONS_IN_HALF = frozenset({"gelu_pytorch_tanh"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeWindows:
+    """How an architecture knows which layers look back over `attention.sliding_window` positions only.
+
+    full_every: every how many layers one sees everything where `attention.sliding_window_pattern` is left
+        out; None where that must be there. optional: whether no layer has a window without the first key.
+    """
+
+    full_every: int | None
+    optional: bool
+
+    def default_pattern(self, layers: int) -> list[bool] | None:
+        """Per layer whether it has a window, where the key is left out (`set_swa_pattern`)."""
+        if self.full_every is None:
+            return None
+        return [(index + 1) % self.full_every != 0 for index in range(layers)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeArchitecture:
-    """One architecture of llama.cpp's `src/models/`.
+    """One architecture of llama.cpp's `src/models/`. All of them load query, key and value apart or as one
+    matrix, and their biases where there are any (`create_tensor_qkv`).
 
     pairing: of the dimensions that it rotates, as in `AttentionDescription`.
-    sliding_window: honours `attention.sliding_window`.
+    norms, query_key_norm: those that its block has, as in the description.
+    fused_gate_up: wants gate and up as one matrix, as its ffn_up.
     output_bias, mlp_bias: loads the biases of the attention output and of the MLP.
     head_size_free: the query heads may span more or less than the hidden size.
-    activation: the one MLP activation its graph is built with.
+    partial_rotary: may rotate less than whole heads.
+    activation: the one MLP activation its graph is built with, by transformers' name.
+    windows: None where it reads no window.
+    without_rope_every: every how many layers one has no RoPE; None where all have.
+    rope_pattern: reads `attention.rope_pattern`, which layers have RoPE.
+    output_head: a tensor of its own, the embedding, or either.
+    multipliers: reads embedding_scale, residual_scale, attention.scale and logit_scale.
+    embedding_root: multiplies embeddings by the root of the hidden size.
+    scale_of_hidden_at: how many layers make its attention scale that of the hidden size by the number of
+        heads, instead of the head size.
+    attention_softcap: caps scores, whatever the file says.
+    logit_softcap: caps logits always, or where the key is there.
+    query_growth: reads attention.temperature_scale.
+    sinks: wants a tensor of attention sinks in every layer.
     """
 
     name: str
     pairing: Literal["half", "interleaved"]
-    sliding_window: bool
-    output_bias: bool
-    mlp_bias: bool
-    head_size_free: bool
+    norms: frozenset[NormRole] = BEFORE
+    query_key_norm: Literal["head", "projection"] | None = None
+    fused_gate_up: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_size_free: bool = True
+    partial_rotary: bool = False
     activation: str = "silu"
+    windows: RuntimeWindows | None = None
+    without_rope_every: int | None = None
+    rope_pattern: bool = False
+    output_head: Literal["own", "embedding", "either"] = "either"
+    multipliers: bool = False
+    embedding_root: bool = False
+    scale_of_hidden_at: int | None = None
+    attention_softcap: bool = False
+    logit_softcap: Literal["always", "by key"] | None = None
+    query_growth: bool = False
+    sinks: bool = False
+
+    def attention_scale(self, model: ModelDescription, layers: int) -> float:
+        """Of the scores, where no key says it, in a file of so many of the model's layers."""
+        attention = model.layers[0].attention
+        if layers == self.scale_of_hidden_at:
+            return 1.0 / math.sqrt(model.hidden_size // attention.heads)
+        return 1.0 / math.sqrt(attention.head_dim)
+
+    def rotating(self, layers: int) -> list[bool]:
+        """Per layer whether it has RoPE, where no key says it."""
+        every = self.without_rope_every
+        return [every is None or (index + 1) % every != 0 for index in range(layers)]
 
 
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
+        RuntimeArchitecture(name="llama", pairing="interleaved", output_bias=True, mlp_bias=True),
+        RuntimeArchitecture(name="qwen2", pairing="half", head_size_free=False),
+        RuntimeArchitecture(name="qwen3", pairing="half", query_key_norm="head"),
         RuntimeArchitecture(
-            name="llama",
-            pairing="interleaved",
-            sliding_window=False,
-            output_bias=True,
-            mlp_bias=True,
-            head_size_free=True,
-        ),
-        RuntimeArchitecture(
-            name="qwen2",
+            name="olmo2",
             pairing="half",
-            sliding_window=False,
-            output_bias=False,
-            mlp_bias=False,
+            norms=BEHIND,
+            query_key_norm="projection",
             head_size_free=False,
+            windows=RuntimeWindows(full_every=4, optional=True),
+            output_head="own",
+        ),
+        RuntimeArchitecture(name="smollm3", pairing="interleaved", without_rope_every=4),
+        RuntimeArchitecture(
+            name="mistral3", pairing="interleaved", output_bias=True, mlp_bias=True, query_growth=True
         ),
         RuntimeArchitecture(
-            name="qwen3",
+            name="glm4",
+            pairing="interleaved",
+            norms=BEFORE | BEHIND,
+            fused_gate_up=True,
+            partial_rotary=True,
+        ),
+        RuntimeArchitecture(
+            name="granite", pairing="interleaved", output_bias=True, mlp_bias=True, multipliers=True
+        ),
+        # one block for several: Llama's with windows, layers without RoPE, and multipliers
+        RuntimeArchitecture(
+            name="granite_swa",
+            pairing="interleaved",
+            output_bias=True,
+            windows=RuntimeWindows(full_every=None, optional=False),
+            rope_pattern=True,
+            multipliers=True,
+            sinks=True,
+        ),
+        RuntimeArchitecture(
+            name="phi3", pairing="half", fused_gate_up=True, head_size_free=False, partial_rotary=True
+        ),
+        RuntimeArchitecture(
+            name="gemma2",
             pairing="half",
-            sliding_window=False,
-            output_bias=False,
-            mlp_bias=False,
-            head_size_free=True,
+            norms=BEFORE | BEHIND,
+            partial_rotary=True,
+            activation="gelu_pytorch_tanh",
+            windows=RuntimeWindows(full_every=2, optional=False),
+            output_head="embedding",
+            embedding_root=True,
+            scale_of_hidden_at=46,
+            attention_softcap=True,
+            logit_softcap="always",
+        ),
+        RuntimeArchitecture(
+            name="gemma3",
+            pairing="half",
+            norms=BEFORE | BEHIND,
+            query_key_norm="head",
+            partial_rotary=True,
+            activation="gelu_pytorch_tanh",
+            windows=RuntimeWindows(full_every=6, optional=True),
+            embedding_root=True,
+            scale_of_hidden_at=62,
+            logit_softcap="by key",
         ),
     )
 }
-
-
-def runtime_of(plan: ConversionPlan) -> RuntimeArchitecture:
-    """The architecture that is to compute a plan."""
-    return ARCHITECTURES[plan.family.gguf.architectures[0]]

@@ -10,19 +10,21 @@ from typing import Literal, get_args
 from yarnconv.artifact import check_free_space
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.tokenizer import read_tokenizer
-from yarnconv.errors import Inexpressible, one_of
+from yarnconv.errors import one_of
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
+from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, Metadata, TensorType
 from yarnconv.targets.gguf.launch import key_shift_warning
+from yarnconv.targets.gguf.layered_rope import layered_encodings
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
 from yarnconv.targets.gguf.output import published
-from yarnconv.targets.gguf.placement import placements
-from yarnconv.targets.gguf.rope import ROPE_FREQS, RopeEncoding, encode_rope
-from yarnconv.targets.gguf.rope_keys import rope_keys
-from yarnconv.targets.gguf.runtime import runtime_of
+from yarnconv.targets.gguf.placement import made_tensors, placements
+from yarnconv.targets.gguf.refusals import runtime_of, runtimes_of, structure_refusals
+from yarnconv.targets.gguf.rope import RopeEncoding
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
     OutputFile,
@@ -65,55 +67,6 @@ class GgufJob:
         return sum(file.size for file in self.files)
 
 
-def structure_refusals(plan: ConversionPlan) -> list[Inexpressible]:
-    """What of the model's structure llama.cpp would not compute."""
-    runtime, model = runtime_of(plan), plan.description
-    found = []
-
-    def refuse(condition: bool, what: str, where: str, fix: str | None = None) -> None:
-        if condition:
-            found.append(Inexpressible(what, where=where, fix=fix))
-
-    windows = [x.attention.window for x in model.layers if x.attention.window is not None]
-    narrow = [w for w in windows if w < plan.rope.target_context]
-    refuse(
-        bool(narrow) and not runtime.sliding_window,
-        f"{len(narrow)} layers look back over {min(narrow, default=0)} positions only, the context has "
-        f"{plan.rope.target_context}, and llama.cpp's {runtime.name} architecture reads no window",
-        "config.json: sliding_window",
-        "Convert without a window only if you mean to: set it to null in config.json.",
-    )
-    attention, mlp = model.layers[0].attention, model.layers[0].mlp
-    refuse(
-        attention.output_bias and not runtime.output_bias,
-        f"llama.cpp's {runtime.name} architecture loads no bias of the attention output",
-        "config.json: attention_bias",
-    )
-    refuse(
-        mlp.bias and not runtime.mlp_bias,
-        f"llama.cpp's {runtime.name} architecture loads no bias of the MLP",
-        "config.json: mlp_bias",
-    )
-    refuse(
-        mlp.activation != runtime.activation,
-        f"llama.cpp's {runtime.name} architecture computes {runtime.activation}, not {mlp.activation}",
-        "config.json: hidden_act",
-    )
-    refuse(
-        attention.heads * attention.head_dim != model.hidden_size and not runtime.head_size_free,
-        f"llama.cpp's {runtime.name} architecture wants the heads to span the hidden size of "
-        f"{model.hidden_size}, not {attention.heads * attention.head_dim}",
-        "config.json: head_dim",
-    )
-    refuse(
-        plan.rope.main.rotary_dim != attention.head_dim,
-        f"llama.cpp's {runtime.name} architecture rotates whole heads of {attention.head_dim}, not "
-        f"{plan.rope.main.rotary_dim} dimensions of them",
-        "config.json: partial_rotary_factor",
-    )
-    return found
-
-
 def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
     # llama.cpp computes with norms and biases in float32 and wants them stored so.
     if len(binding.expected.shape) == 1:
@@ -121,18 +74,21 @@ def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
     return SOURCE_TYPES[binding.source.dtype] if outtype == "auto" else TensorType[outtype.upper()]
 
 
-def _output_tensors(plan: ConversionPlan, options: GgufOptions) -> tuple[list[OutputTensor], list[str]]:
+def _output_tensors(
+    plan: ConversionPlan, runtime: RuntimeArchitecture, options: GgufOptions
+) -> tuple[list[OutputTensor], list[str]]:
     tensors, widened = [], []
-    for placement in placements(plan):
-        expected = placement.binding.expected
+    for placement in placements(plan, runtime):
         tensor = OutputTensor(
             name=placement.name,
-            shape=expected.shape,
+            shape=placement.shape,
             tensor_type=_tensor_type(placement.binding, options.outtype),
             source=placement.binding.source,
+            first_row=placement.first_row,
             interleave_heads=placement.interleave_heads,
+            added=placement.added,
         )
-        if expected.shape[-1] % BLOCKS[tensor.tensor_type][0]:
+        if tensor.shape[-1] % BLOCKS[tensor.tensor_type][0]:
             tensor = replace(tensor, tensor_type=TensorType.F16)
             widened.append(tensor.name)
         tensors.append(tensor)
@@ -145,6 +101,18 @@ def _output_tensors(plan: ConversionPlan, options: GgufOptions) -> tuple[list[Ou
     return tensors, notes
 
 
+def _architecture_note(plan: ConversionPlan, runtime: RuntimeArchitecture) -> list[str]:
+    """That it is not the architecture one would look for, and why."""
+    usual = runtimes_of(plan)[0]
+    if runtime.name == usual.name:
+        return []
+    why = structure_refusals(plan, usual)[0].what
+    return [
+        f"The file is of llama.cpp's architecture {runtime.name}, which computes exactly this model: {why}. "
+        f"A llama.cpp too old to know {runtime.name} does not load it."
+    ]
+
+
 def _file_type(tensors: list[OutputTensor]) -> TensorType:
     """The type of most of the weights."""
     values: Counter[TensorType] = Counter()
@@ -154,29 +122,31 @@ def _file_type(tensors: list[OutputTensor]) -> TensorType:
     return values.most_common(1)[0][0]
 
 
+def _made(named: tuple[str, Float32Array]) -> OutputTensor:
+    """A tensor of values that no checkpoint holds."""
+    name, values = named
+    return OutputTensor(name=name, shape=values.shape, tensor_type=TensorType.F32, source=values)
+
+
 def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     """Lay out everything that will be written. Raises the first refusal; writes nothing."""
-    if found := structure_refusals(plan):
+    runtime = runtime_of(plan)
+    if found := structure_refusals(plan, runtime):
         raise found[0]
-    rope = encode_rope(plan.rope, rope_keys(runtime_of(plan).name))
-    tensors, notes = _output_tensors(plan, options)
+    rope = layered_encodings(plan, runtime)[0]
+    tensors, notes = _output_tensors(plan, runtime, options)
+    notes = [*_architecture_note(plan, runtime), *notes]
     file_type = _file_type(tensors)
     parameters = sum(prod(tensor.shape) for tensor in tensors)
-    if rope.rope_freqs is not None:
-        divisors = OutputTensor(
-            name=ROPE_FREQS,
-            shape=rope.rope_freqs.shape,
-            tensor_type=TensorType.F32,
-            source=rope.rope_freqs,
-        )
-        tensors.insert(0, divisors)
+    made = {tensor.name: tensor.values for tensor in made_tensors(plan, runtime)}
+    tensors = [*map(_made, rope.tensors.items()), *tensors, *map(_made, made.items())]
     if rope.note is not None:
         notes.append(rope.note)
     if (warning := key_shift_warning(plan.rope)) is not None:
         notes.append(warning)
     metadata = Metadata()
-    write_general(metadata, plan, file_type, parameters)
-    write_model(metadata, plan, rope)
+    write_general(metadata, plan, runtime, file_type, parameters)
+    write_model(metadata, plan, runtime, rope)
     write_vocabulary(
         metadata,
         read_tokenizer(plan.checkpoint.directory),

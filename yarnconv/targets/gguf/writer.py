@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import NUMPY_DTYPES
+from yarnconv.checkpoint.floats import NUMPY_DTYPES, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
@@ -34,14 +34,18 @@ BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays 
 class OutputTensor:
     """A tensor to be written. `source` is a checkpoint's tensor or values made here.
 
+    first_row: of the source's, of which it holds as many as its shape says.
     interleave_heads: the size of the heads whose rows change places, None if they stay.
+    added: to every value.
     """
 
     name: str
     shape: tuple[int, ...]
     tensor_type: TensorType
     source: TensorRef | NDArray[np.float32]
+    first_row: int = 0
     interleave_heads: int | None = None
+    added: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +60,8 @@ class OutputTensor:
     @property
     def is_copy(self) -> bool:
         """Whether the source's bytes are the artefact's."""
-        return self.interleave_heads is None and self.source_type is self.tensor_type
+        moved = self.interleave_heads is not None
+        return not moved and self.added == 0.0 and self.source_type is self.tensor_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +135,7 @@ class _Piece:
 def _pieces(tensor: OutputTensor, offset: int) -> Iterator[_Piece]:
     # a vector is a column of rows of one value, so that its heads can be interleaved like a matrix's
     rows, width = tensor.shape[0], prod(tensor.shape[1:])
+    start = tensor.first_row * tensor_bytes((width,), tensor.source_type)
     if tensor.is_copy and len(tensor.shape) == 1:
         rows, width = 1, tensor.shape[0]
     source_row = tensor_bytes((width,), tensor.source_type)
@@ -140,7 +146,7 @@ def _pieces(tensor: OutputTensor, offset: int) -> Iterator[_Piece]:
     for first in range(0, rows, step):
         yield _Piece(
             tensor=tensor,
-            source_start=first * source_row,
+            source_start=start + first * source_row,
             source_bytes=min(step, rows - first) * source_row,
             offset=offset + first * target_row,
             width=width,
@@ -174,7 +180,10 @@ def _convert_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
     rows = np.frombuffer(data, dtype=NUMPY_DTYPES[tensor.source_type.name]).reshape(-1, piece.width)
     if (size := tensor.interleave_heads) is not None:
         rows = interleave_heads(rows, size)
-    converted = convert_rows(rows, tensor.source_type, tensor.tensor_type)
+    source_type = tensor.source_type
+    if tensor.added != 0.0:
+        rows, source_type = to_float32(rows, source_type.name) + np.float32(tensor.added), TensorType.F32
+    converted = convert_rows(rows, source_type, tensor.tensor_type)
     output.write(converted.view(np.uint8).data.cast("B"), piece.offset)
 
 

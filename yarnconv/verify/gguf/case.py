@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
-from yarnconv.targets.gguf.placement import TensorPlacement
+from yarnconv.targets.gguf.placement import MadeTensor, TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.passages import Tokens
 from yarnconv.verify.runners.llama_cpp import LlamaCpp
@@ -14,13 +15,16 @@ from yarnconv.verify.runners.llama_cpp import LlamaCpp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """plan: the expected one. places: where its tensors should stand. tokens: int64 ids to run.
-    layers: how many the structure is judged with.
+    """plan: the expected one. runtime: the architecture that the artefact is of. places: where the plan's
+    tensors should stand. made: what should stand there besides. tokens: int64 ids to run. layers: how many
+    the structure is judged with.
     """
 
     plan: ConversionPlan
+    runtime: RuntimeArchitecture
     artefact: GgufFile
     places: tuple[TensorPlacement, ...]
+    made: tuple[MadeTensor, ...]
     tokens: Tokens
     layers: int
     options: CheckOptions

@@ -13,11 +13,11 @@ from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.scaling import is_dynamic
 from yarnconv.targets.facts import FactComparison
-from yarnconv.targets.gguf.placement import placements
+from yarnconv.targets.gguf.placement import made_tensors, placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
+from yarnconv.targets.gguf.refusals import runtime_of, runtimes_of, structure_refusals
 from yarnconv.targets.gguf.rope_reading import compare_metadata
-from yarnconv.targets.gguf.runtime import runtime_of
-from yarnconv.targets.gguf.target import structure_refusals
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.verify.case import CheckOptions, choose_tokens, judged_layers, random_tokens
 from yarnconv.verify.components import require
@@ -36,9 +36,11 @@ from yarnconv.worker import RuntimeRefused
 OUTPUT_HEAD = "output.weight"
 
 
-def _judge_metadata(plan: ConversionPlan, artefact: GgufFile) -> tuple[Verdict, Sequence[FactComparison]]:
+def _judge_metadata(
+    plan: ConversionPlan, runtime: RuntimeArchitecture, artefact: GgufFile
+) -> tuple[Verdict, Sequence[FactComparison]]:
     try:
-        keys = compare_metadata(plan, artefact)
+        keys = compare_metadata(plan, runtime, artefact)
     except Inexpressible as error:
         if is_dynamic(plan.rope.main):  # no GGUF holds it, so there is nothing to judge
             fix = "A plain file with presets is checked with --method none; presets are not judged."
@@ -58,6 +60,19 @@ def _with_head_of_its_own(plan: ConversionPlan, artefact: GgufFile) -> Conversio
     return plan.with_untied_head()
 
 
+def _runtime(plan: ConversionPlan, artefact: GgufFile) -> RuntimeArchitecture:
+    """The file's own architecture, where it may be one of the plan's family."""
+    for runtime in runtimes_of(plan):
+        if artefact.architecture == runtime.name:
+            return runtime
+    raise BadInput(
+        f"it is a model of llama.cpp's architecture {artefact.architecture}, the reference is one of "
+        f"{runtime_of(plan).name}",
+        where=artefact.path.name,
+        fix="Give the checkpoint that it was made from.",
+    )
+
+
 def _check_open(
     runner: LlamaCpp,
     artefact: GgufFile,
@@ -69,14 +84,8 @@ def _check_open(
 ) -> CheckReport:
     expectation = expect(checkpoint, request, artefact.scalar(RECORD_KEY, str))
     plan = _with_head_of_its_own(expectation.plan, artefact)
-    if artefact.architecture != runtime_of(plan).name:
-        raise BadInput(
-            f"it is a model of llama.cpp's architecture {artefact.architecture}, the reference is one of "
-            f"{runtime_of(plan).name}",
-            where=artefact.path.name,
-            fix="Give the checkpoint that it was made from.",
-        )
-    if refusals := structure_refusals(plan):
+    runtime = _runtime(plan, artefact)
+    if refusals := structure_refusals(plan, runtime):
         raise refusals[0]
     vocab_size, refused = plan.description.vocab_size, None
     try:
@@ -85,15 +94,17 @@ def _check_open(
         tokens, refused = random_tokens(vocab_size, options.seed), error.what
     case = Case(
         plan=plan,
+        runtime=runtime,
         artefact=artefact,
-        places=placements(plan),
+        places=placements(plan, runtime),
+        made=made_tensors(plan, runtime),
         tokens=tokens,
         layers=judged_layers(plan, options.layers),
         options=options,
         runner=runner,
         progress=progress,
     )
-    metadata, keys = _judge_metadata(plan, artefact)
+    metadata, keys = _judge_metadata(plan, runtime, artefact)
     weights, tensors = judge_weights(case)
     if refused is None:
         judged = judge_structure(case)

@@ -1,20 +1,28 @@
 """The structure verdict of a GGUF, and the artefact run as it is."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from yarnconv.artifact import check_free_space
+from yarnconv.rope.scaling import LongRope
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import separate_heads
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
 from yarnconv.targets.gguf.placement import TensorPlacement
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
+from yarnconv.targets.gguf.rope import CONTEXT_STEP
+from yarnconv.targets.gguf.runtime import ACTIVATIONS_IN_HALF
+from yarnconv.verify.activations import activations_in_half
 from yarnconv.verify.case import kept_vocabulary
+from yarnconv.verify.compare import Sharpness, narrowed
 from yarnconv.verify.gguf.case import Case
-from yarnconv.verify.passages import make_passages
+from yarnconv.verify.passages import INSIDE, PREFIX, Passage, Tokens, make_passages
+from yarnconv.verify.reference import Reference
 from yarnconv.verify.report import AsIs
 from yarnconv.verify.structure import (
     AS_IS_INSIDE,
@@ -32,21 +40,29 @@ from yarnconv.verify.structure import (
 from yarnconv.verify.verdict import Verdict
 
 
+def _copied_values(copy: GgufFile, place: TensorPlacement) -> Float32Array | None:
+    """One of the float32 copy's tensors as rows of the checkpoint's, mapped where it is as it stands."""
+    if (stored := copy.tensors.get(place.name)) is None:
+        return None  # of a layer beyond the copy's
+    values: Float32Array = np.memmap(
+        copy.path, dtype="<f4", mode="c", offset=stored.offset, shape=stored.shape
+    )
+    if place.interleave_heads is not None:
+        rows = values.reshape(stored.shape[0], -1)
+        separated = separate_heads(rows, place.interleave_heads).astype(np.float32)
+        values = np.ascontiguousarray(separated).reshape(stored.shape)
+    return values if place.added == 0.0 else values - np.float32(place.added)
+
+
 def _copied_weights(copy: GgufFile, places: Sequence[TensorPlacement]) -> dict[str, Float32Array]:
-    """The float32 copy's tensors by the checkpoint's names, mapped and not loaded."""
-    weights: dict[str, Float32Array] = {}
+    """The float32 copy's tensors by the checkpoint's names, mapped and not loaded where they stand as they
+    are there.
+    """
+    parts: dict[str, list[Float32Array]] = {}
     for place in places:
-        if (stored := copy.tensors.get(place.name)) is None:
-            continue  # of a layer beyond the copy's
-        values: Float32Array = np.memmap(
-            copy.path, dtype="<f4", mode="c", offset=stored.offset, shape=stored.shape
-        )
-        if place.interleave_heads is not None:
-            rows = values.reshape(stored.shape[0], -1)
-            separated = separate_heads(rows, place.interleave_heads).astype(np.float32)
-            values = np.ascontiguousarray(separated).reshape(stored.shape)
-        weights[place.binding.expected.name] = values
-    return weights
+        if (values := _copied_values(copy, place)) is not None:
+            parts.setdefault(place.binding.expected.name, []).append(values)
+    return {name: np.concatenate(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
 
 def _run(case: Case, path: Path) -> Run:
@@ -56,7 +72,7 @@ def _run(case: Case, path: Path) -> Run:
 def _unusable_tensor(case: Case) -> str | None:
     for place in case.places:
         stored = case.artefact.tensors.get(place.name)
-        if stored is None or stored.shape != place.binding.expected.shape:
+        if stored is None or stored.shape != place.shape:
             return f"{place.name} is missing" if stored is None else f"{place.name} has another shape"
     for name in VOCABULARY_TENSORS & case.artefact.tensors.keys():
         if case.artefact.tensors[name].shape[0] != case.plan.description.vocab_size:
@@ -64,15 +80,44 @@ def _unusable_tensor(case: Case) -> str | None:
     return None
 
 
+def _passages(
+    case: Case, tokens: Tokens, *, prefix: int = PREFIX, inside: int = INSIDE
+) -> tuple[Passage, ...]:
+    """Of longrope both sets are judged: each in a context for which llama.cpp takes it, which is the whole
+    context's size and not a request's.
+    """
+    rope = case.plan.rope
+    scaling, original, target = rope.main, rope.original_context, rope.target_context
+    make = partial(make_passages, tokens, prefix=prefix, inside=inside)
+    if not isinstance(scaling, LongRope):
+        return make(original_context=original, target_context=target)
+    original, found = scaling.original_context, list[Passage]()
+    largest = min(original // CONTEXT_STEP * CONTEXT_STEP, target)
+    if largest:
+        short = make(original_context=largest, target_context=largest)
+        cells = max(len(passage.tokens) for passage in short)
+        found = [replace(one, name=f"{one.name}, short set", bucket=0, context=cells) for one in short]
+    if target > original:
+        long = make(original_context=original, target_context=target)
+        found += [replace(one, bucket=1, context=original + 1) for one in long]
+    return tuple(found)
+
+
+def _sharpness(case: Case, reference: Reference, passage: Passage, wanted: Float32Array) -> Sharpness:
+    """What a passage can tell of a runtime that rounds angles, and looks some activations up."""
+    rounding = case.runner.angle_rounding(case.plan.rope.main.rotary_dim // 2)
+    exact = measured_sharpness(reference, passage, wanted, rounding)
+    if case.runtime.activation not in ACTIVATIONS_IN_HALF:
+        return exact
+    with activations_in_half():
+        looked_up = reference.logits(passage)
+    return narrowed(exact, looked_up, wanted, "float16 in the activations")
+
+
 def _judge_in(case: Case, directory: Path) -> Judged:
     """Write the float32 copy and hold what llama.cpp makes of it against the reference."""
-    rope = case.plan.rope
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
-    passages = make_passages(
-        np.searchsorted(vocabulary, case.tokens).astype(np.int64),
-        original_context=rope.original_context,
-        target_context=rope.target_context,
-    )
+    passages = _passages(case, np.searchsorted(vocabulary, case.tokens).astype(np.int64))
     path = directory / "copy.gguf"
     size = copy_bytes(case.artefact, case.layers, len(vocabulary))
     check_free_space(path, size, "Free some space, set TMPDIR to another place, or lower --layers.")
@@ -82,12 +127,11 @@ def _judge_in(case: Case, directory: Path) -> Judged:
         weights = _copied_weights(copy, case.places)
     computing = case.options.computing
     references = References(case.plan, weights, layers=case.layers, computing=computing)
-    rounding = case.runner.angle_rounding(rope.main.rotary_dim // 2)
     evidence = compare_all(
         _run(case, path),
         references,
         passages,
-        partial(measured_sharpness, rounding=rounding),
+        partial(_sharpness, case),
         runtime=case.runner.name,
         title=f"{case.layers} layers in float32",
         progress=case.progress,
@@ -96,12 +140,24 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     return judge_evidence(evidence, references, always_diagnose=always, progress=case.progress)
 
 
+def _depth_that_matters(case: Case) -> str | None:
+    """Why a copy of the first layers is not the model cut short, where it is not."""
+    model, runtime = case.plan.description, case.runtime
+    whole, copy = (runtime.attention_scale(model, layers) for layers in (case.all_layers, case.layers))
+    if runtime.multipliers or math.isclose(whole, copy):
+        return None
+    return (
+        f"llama.cpp takes another attention scale for {case.all_layers} layers than for the {case.layers} of "
+        f"a copy ({whole:.4g}, {copy:.4g}): add --layers 0"
+    )
+
+
 def judge_structure(case: Case) -> Judged:
     """Run a float32 copy and hold it against the reference, window by window.
 
     Raises RuntimeCrashed where llama.cpp dies of it.
     """
-    if (problem := _unusable_tensor(case)) is not None:
+    if (problem := _unusable_tensor(case) or _depth_that_matters(case)) is not None:
         return Judged(verdict=Verdict(outcome="not_judged", reason=problem))
     return judge_copy(partial(_judge_in, case), case.artefact.path, case.layers)
 
@@ -111,13 +167,7 @@ def run_as_is(case: Case) -> AsIs:
 
     Raises RuntimeRefused where llama.cpp loads its float32 copy but not the file itself.
     """
-    passages = make_passages(
-        case.tokens,
-        original_context=case.plan.rope.original_context,
-        target_context=case.plan.rope.target_context,
-        prefix=AS_IS_PREFIX,
-        inside=AS_IS_INSIDE,
-    )
+    passages = _passages(case, case.tokens, prefix=AS_IS_PREFIX, inside=AS_IS_INSIDE)
     return as_is(
         _run(case, case.artefact.path),
         case.plan,

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import Rows, to_float32
 from yarnconv.targets.gguf.blocks import interleave_heads
 from yarnconv.targets.gguf.file_format import BLOCKS
-from yarnconv.targets.gguf.placement import TensorPlacement
+from yarnconv.targets.gguf.placement import MadeTensor, TensorPlacement
 from yarnconv.targets.gguf.reader import StoredTensor
-from yarnconv.targets.gguf.rope import ROPE_FREQS
+from yarnconv.targets.gguf.rope import LONGROPE_TENSORS, ROPE_FREQS
 from yarnconv.targets.gguf.steps import value_steps
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.hypotheses import wrong_orders
@@ -19,7 +19,6 @@ from yarnconv.verify.weights import (
     BLOCK_TYPES,
     FLOAT_TYPES,
     MOVED,
-    Coverage,
     TensorComparison,
     WeightJudge,
     conclude_weights,
@@ -29,8 +28,12 @@ from yarnconv.verify.weights import (
 
 
 def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
-    """The checkpoint's tensor as [rows, width], and which of its rows each of the artefact's should be."""
-    values, heads = placement.binding.source.load(), placement.interleave_heads
+    """The checkpoint's rows that the artefact's tensor holds, as [rows, width], and which of them each of its
+    own should be.
+    """
+    values = placement.binding.source.load()
+    values = values[placement.first_row : placement.first_row + placement.shape[0]]
+    heads = placement.interleave_heads
     if values.ndim == 1:
         if heads is not None:
             values = interleave_heads(values[:, None], heads)
@@ -40,13 +43,16 @@ def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
 
 
 def _judge(
-    stored: StoredTensor, values: Rows, order: NDArray[np.intp], dtype: str, coverage: Coverage, seed: int
+    stored: StoredTensor, values: Rows, order: NDArray[np.intp], place: TensorPlacement, case: Case
 ) -> WeightJudge:
     """The stored rows against those of the checkpoint's values that each of them should be."""
+    dtype, coverage, seed = place.binding.source.dtype, case.options.coverage, case.options.seed
     judge = WeightJudge(stored.tensor_type.name, BLOCKS[stored.tensor_type][0])
     count, width = values.shape
     for rows in sampled_rows(count, width, coverage, seed):
         wanted = to_float32(np.ascontiguousarray(values[order[rows]]), dtype)
+        if place.added != 0.0:
+            wanted = wanted + np.float32(place.added)
         steps = value_steps(stored.packed(rows), stored.tensor_type)
         judge.add(
             stored.rows(rows).reshape(-1),
@@ -63,22 +69,35 @@ def _compare_tensor(placement: TensorPlacement, stored: StoredTensor | None, cas
     if stored is None:
         return TensorComparison(name=placement.name, stored_as=None, problem="is missing")
     comparison = TensorComparison(name=placement.name, stored_as=stored.tensor_type.name)
-    source, kind = placement.binding.source, stored.tensor_type.name
-    if stored.shape != source.shape:
-        return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(source.shape)}")
+    kind = stored.tensor_type.name
+    if stored.shape != placement.shape:
+        return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(placement.shape)}")
     if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
         return replace(comparison, known=False)
     values, order = _source(placement)
-    coverage, seed = case.options.coverage, case.options.seed
-    judge = _judge(stored, values, order, source.dtype, coverage, seed)
+    judge = _judge(stored, values, order, placement, case)
     if judge.problem is not None:
         for wrong in wrong_orders(case.plan, placement.binding.expected):
-            moved = (values[:, wrong], order) if len(source.shape) == 1 else (values, order[wrong])
-            if _judge(stored, *moved, source.dtype, coverage, seed).problem is None:
+            moved = (values[:, wrong], order) if len(placement.shape) == 1 else (values, order[wrong])
+            if _judge(stored, *moved, placement, case).problem is None:
                 return replace(
                     comparison, judged=judge.judged, relative=judge.relative, problem=MOVED, moved=True
                 )
     return replace(comparison, judged=judge.judged, relative=judge.relative, problem=judge.problem)
+
+
+def _compare_made(made: MadeTensor, stored: StoredTensor | None) -> TensorComparison:
+    """One that no checkpoint holds, value by value."""
+    if stored is None:
+        return TensorComparison(name=made.name, stored_as=None, problem="is missing")
+    comparison = TensorComparison(
+        name=made.name, stored_as=stored.tensor_type.name, judged=made.values.size, relative=0.0
+    )
+    if stored.shape != made.values.shape:
+        return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(made.values.shape)}")
+    if not np.array_equal(stored.rows(slice(None)).reshape(-1), made.values):
+        return replace(comparison, problem="is not what takes no part in the computation")
+    return comparison
 
 
 def _compare_all(case: Case) -> list[TensorComparison]:
@@ -88,15 +107,18 @@ def _compare_all(case: Case) -> list[TensorComparison]:
             stored = case.artefact.tensors.get(place.name)
             compared.append(_compare_tensor(place, stored, case))
             advance(1)
+    compared += [_compare_made(made, case.artefact.tensors.get(made.name)) for made in case.made]
     for file in case.files:
         file.forget()
     return compared
 
 
 def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
-    """Every tensor of the checkpoint, and none besides (rope_freqs is the metadata verdict's)."""
+    """Every tensor of the checkpoint, and none besides (divisors of RoPE are the metadata verdict's)."""
     if (verdict := left_out(case.plan, case.options.coverage)) is not None:
         return verdict, []
     compared = _compare_all(case)
-    surplus = case.artefact.tensors.keys() - {place.name for place in case.places} - {ROPE_FREQS}
+    known = {place.name for place in case.places} | {made.name for made in case.made}
+    known |= {ROPE_FREQS, *LONGROPE_TENSORS}
+    surplus = case.artefact.tensors.keys() - known
     return conclude_weights(compared, sorted(surplus)), compared

@@ -1,9 +1,10 @@
 """llama.cpp in a process of its own: an assertion in ggml kills the interpreter it stands in.
 
 Run as a script. Reads one JSON request per line and answers each with one JSON line:
-    {"path", "passages": [{"tokens", "positions", "jump", "judged", "decoded"}], "out"}
-        runs each passage from an empty cache; writes float32[judged tokens, vocabulary] of all, one after
-        the other, to the .npy file `out`; answers {"done": passages} after each, then {"ok": true}
+    {"path", "passages": [{"tokens", "positions", "jump", "judged", "decoded", "context"}], "out"}
+        runs each passage from an empty cache, in a context of so many positions at least; writes
+        float32[judged tokens, vocabulary] of all, one after the other, to the .npy file `out`; answers
+        {"done": passages} after each, then {"ok": true}
     {"path", "text"}
         answers {"tokens": [...]} by the file's own vocabulary
 An answer {"refused": reason} means that llama.cpp would not do it and said so.
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +143,7 @@ class Decoder:
         decoded: int,
         context: int | None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Logits of the tokens from `judged` on. context: a GGUF has one set of frequencies for all."""
+        """Logits of the tokens from `judged` on. context: what was declared; its size is this context's."""
         llama_cpp.llama_memory_clear(self.memory, True)
         begin = 0
         if jump is not None:
@@ -158,20 +160,26 @@ class Decoder:
 
 
 def run_passages(path: str, passages: list[dict[str, Any]], out: str, log: Log, answer: Answer) -> None:
-    """Run all and write their logits to `out`."""
+    """Run all and write their logits to `out`; those that declare another context in one of that size."""
     rows = sum(len(passage["tokens"]) - passage["judged"] for passage in passages)
-    cells = max(len(passage["tokens"]) for passage in passages)
-    with loaded_model(path, log) as model, open_context(model, cells, log) as context:
+    most = max(len(passage["tokens"]) for passage in passages)
+    with loaded_model(path, log) as model:
         vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         logits = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, vocab_size))
-        decoder = Decoder(context, vocab_size, log)
         row = 0
-        for passage in passages:
-            for values in decoder.run(**passage):
-                logits[row] = values
-                row += 1
-            answer({"done": 1})
-        decoder.close()
+        for declared, group in groupby(passages, lambda passage: passage["context"]):
+            alike = list(group)
+            cells = most
+            if declared is not None:
+                cells = max(declared, *(len(passage["tokens"]) for passage in alike))
+            with open_context(model, cells, log) as context:
+                decoder = Decoder(context, vocab_size, log)
+                for passage in alike:
+                    for values in decoder.run(**passage):
+                        logits[row] = values
+                        row += 1
+                    answer({"done": 1})
+                decoder.close()
         logits.flush()
 
 

@@ -22,9 +22,9 @@ from yarnconv.targets.gguf.deployment.chat_source import ChatSource, ending_toke
 from yarnconv.targets.gguf.deployment.job import Deployment
 from yarnconv.targets.gguf.deployment.server import presets_carry
 from yarnconv.targets.gguf.launch import launch_buckets
-from yarnconv.targets.gguf.rope_keys import rope_keys
-from yarnconv.targets.gguf.runtime import runtime_of
-from yarnconv.targets.gguf.target import GgufJob, structure_refusals
+from yarnconv.targets.gguf.layered_rope import keys_of_plan
+from yarnconv.targets.gguf.refusals import runtime_of, structure_refusals
+from yarnconv.targets.gguf.target import GgufJob
 from yarnconv.targets.plan_card import command_line
 
 
@@ -35,9 +35,10 @@ def carried_plan(served: ConversionPlan, wanted: Collection[str]) -> ConversionP
     """
     if not presets_carry(served.rope, wanted):
         return served
-    if found := structure_refusals(served):
+    runtime = runtime_of(served)
+    if found := structure_refusals(served, runtime):
         raise found[0]
-    launch_buckets(served.rope, rope_keys(runtime_of(served).name))
+    launch_buckets(served.rope, keys_of_plan(served, runtime))
     plain = RopeRequest(method="none", use_profile=served.request.use_profile)
     return plan_conversion(served.checkpoint, plain)
 
@@ -103,7 +104,7 @@ def deployment_of_conversion(
         dtype=kind,
         name=model_name(served.checkpoint.directory),
         kind=served.description.family,
-        keys=rope_keys(runtime_of(served).name),
+        keys=keys_of_plan(served, runtime_of(served)),
         extended_from=None,
         destination=destination,
         parts=len(job.files),

@@ -1,0 +1,111 @@
+"""Keys that say how a block is built, beside its dimensions and RoPE, where an architecture reads any."""
+
+import math
+from dataclasses import dataclass
+
+from yarnconv.model.description import ModelDescription
+from yarnconv.targets.gguf.file_format import Metadata
+from yarnconv.targets.gguf.reader import GgufFile
+from yarnconv.targets.gguf.refusals import slides
+from yarnconv.targets.gguf.runtime import RuntimeArchitecture, RuntimeWindows
+
+Value = int | float | list[bool]
+# Of numbers that are stored as float32.
+TOLERANCE = 1e-6
+_LONGEST_LIST = 16 + 8 * 512  # bytes: a list's head, and 64 bits for each of llama.cpp's LLAMA_MAX_LAYERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockKey:
+    """A key without its prefix, the model's value, and what llama.cpp takes where it is left out: None where
+    it must be there, or is better so.
+    """
+
+    name: str
+    value: Value
+    default: Value | None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the key may be left out."""
+        return self.default is not None and same(self.value, self.default)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two values are one, for a float32."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=TOLERANCE)
+    return one == other
+
+
+def _windows(model: ModelDescription, windows: RuntimeWindows) -> list[BlockKey]:
+    sliding = [slides(layer.attention) for layer in model.layers]
+    if not any(sliding):
+        return [BlockKey(name="attention.sliding_window", value=0, default=0)]
+    (window,) = {layer.attention.window for layer in model.layers if layer.attention.window is not None}
+    pattern = windows.default_pattern(len(sliding))
+    return [
+        BlockKey(name="attention.sliding_window", value=window, default=None),
+        BlockKey(name="attention.sliding_window_pattern", value=sliding, default=pattern),
+    ]
+
+
+def block_keys(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
+    """All that the architecture reads."""
+    layer, count = model.layers[0], len(model.layers)
+    attention = layer.attention
+    found = [] if runtime.windows is None else _windows(model, runtime.windows)
+    if runtime.rope_pattern:
+        rotates = [one.attention.rotates for one in model.layers]
+        found.append(BlockKey(name="attention.rope_pattern", value=rotates, default=runtime.rotating(count)))
+    if runtime.multipliers:
+        scale = runtime.attention_scale(model, count)
+        found += [
+            BlockKey(name="attention.scale", value=attention.scale, default=scale),
+            BlockKey(name="embedding_scale", value=model.embedding_multiplier, default=1.0),
+            BlockKey(name="residual_scale", value=layer.residual_multiplier, default=1.0),
+            # by which logits are divided
+            BlockKey(name="logit_scale", value=1.0 / model.logit_multiplier, default=None),
+        ]
+    if attention.softcap is not None:
+        found.append(BlockKey(name="attn_logit_softcapping", value=attention.softcap, default=None))
+    if runtime.logit_softcap is not None:
+        default = 0.0 if runtime.logit_softcap == "by key" else None
+        cap = model.logit_softcap or 0.0
+        found.append(BlockKey(name="final_logit_softcapping", value=cap, default=default))
+    if runtime.query_growth:
+        beta = 0.0 if attention.query_growth is None else attention.query_growth.beta
+        found.append(BlockKey(name="attention.temperature_scale", value=beta, default=0.0))
+    return found
+
+
+def write_block_keys(metadata: Metadata, model: ModelDescription, runtime: RuntimeArchitecture) -> None:
+    """Set those that may not be left out."""
+    for key in block_keys(model, runtime):
+        name = f"{runtime.name}.{key.name}"
+        if key.is_default:
+            continue
+        if isinstance(key.value, list):
+            metadata.booleans(name, key.value)
+        elif isinstance(key.value, int):
+            metadata.uint32(name, key.value)
+        else:
+            metadata.float32(name, key.value)
+
+
+def read_block_key(artefact: GgufFile, key: BlockKey) -> Value | None:
+    """What llama.cpp takes from a file; None where it holds nothing of the key's type."""
+    name = f"{artefact.architecture}.{key.name}"
+    if name not in artefact.packed:
+        return key.default
+    if not isinstance(key.value, list):
+        scalar: Value = artefact.scalar(name, type(key.value))
+        return scalar
+    if len(artefact.packed[name]) > _LONGEST_LIST:
+        return None
+    found = artefact.value(name)
+    if isinstance(found, list):
+        return [bool(one) for one in found[: len(key.value)]]
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        return None
+    return RuntimeWindows(full_every=found, optional=True).default_pattern(len(key.value))

@@ -1,0 +1,162 @@
+"""What of a model's structure an architecture of llama.cpp would not compute; and which one computes it."""
+
+import math
+from collections.abc import Iterator
+
+from yarnconv.errors import Inexpressible
+from yarnconv.model.description import AttentionDescription, LayerDescription
+from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
+
+# Multipliers are stored as float32.
+TOLERANCE = 1e-6
+
+
+def slides(attention: AttentionDescription) -> bool:
+    """Whether a layer has a sliding window."""
+    return attention.window is not None
+
+
+def _windows(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    model = plan.description
+    windows = [layer.attention.window for layer in model.layers]
+    narrow = [w for w in windows if w is not None and w < plan.rope.target_context]
+    if narrow and runtime.windows is None:
+        yield Inexpressible(
+            f"{len(narrow)} layers look back over {min(narrow)} positions only, the context has "
+            f"{plan.rope.target_context}, and llama.cpp's {runtime.name} architecture reads no window",
+            where="config.json: sliding_window",
+            fix="Convert without a window only if you mean to: set it to null in config.json.",
+        )
+    if runtime.windows is not None and not runtime.windows.optional and not any(windows):
+        yield Inexpressible(
+            f"llama.cpp's {runtime.name} architecture wants a window, and no layer has one",
+            where="config.json: sliding_window",
+        )
+
+
+def _without_rope(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    layers = plan.description.layers
+    wanted = [layer.attention.rotates for layer in layers]
+    made = runtime.rotating(len(layers))
+    if wanted == made or runtime.rope_pattern:
+        return
+    index = next(i for i, (want, have) in enumerate(zip(wanted, made, strict=True)) if want != have)
+    others = (
+        "turns all layers"
+        if runtime.without_rope_every is None
+        else f"leaves out every {runtime.without_rope_every}th layer and no other"
+    )
+    yield Inexpressible(
+        f"layer {index} has {'RoPE' if wanted[index] else 'no RoPE'}, and llama.cpp's {runtime.name} "
+        f"architecture {others}",
+        where="config.json: layers without RoPE",
+    )
+
+
+def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    attention, mlp, whose = layer.attention, layer.mlp, f"llama.cpp's {runtime.name} architecture"
+    if layer.norms != runtime.norms:
+        yield Inexpressible(
+            f"{whose} has {', '.join(sorted(runtime.norms))}, not {', '.join(sorted(layer.norms))}",
+            where="the norms of a layer",
+        )
+    if attention.query_key_norm != runtime.query_key_norm:
+        kinds = {None: "no norm", "head": "a norm of each head", "projection": "one norm of all heads"}
+        yield Inexpressible(
+            f"{whose} has {kinds[runtime.query_key_norm]} on queries and keys, not "
+            f"{kinds[attention.query_key_norm]}",
+            where="the norms of queries and keys",
+        )
+    if attention.output_bias and not runtime.output_bias:
+        yield Inexpressible(
+            f"{whose} loads no bias of the attention output", where="config.json: attention_bias"
+        )
+    if mlp.bias and not runtime.mlp_bias:
+        yield Inexpressible(f"{whose} loads no bias of the MLP", where="config.json: mlp_bias")
+    if mlp.activation != runtime.activation:
+        yield Inexpressible(
+            f"{whose} computes {runtime.activation}, not {mlp.activation}", where="config.json: hidden_act"
+        )
+    if runtime.fused_gate_up and not mlp.fused:
+        yield Inexpressible(f"{whose} wants gate and up in one matrix", where="the MLP")
+    if attention.softcap is None and runtime.attention_softcap:
+        yield Inexpressible(f"{whose} caps scores always", where="config.json: attn_logit_softcapping")
+    if attention.softcap is not None and not runtime.attention_softcap:
+        yield Inexpressible(f"{whose} does not cap scores", where="config.json: attn_logit_softcapping")
+    if attention.query_growth is not None and not runtime.query_growth:
+        yield Inexpressible(
+            f"{whose} does not let queries grow with their position",
+            where="config.json: rope_parameters.llama_4_scaling_beta",
+        )
+
+
+def _is(found: float, wanted: float) -> bool:
+    return math.isclose(found, wanted, rel_tol=TOLERANCE)
+
+
+def _numbers(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    model, whose = plan.description, f"llama.cpp's {runtime.name} architecture"
+    attention, layer = model.layers[0].attention, model.layers[0]
+    if attention.heads * attention.head_dim != model.hidden_size and not runtime.head_size_free:
+        yield Inexpressible(
+            f"{whose} wants the heads to span the hidden size of {model.hidden_size}, not "
+            f"{attention.heads * attention.head_dim}",
+            where="config.json: head_dim",
+        )
+    if plan.rope.main.rotary_dim != attention.head_dim and not runtime.partial_rotary:
+        yield Inexpressible(
+            f"{whose} rotates whole heads of {attention.head_dim}, not {plan.rope.main.rotary_dim} "
+            "dimensions of them",
+            where="config.json: partial_rotary_factor",
+        )
+    scale = runtime.attention_scale(model, len(model.layers))
+    if not runtime.multipliers and not _is(attention.scale, scale):
+        yield Inexpressible(
+            f"{whose} multiplies scores by {scale:.7g}, not {attention.scale:.7g}",
+            where="the scale of the attention",
+        )
+    embedding = math.sqrt(model.hidden_size) if runtime.embedding_root else 1.0
+    multiplied = {
+        "embeddings": (model.embedding_multiplier, embedding),
+        "what a layer adds": (layer.residual_multiplier, 1.0),
+        "logits": (model.logit_multiplier, 1.0),
+    }
+    for what, (wanted, made) in multiplied.items():
+        if not runtime.multipliers and not _is(wanted, made):
+            yield Inexpressible(
+                f"{whose} multiplies {what} by {made:.7g}, not {wanted:.7g}",
+                where=f"the multiplier of {what}",
+            )
+    if model.logit_softcap is None and runtime.logit_softcap == "always":
+        yield Inexpressible(f"{whose} caps logits always", where="config.json: final_logit_softcapping")
+    if model.logit_softcap is not None and runtime.logit_softcap is None:
+        yield Inexpressible(f"{whose} does not cap logits", where="config.json: final_logit_softcapping")
+    if runtime.output_head == "embedding" and not model.tied_embeddings:
+        yield Inexpressible(
+            f"{whose} takes the embedding for its output head, and the model has one of its own",
+            where="config.json: tie_word_embeddings",
+        )
+
+
+def structure_refusals(plan: ConversionPlan, runtime: RuntimeArchitecture) -> list[Inexpressible]:
+    """What of the model's structure an architecture would not compute; nothing where it computes exactly
+    this.
+    """
+    return [
+        *_windows(plan, runtime),
+        *_without_rope(plan, runtime),
+        *_block(plan.description.layers[0], runtime),
+        *_numbers(plan, runtime),
+    ]
+
+
+def runtimes_of(plan: ConversionPlan) -> tuple[RuntimeArchitecture, ...]:
+    """The architectures that may compute models of the plan's family, the usual one first."""
+    return tuple(ARCHITECTURES[name] for name in plan.family.gguf.architectures)
+
+
+def runtime_of(plan: ConversionPlan) -> RuntimeArchitecture:
+    """The first architecture that computes the plan's structure exactly; the usual one where none does."""
+    every = runtimes_of(plan)
+    return next((one for one in every if not structure_refusals(plan, one)), every[0])
