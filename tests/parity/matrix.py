@@ -20,6 +20,7 @@ from yarnconv.errors import Inexpressible
 from yarnconv.model.family import families
 from yarnconv.plan import ConversionPlan, plan_conversion
 from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.gguf.refusals import runtime_of
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- support table: python -m tests.parity.matrix -->", "<!-- end of the support table -->"
@@ -202,7 +203,8 @@ def _by_launch(plan: ConversionPlan) -> bool:
         return False
 
 
-def _rows(root: Path) -> Iterator[tuple[Variant, dict[str, list[str]]]]:
+def _rows(root: Path) -> Iterator[tuple[Variant, str, dict[str, list[str]]]]:
+    """Of each model llama.cpp's architecture and, by target, the methods that it is written with."""
     for number, variant in enumerate(variants()):
         directory = checkpoint_of(variant, root / str(number))
         marks: dict[str, list[str]] = {target: [] for target in TARGETS}
@@ -217,7 +219,8 @@ def _rows(root: Path) -> Iterator[tuple[Variant, dict[str, list[str]]]]:
                         marks[target].append(shown)
                     elif target == "gguf" and _by_launch(plan):
                         marks[target].append(f"{shown}*")
-        yield variant, marks
+            runtime = runtime_of(plan_conversion(checkpoint, METHODS["yarn"]))
+        yield variant, runtime.name, marks
 
 
 def _cell(said: Sequence[str], everything: Sequence[str]) -> str:
@@ -231,15 +234,18 @@ def _cell(said: Sequence[str], everything: Sequence[str]) -> str:
 def table() -> str:
     """The table, as Markdown."""
     lines = [
-        f"| family | {' | '.join(title for title, _ in TARGETS.values())} |",
-        "|" + "---|" * (len(TARGETS) + 1),
+        f"| family | such as | {' | '.join(title for title, _ in TARGETS.values())} |",
+        "|" + "---|" * (len(TARGETS) + 2),
     ]
     with tempfile.TemporaryDirectory() as directory:
-        for variant, marks in _rows(Path(directory)):
+        for variant, architecture, marks in _rows(Path(directory)):
             own = [f"own {variant.scaled}"] if variant.scaled is not None else []
             everything = [*(m for m in METHODS if m != "own"), *own]
             name = variant.name if not own else f"{variant.name} ({own[0]})"
-            lines.append(f"| {name} | {' | '.join(_cell(marks[t], everything) for t in TARGETS)} |")
+            example = families()[variant.family].example_models[0] if variant.name == variant.family else ""
+            said = {target: _cell(marks[target], everything) for target in TARGETS}
+            said["gguf"] = f"`{architecture}`: {said['gguf']}"
+            lines.append(f"| {name} | {example} | {' | '.join(said.values())} |")
     return "\n".join(lines)
 
 
