@@ -99,6 +99,15 @@ def keys_of(path):
     return {field.name: field.contents() for field in fields.values() if not field.name.startswith("GGUF.")}
 
 
+def without_mlps(directory):
+    """What a Gemma's MLPs add is nothing."""
+    weights = load_file(directory / "model.safetensors")
+    for name, values in weights.items():
+        if name.endswith("post_feedforward_layernorm.weight"):
+            values[:] = -1.0  # of 1 + weight
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
 def floats(file, name):
     """A float32 tensor of an editable GGUF, to be changed in place."""
     return file.rows[name].reshape(-1).view(np.float32)
@@ -127,11 +136,7 @@ def test_gemma_without_what_is_looked_up(family, models, convert, llama_cpp, tmp
     is the table's.
     """
     directory = shutil.copytree(models(family), tmp_path / "model")
-    weights = load_file(directory / "model.safetensors")
-    for name, values in weights.items():
-        if name.endswith("post_feedforward_layernorm.weight"):
-            values[:] = -1.0  # of 1 + weight
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    without_mlps(directory)
     path, _ = convert(directory, "--factor", "4")
     assert error(llama_cpp, path, directory, YARN) <= F32_TOLERANCE
     plain = {"rope_type": "default"}
@@ -433,3 +438,36 @@ def test_norms_are_stored_whole(models, convert):
     own = load_file(models("gemma2") / "model.safetensors")["model.layers.0.input_layernorm.weight"]
     assert stored["blk.0.attn_norm.weight"].tensor_type == TensorType.F32
     assert np.array_equal(stored["blk.0.attn_norm.weight"].data, own + np.float32(1.0))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granitemoehybrid", "smollm3"])
+def test_check_holds_and_notices_a_lost_temperature(family, models, convert, check, tmp_path):
+    path, _ = convert(models(family), "--factor", "4")
+    code, report, stderr = check(path, models(family), "--factor", "4")
+    assert (code, set(report["verdicts"].values())) == (0, {"holds"}), stderr
+    file = load(path)
+    file.keys.float32(file.key("rope.scaling.attn_factor"), 1 / 1.138629)
+    code, report, _ = check(file.write(tmp_path / "cold.gguf"), models(family), "--factor", "4")
+    assert code == 1
+    assert report["verdicts"]["metadata"] == "fails"
+    assert report["verdicts"]["structure"] == "fails"
+
+
+def test_a_depth_that_the_attention_scale_follows(convert, llama_cpp, check, tmp_path):
+    """Of 46 layers llama.cpp takes Gemma 2 27B's scale: a copy of the first two would be another model."""
+    directory = make_checkpoint(
+        tmp_path / "model",
+        "gemma2",
+        num_hidden_layers=46,
+        hidden_size=64,
+        intermediate_size=64,
+        head_dim=64,
+        query_pre_attn_scalar=16,
+        deviation=0.02,  # so many sharp layers make 0.2 of float32's rounding
+    )
+    without_mlps(directory)
+    path, _ = convert(directory)  # measured 4e-7; with the scale of other depths 4e-2
+    assert error(llama_cpp, path, directory) <= F32_TOLERANCE
+    _, report, _ = check(path, directory)
+    assert report["verdicts"]["structure"] == "not_judged"
+    assert "--layers 0" in str(report)
