@@ -108,9 +108,9 @@ def test_where_links_do_not_reach(onnx_artefacts, yarnconv):
 
 
 def test_a_full_disk_is_noticed_before_writing(onnx_artefacts, extend, monkeypatch):  # noqa: F811
-    usage = shutil.disk_usage("/")
+    usage, artefact = shutil.disk_usage("/"), onnx_artefacts("llama")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "are free" in extend(onnx_artefacts("llama"), "--factor", "4", code=2)
+    assert "are free" in extend(artefact, "--factor", "4", code=2)
 
 
 # what the tables and their record say

@@ -205,14 +205,19 @@ def test_all_logits(build, tmp_path):
     assert [d.dim_param or d.dim_value for d in shape.dim] == ["batch_size", "sequence_length", 512]
 
 
-def test_longrope_is_refused(build, checkpoints, tmp_path):
+def test_longrope_by_the_declared_context(build, checkpoints, tmp_path):
+    """Its two sets are the buckets of two ranges of contexts."""
     directory = shutil.copytree(checkpoints("llama"), tmp_path / "longrope")
     factors = [1.0 + i for i in range(32)]
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": factors, "long_factor": factors}
-    edit_config(directory, rope_parameters={**rope, "original_max_position_embeddings": 128, "factor": 2.0})
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": factors[::-1]}
+    rope |= {"long_factor": factors, "original_max_position_embeddings": 128, "factor": 2.0}
+    edit_config(directory, rope_parameters=rope)
     code, _, stderr = build(model=directory)
-    assert code == 3
-    assert "longrope" in stderr
+    assert code == 0, stderr
+    sidecar = json.loads((tmp_path / "out" / "engine" / "yarnconv.json").read_text())
+    assert sidecar["graph"]["bucket_contexts"] == [128, 256]
+    first, last = sidecar["plan"]["groups"][0]["buckets"]
+    assert (first["inv_freq"][0], last["inv_freq"][0]) == (1.0 / factors[-1], 1.0)
 
 
 # what an ONNX directory may be that no engine is made of
