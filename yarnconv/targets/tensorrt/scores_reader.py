@@ -47,11 +47,17 @@ class ScoresReader:
             elif (scaled := self._layers.with_number(tensor)) is not None and scaled[0] == "PROD":
                 tensor = scaled[1]
             elif self._layers.operation(layer) == "PROD":
-                grown = [self._growth_itself(operand) for operand in self._layers.inputs(layer)]
-                return next((one for one in grown if one is not None), (math.nan, math.nan))
+                grown = [one for one in self._layers.inputs(layer) if self._is_of_positions(one)]
+                # a norm's product with its weights is of none
+                return (self._growth_itself(grown[0]) or (math.nan, math.nan)) if grown else None
             else:
                 return None  # a norm
         return None
+
+    def _is_of_positions(self, tensor: Any) -> bool:
+        """Whether it is made of the positions and of no token."""
+        made_of = {one.name for one, _ in self._layers.behind([tensor])}
+        return "position_ids" in made_of and "input_ids" not in made_of
 
     def _growth_itself(self, tensor: Any) -> tuple[float, float] | None:
         steps, numbers = list[str](), list[float]()
