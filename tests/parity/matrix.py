@@ -88,6 +88,12 @@ OWN = {
     ),
 }
 NARROW = Variant(name="mistral, window", family="mistral", config={"sliding_window": 64})
+# the model that anyone deploys has no windows; the data file's default does
+WITHOUT_WINDOWS = Variant(
+    name="exaone4 1.2b",
+    family="exaone4",
+    config={"sliding_window": None, "layer_types": ["full_attention"] * 4},
+)
 
 
 def variants() -> list[Variant]:
@@ -97,7 +103,7 @@ def variants() -> list[Variant]:
         scaled = "yarn" if "rope_parameters" in family.tiny else None
         found.append(Variant(name=name, family=name, scaled=scaled))
         found += [OWN[name]] if name in OWN else []
-        found += [NARROW] if name == NARROW.family else []
+        found += [one for one in (NARROW, WITHOUT_WINDOWS) if one.family == name]
     return found
 
 

@@ -64,6 +64,7 @@ _IMAGES = "Positions of images are scaled like those of text."
 _NOT_ALL_TURN = "Every fourth layer has no RoPE, and nothing changes there."
 _OWN_WINDOW = "Layers with a sliding window keep their own RoPE."
 _ALL_TURN = "Layers with a sliding window are scaled like all others."
+_THOSE_TURN = "Where layers have a sliding window, those are scaled and no others."
 
 # those that read the common keys for all their layers alike, and no more
 _PLAIN = (
@@ -91,6 +92,7 @@ ROPE_KEYS = {
         RopeKeys(name="smollm3", remark=_NOT_ALL_TURN),
         RopeKeys(name="llama4", rope_freqs=True, sliding="alike", remark=f"{_ALL_TURN} {_NOT_ALL_TURN}"),
         RopeKeys(name="gpt-oss", sliding="alike", remark=_ALL_TURN),
+        RopeKeys(name="exaone4", rope_freqs=True, sliding="alike", remark=_THOSE_TURN),
         RopeKeys(name="gemma2", sliding="alike", remark=_ALL_TURN),
         RopeKeys(name="gemma3", sliding="tempered", remark=_OWN_WINDOW),
         RopeKeys(name="olmo2", sliding="apart", remark=_OWN_WINDOW),

@@ -108,6 +108,9 @@ ARCHITECTURES = {
             windows=RuntimeWindows(full_every=4, optional=True),
             output_head="own",
         ),
+        RuntimeArchitecture(
+            name="exaone4", pairing="half", norms=BEHIND, query_key_norm="head", head_size_free=False
+        ),
         RuntimeArchitecture(name="smollm3", pairing="interleaved", without_rope_every=4),
         RuntimeArchitecture(
             name="mistral3", pairing="interleaved", output_bias=True, mlp_bias=True, query_growth=True
