@@ -224,3 +224,33 @@ def test_llama3s_factor_is_no_ratio_of_contexts():
 def test_a_context_beyond_what_runtimes_count_is_refused():
     with pytest.raises(BadInput, match="runtimes count"):
         plan(PLAIN, factor=4.0, original_context=2**31 - 1)
+
+
+def test_gemma_3s_factor_is_in_its_context():
+    """As it is published: without the profile 131072 positions would become a million."""
+    from yarnconv.rope_plan import plan_rope
+
+    config = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+    }
+    plan, description, _ = plan_rope(config, RopeRequest())
+    assert plan.profile is not None
+    assert plan.profile.name == "gemma3"
+    assert (plan.main.factor, plan.target_context) == (8.0, 131072)
+    assert plan.finetuned
+    assert not any("does not say which context" in warning for warning in plan.warnings)
+    assert [g.layers[:2] for g in plan.groups] == [(5, 11), (0, 1)]
+    assert description.layers[0].attention.head_dim == 256
+    without, _, _ = plan_rope(config, RopeRequest(use_profile=False))
+    assert without.target_context == 8 * 131072
+    config["text_config"]["max_position_embeddings"] = 32768
+    assert plan_rope(config, RopeRequest())[0].profile is None

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yarnconv.rope.scaling import Scaling, Unscaled, Yarn
+from yarnconv.rope.scaling import Linear, Scaling, Unscaled, Yarn
 from yarnconv.rope.spelling import ConfigRope
+
+GEMMA3_FACTOR, GEMMA3_CONTEXT = 8.0, 131072
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,31 @@ def _qwen3(config: Mapping[str, Any], rope: ConfigRope) -> Profile | None:
     )
 
 
+def _gemma3(config: Mapping[str, Any], rope: ConfigRope) -> Profile | None:
+    """Gemma 3 from 4 B on: trained on with positions divided by 8, up to the 131072 that
+    `max_position_embeddings` states (its technical report, section 2).
+    """
+    own = rope.groups.get("full_attention")
+    if not (
+        config.get("model_type") == "gemma3_text"
+        and isinstance(own, Linear)
+        and own.factor == GEMMA3_FACTOR
+        and own.original_context == GEMMA3_CONTEXT
+    ):
+        return None
+    return Profile(
+        name="gemma3",
+        explanation=(
+            f"its linear scaling by {GEMMA3_FACTOR:g} is in the {GEMMA3_CONTEXT} positions that "
+            "max_position_embeddings states, and does not come on top"
+        ),
+        scaling=replace(own, original_context=round(GEMMA3_CONTEXT / GEMMA3_FACTOR)),
+    )
+
+
 def recognise(config: Mapping[str, Any], rope: ConfigRope) -> Profile | None:
     """The profile that a config's own facts point to, if any."""
-    for profile in (_yarn_mistral, _qwen3):
+    for profile in (_yarn_mistral, _qwen3, _gemma3):
         if (found := profile(config, rope)) is not None:
             return found
     return None

@@ -295,7 +295,9 @@ def resolve(rope: ConfigRope, request: RopeRequest, profile: Profile | None, max
             f"{target} positions; runtimes count to {MAXIMUM_CONTEXT}",
             where="target context",
         )
-    notes = () if request.original_context is not None else rope.notes
+    stated = request.original_context is not None
+    known = profile is not None and profile.scaling is not None
+    notes = () if stated else tuple(n for n in rope.notes if not (known and n in rope.original_notes))
     return ResolvedRope(
         groups=groups,
         main=main,
