@@ -68,7 +68,9 @@ def recorded_scaling(record: Mapping[str, Any], rotary_dim: int, *, latent: bool
     parameters = record.get("rope_parameters")
     if not isinstance(parameters, Mapping):
         return None
-    config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": 2}
+    # transformers' dynamic type knows no other length
+    original = parameters.get("original_max_position_embeddings") or 2
+    config = {"rope_parameters": parameters, "head_dim": rotary_dim, "max_position_embeddings": original}
     if latent:
         config |= {"kv_lora_rank": 1}
     try:

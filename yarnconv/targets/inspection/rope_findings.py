@@ -27,6 +27,7 @@ from yarnconv.rope.tables import (
     extended_context,
     magnitude,
     ntk_base,
+    reached_context,
     yarn_attention_factor,
 )
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims
@@ -177,6 +178,15 @@ def _other_count(claim: Claims, group: CarriedGroup, wanted: int) -> Finding:
     return _error(code, f"it turns by {carried} at every length; {says}")
 
 
+def _served(scaling: Scaling, reach: int | None) -> int:
+    """How many of a scaling's buckets there are in tables that reach so many positions; None: any number."""
+    found = buckets(scaling)
+    if not reach or isinstance(scaling, Unscaled):
+        return len(found)
+    contexts = (reached_context(scaling.original_context, one.factor) for one in found[:-1])
+    return next((number for number, context in enumerate(contexts, 1) if reach <= context), len(found))
+
+
 def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
     """What the extended layers have otherwise than it is said."""
     if claim.pairing is not None and group.pairing is not None and claim.pairing != group.pairing:
@@ -184,7 +194,8 @@ def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
         yield _error("wrong-pairing", said)
     if claim.scaling is None or not group.buckets:
         return
-    wanted, alone = buckets(claim.scaling), bucket_scalings(claim.scaling)
+    served = _served(claim.scaling, group.buckets[-1].reach)
+    wanted, alone = buckets(claim.scaling)[:served], bucket_scalings(claim.scaling)[:served]
     if len(wanted) != len(group.buckets):
         yield _other_count(claim, group, len(wanted))
         return
