@@ -243,7 +243,7 @@ def test_a_graph_that_turns_nothing(inspect, tmp_path):
 @pytest.mark.parametrize("method", ["dynamic-yarn", "dynamic-ntk"])
 @pytest.mark.parametrize("positions", [200, 256, 300, 512, 600])
 def test_tables_that_end_early_need_no_more_buckets(method, positions, onnx_artefacts, inspect):
-    """A dynamic model may be made for shorter requests than its plan reaches: it holds what those choose from."""
+    """A dynamic model may be made for shorter requests than its plan reaches, with what those choose from."""
     options = ("--method", method, "--factor", "4", "--max-context", positions)
     out = onnx_artefacts("llama", *map(str, options))
     code, _, severe = inspect(out)
