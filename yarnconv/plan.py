@@ -161,9 +161,8 @@ TEXT_PREFIXES = {
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
 }
-OTHER_PARTS = (
-    *("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
-)
+PARTS = ("vision_tower.", "multi_modal_projector.")
+OTHER_PARTS = (*PARTS, *(f"model.{part}" for part in PARTS))
 
 
 def _text_tensors(checkpoint: Checkpoint) -> Checkpoint:

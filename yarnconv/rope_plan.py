@@ -8,7 +8,7 @@ from typing import Any
 
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.model.describe import MAXIMUM_CONTEXT, describe, with_defaults
+from yarnconv.model.describe import MAXIMUM_CONTEXT, describe, whole_number, with_defaults
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import Family, find_family, text_part
 from yarnconv.rope.profiles import Profile, recognise
@@ -171,20 +171,12 @@ def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return text_part(config)
 
 
-def _whole_number(config: Mapping[str, Any], key: str, maximum: int) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= maximum:
-        what = f"{key} is {value!r}, not a whole number from 1 to {maximum}"
-        raise BadInput(what if key in config else f"{key} is missing", where=f"config.json: {key}")
-    return value
-
-
 def _unknown_head_dim(config: Mapping[str, Any]) -> int:
     """Of latent attention (DeepSeek's) the dimensions of a query/key head that rotate and that do not."""
     if config.get("qk_rope_head_dim") is None or config.get("qk_nope_head_dim") is None:
         return head_dim(config)
     return sum(
-        _whole_number(config, key, MAXIMUM_ROTARY_DIM) for key in ("qk_rope_head_dim", "qk_nope_head_dim")
+        whole_number(config, key, MAXIMUM_ROTARY_DIM) for key in ("qk_rope_head_dim", "qk_nope_head_dim")
     )
 
 
@@ -192,7 +184,7 @@ def _unknown_groups(
     config: Mapping[str, Any], scalings: Mapping[str | None, Scaling | None]
 ) -> tuple[RopeGroup, ...]:
     """By `layer_types`, which `read_rope` has checked."""
-    count = _whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
+    count = whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
     types: list[str | None] = list(config.get("layer_types") or [None] * count)
     if len(types) != count:
         what = f"layer_types names {len(types)} layers, and num_hidden_layers is {count}"
@@ -207,7 +199,7 @@ def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inex
     filled = _filled(config)
     try:
         rope = read_rope(filled)
-        maximum = _whole_number(filled, "max_position_embeddings", MAXIMUM_CONTEXT)
+        maximum = whole_number(filled, "max_position_embeddings", MAXIMUM_CONTEXT)
         profile = recognise(filled, rope) if request.use_profile else None
         resolved = resolve(rope, request, profile, maximum)
         groups = _unknown_groups(filled, resolved.groups)

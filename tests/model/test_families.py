@@ -205,3 +205,81 @@ def test_a_family_that_rotates_whole_heads_is_not_planned_with_less(place):
         plan_rope({**families()["llama"].tiny, "model_type": "llama", **change}, RopeRequest())
     glm4 = {**families()["glm4"].tiny, "model_type": "glm4", **change}
     assert plan_rope(glm4, RopeRequest())[0].main.rotary_dim == 32
+
+
+def described(name, **change):
+    family = families()[name]
+    config = {**family.tiny, **change}
+    return describe(family, with_defaults(family, {k: v for k, v in config.items() if v != "missing"}))
+
+
+@pytest.mark.parametrize("window", [16, "missing"])
+def test_exaone_4_turns_nothing_where_a_window_is_set_and_nobody_has_it(window):
+    """Its class asks for the window's size, and not whether any layer has it."""
+    full = ["full_attention"] * 4
+    layers = described("exaone4", sliding_window=window, layer_types=full).layers
+    assert [layer.attention.rotates for layer in layers] == [False] * 4
+    layers = described("exaone4", sliding_window=None, layer_types=full).layers
+    assert [layer.attention.rotates for layer in layers] == [True] * 4
+
+
+def test_smollm3_has_windows_by_its_layer_types_whatever_the_switch_says():
+    types = ["sliding_attention", "full_attention", "full_attention", "full_attention", "sliding_attention"]
+    for switch in (False, True):
+        layers = described("smollm3", use_sliding_window=switch, sliding_window=8, layer_types=types).layers
+        assert [layer.attention.window for layer in layers] == [8, None, None, None, 8]
+    layers = described("smollm3", use_sliding_window=False, sliding_window=8).layers
+    assert {layer.attention.window for layer in layers} == {None}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm3"])
+def test_null_and_nothing_are_two_numbers_of_key_heads(name):
+    family = families()[name]
+    theirs = [
+        transformers.AutoConfig.for_model(name, num_attention_heads=16, **given).num_key_value_heads
+        for given in ({"num_key_value_heads": None}, {})
+    ]
+    ours = [
+        with_defaults(family, {"num_attention_heads": 16, **given})["num_key_value_heads"]
+        for given in ({"num_key_value_heads": None}, {})
+    ]
+    assert ours == theirs
+
+
+GROWING = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("change", "context"),
+    [
+        ({"rope_parameters": {**GROWING, "original_max_position_embeddings": 16}}, 16),
+        (
+            {
+                "rope_parameters": {**GROWING, "original_max_position_embeddings": 16},
+                "original_max_position_embeddings": 32,
+            },
+            32,
+        ),
+        ({"rope_parameters": GROWING, "max_position_embeddings": 64}, 64),
+    ],
+)
+def test_queries_grow_by_the_context_that_transformers_finds(change, context):
+    growth = described("ministral3", **change).layers[0].attention.query_growth
+    assert (growth.beta, growth.context) == (0.1, context)
+    config = transformers.AutoConfig.for_model("ministral3", **{**families()["ministral3"].tiny, **change})
+    config.standardize_rope_params()  # as its models do when they are made
+    assert config.rope_parameters["original_max_position_embeddings"] == context
+
+
+@pytest.mark.parametrize("said", [0.1, "0.1", True, [1], {"beta": 5.0, "context": 3}])
+def test_a_growth_at_the_top_level_is_none(said):
+    """transformers reads it among the RoPE parameters only."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    model = described("ministral3", llama_4_scaling_beta=said, rope_parameters=plain)
+    assert model.layers[0].attention.query_growth is None
+
+
+@pytest.mark.parametrize("types", [[], ["attention"]])
+def test_layer_types_of_other_than_all_layers(types):
+    with pytest.raises(BadInput, match=r"layer_types has \d entries, and num_hidden_layers is 3"):
+        described("granitemoehybrid", layer_types=types)

@@ -419,7 +419,7 @@ REFUSED = {
         "qwen3 architecture reads no window",
     ),
     "another scale": ("gemma2", {"query_pre_attn_scalar": 100}, "multiplies scores by 0.125, not 0.1"),
-    "caps on scores": ("gemma3_text", {"attn_logit_softcapping": 50.0}, "does not cap scores"),
+    "caps on scores": ("gemma3_text", {"attn_logit_softcapping": 50.0}, "does not describe"),
 }
 
 

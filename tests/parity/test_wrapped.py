@@ -89,3 +89,17 @@ def test_a_wrapper_of_something_unknown_is_refused():
     with pytest.raises(Exception, match="unknown architecture: model_type 'gemma9'"):
         find_family(config)
     assert json.dumps(config)
+
+
+def test_the_ends_of_the_whole_reach_the_client(yarnconv, tmp_path):
+    """As Gemma 3 is published: its end tokens stand beside text_config, not in it."""
+    directory, _ = wrapped(tmp_path / "model", "gemma3", "gemma3_text")
+    config = json.loads((directory / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        config["text_config"].pop(key, None)
+    config |= {"eos_token_id": [1, 106], "bos_token_id": 2}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    assert yarnconv("onnx", directory, "-o", tmp_path / "out")[0] == 0
+    told = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]
+    assert (told["eos_token_id"], told["bos_token_id"]) == ([1, 106], 2)

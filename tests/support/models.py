@@ -43,10 +43,10 @@ def make_checkpoint(
     return directory
 
 
-def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0):
-    """A seeded model of any architecture, as `make_checkpoint` says."""
+def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0, kind=transformers.AutoModelForCausalLM):
+    """A seeded model of any architecture, as `make_checkpoint` says. kind: transformers' class for it."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = kind.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

@@ -31,17 +31,19 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
     """The config with what the family's transformers class assumes where the file is silent.
 
     A default of the form `{ same_as = "key" }` takes that key's value, and null counts as silent
-    for it, as it does for an object; for the others null is a value (Mistral: no sliding window). What the
+    for it, as it does for an object; with `missing` beside it that is what nothing at all means. For the
+    others null is a value (Mistral: no sliding window). What the
     RoPE parameters hold besides RoPE stands at the top level, and where the family has a RoPE for each type
     of its layers, that is spelled out, and so is `layer_types`.
     """
     filled = dict(text_part(config))
     for key, default in family.config_defaults.items():
-        if isinstance(default, Mapping):
-            if filled.get(key) is None:
-                filled[key] = filled.get(default["same_as"]) if "same_as" in default else dict(default)
-        else:
+        if not isinstance(default, Mapping):
             filled.setdefault(key, default)
+        elif "missing" in default and key not in filled:
+            filled[key] = default["missing"]
+        elif filled.get(key) is None:
+            filled[key] = filled.get(default["same_as"]) if "same_as" in default else dict(default)
     if family.structure.query_growth is not None:
         _take_query_growth(family.structure.query_growth, filled)
     if family.structure.theta_by_layer_type is not None:
@@ -50,13 +52,18 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
 
 
 def _take_query_growth(key: str, filled: dict[str, Any]) -> None:
-    """Move the growth of queries out of the RoPE parameters, which it is written among."""
+    """Move the growth of queries out of the RoPE parameters, which it is written among, to the top level,
+    where nothing else of that name counts. It grows by the original context as transformers finds it.
+    """
+    filled[key] = None
+    original = "original_max_position_embeddings"
     for place in ("rope_scaling", "rope_parameters"):
         parameters = filled.get(place)
         if parameters and isinstance(parameters, Mapping):
             own = dict(parameters)
             if (beta := own.pop(key, None)) is not None:
-                filled[key] = {"beta": beta, "context": own.get("original_max_position_embeddings")}
+                contexts = (filled.get(original), own.get(original), filled.get("max_position_embeddings"))
+                filled[key] = {"beta": beta, "context": next((c for c in contexts if c), None)}
             filled[place] = own
             return
 
@@ -66,7 +73,7 @@ def _spell_by_layer_type(structure: Structure, filled: dict[str, Any]) -> None:
     (`convert_rope_params_to_dict`): its scaling is that of the layers that see everything.
     """
     assert structure.theta_by_layer_type is not None
-    layers = _dimension(filled, "num_hidden_layers", MAXIMUM_LAYERS)
+    layers = whole_number(filled, "num_hidden_layers", MAXIMUM_LAYERS)
     filled["layer_types"] = [kind for kind, _ in _windows(filled, structure, layers)]
     spelled, older = filled.get("rope_parameters"), filled.pop("rope_scaling", None)
     for key, value in (("rope_parameters", spelled), ("rope_scaling", older)):
@@ -88,7 +95,8 @@ def _spell_by_layer_type(structure: Structure, filled: dict[str, Any]) -> None:
     filled["rope_parameters"] = by_type
 
 
-def _dimension(config: JsonObject, key: str, maximum: int = MAXIMUM_DIMENSION) -> int:
+def whole_number(config: JsonObject, key: str, maximum: int = MAXIMUM_DIMENSION) -> int:
+    """One of at least 1. Raises BadInput for anything else."""
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= maximum:
         raise BadInput(
@@ -130,6 +138,9 @@ def _switch(config: JsonObject, fact: bool | str) -> bool:
 def _refuse_what_is_not_supposed(family: Family, config: JsonObject) -> None:
     for key, values in (family.structure.supposes or {}).items():
         found = config.get(key)
+        if isinstance(found, list) and len(found) != config.get("num_hidden_layers"):
+            what = f"{key} has {len(found)} entries, and num_hidden_layers is "
+            raise BadInput(what + repr(config.get("num_hidden_layers")), where=f"config.json: {key}")
         entries = found if isinstance(found, list) else ["null" if found is None else found]
         if any(entry not in values for entry in entries):
             raise Inexpressible(
@@ -146,7 +157,7 @@ def _rotates(config: JsonObject, without: WithoutRope | None, layers: int) -> li
     listed = config.get(without.layers)
     if listed is None:
         assert without.every is not None
-        every = _dimension(config, without.every)
+        every = whole_number(config, without.every)
         return [(index + 1) % every != 0 for index in range(layers)]
     if not isinstance(listed, list) or len(listed) < layers or not all(x in (0, 1) for x in listed):
         raise BadInput(
@@ -159,9 +170,10 @@ def _rotates(config: JsonObject, without: WithoutRope | None, layers: int) -> li
 def _window_size(config: JsonObject, window: Window | None) -> int | None:
     if window is None or config.get(window.size) is None:
         return None
-    if window.enabled is not None and not _switch(config, window.enabled):
+    chosen = window.types_enable and config.get("layer_types") is not None
+    if window.enabled is not None and not chosen and not _switch(config, window.enabled):
         return None
-    return _dimension(config, window.size, maximum=MAXIMUM_CONTEXT)
+    return whole_number(config, window.size, maximum=MAXIMUM_CONTEXT)
 
 
 def _own_layer_types(config: JsonObject, structure: Structure, size: int | None, layers: int) -> list[str]:
@@ -177,7 +189,7 @@ def _own_layer_types(config: JsonObject, structure: Structure, size: int | None,
         first = found
     every = window.full_every
     if isinstance(every, str):
-        every = _dimension(config, every)
+        every = whole_number(config, every)
     rotates = _rotates(config, structure.without_rope, layers)
 
     def slides(index: int) -> bool:
@@ -212,7 +224,7 @@ def _query_growth(config: JsonObject, key: str | None) -> QueryGrowth | None:
     if not found:
         return None
     beta = _number(found, "beta", smallest=0.0)
-    return QueryGrowth(beta=beta, context=_dimension(found, "context", MAXIMUM_CONTEXT)) if beta else None
+    return QueryGrowth(beta=beta, context=whole_number(found, "context", MAXIMUM_CONTEXT)) if beta else None
 
 
 def _attention_scale(config: JsonObject, structure: Structure, head_size: int) -> float:
@@ -233,12 +245,12 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     Raises Inexpressible for what the family's data file does not describe.
     """
     _refuse_what_is_not_supposed(family, config)
-    hidden = _dimension(config, "hidden_size")
-    heads = _dimension(config, "num_attention_heads", 2**16)
-    key_value_heads = _dimension(config, "num_key_value_heads", 2**16)
-    layer_count = _dimension(config, "num_hidden_layers", MAXIMUM_LAYERS)
+    hidden = whole_number(config, "hidden_size")
+    heads = whole_number(config, "num_attention_heads", 2**16)
+    key_value_heads = whole_number(config, "num_key_value_heads", 2**16)
+    layer_count = whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
     given = config.get("head_dim") is not None
-    head_size = _dimension(config, "head_dim", 2**16) if given else head_dim(config)
+    head_size = whole_number(config, "head_dim", 2**16) if given else head_dim(config)
     if heads % key_value_heads:
         raise BadInput(
             f"{heads} query heads do not divide among {key_value_heads} key/value heads",
@@ -257,7 +269,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
             f"rms_norm_eps is {epsilon!r}, not between 1e-12 and 1", where="config.json: rms_norm_eps"
         )
     mlp = MlpDescription(
-        intermediate_size=_dimension(config, structure.intermediate_size),
+        intermediate_size=whole_number(config, structure.intermediate_size),
         activation=activation,
         bias=_switch(config, structure.mlp_bias),
         fused="gate_up" in family.tensors,
@@ -265,7 +277,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     windows = _windows(config, structure, layer_count)
     rotates = _rotates(config, structure.without_rope, layer_count)
     stays = structure.without_rope is not None and structure.without_rope.beside_windows
-    some_slide = any(kind == SLIDING for kind, _ in windows) and _window_size(config, structure.window)
+    stays = stays and _window_size(config, structure.window) is not None
     layers = tuple(
         LayerDescription(
             attention=AttentionDescription(
@@ -274,7 +286,7 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
                 head_dim=head_size,
                 layer_type=layer_type,
                 window=window,
-                rotates=turns and not (stays and some_slide and layer_type == FULL),
+                rotates=turns and not (stays and layer_type == FULL),
                 pairing="interleaved" if structure.pairing == "interleaved" else "half",
                 query_key_norm=_norm_kind(structure.query_key_norm),
                 query_key_value_bias=_switch(config, structure.query_key_value_bias),
@@ -293,9 +305,9 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     embedding = _multiplier(config, structure.embedding_multiplier)
     return ModelDescription(
         family=family.model_type,
-        vocab_size=_dimension(config, "vocab_size"),
+        vocab_size=whole_number(config, "vocab_size"),
         hidden_size=hidden,
-        max_position_embeddings=_dimension(config, "max_position_embeddings", MAXIMUM_CONTEXT),
+        max_position_embeddings=whole_number(config, "max_position_embeddings", MAXIMUM_CONTEXT),
         norm_epsilon=float(epsilon),
         norms_add_one=structure.norms_add_one,
         embedding_multiplier=embedding * (math.sqrt(hidden) if structure.embedding_root else 1.0),

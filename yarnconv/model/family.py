@@ -14,6 +14,8 @@ from typing import Any
 from yarnconv.errors import BadInput, Inexpressible
 
 JsonObject = Mapping[str, Any]
+# of a model of several parts they stand with the whole, which is what generates
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,7 @@ class Window:
 
     size, enabled, from_layer: config keys; enabled and from_layer are optional.
     by_layer_types: whether its transformers class lets `layer_types` decide.
+    types_enable: whether they do so whatever `enabled` says.
     full_every: every how many layers one sees everything, where `layer_types` does not decide: a number, or
         the config key that has it.
     without_rope_only: whether the layers that rotate have none.
@@ -31,6 +34,7 @@ class Window:
     enabled: str | None = None
     from_layer: str | None = None
     by_layer_types: bool = False
+    types_enable: bool = False
     full_every: int | str | None = None
     without_rope_only: bool = False
 
@@ -40,7 +44,7 @@ class WithoutRope:
     """Which layers do not rotate.
 
     layers, every: config keys, of a list with a 0 for each of them, and of the interval in which they come
-        where there is no list. beside_windows: those that see everything, where others have a window.
+        where there is no list. beside_windows: those that see everything, where the config has a window.
     """
 
     layers: str | None = None
@@ -199,7 +203,8 @@ def text_part(config: JsonObject) -> JsonObject:
     if config.get("model_type") not in wrappers or not isinstance(inner, Mapping):
         return config
     tied = config.get("tie_word_embeddings", True)
-    return {**inner, "architectures": None, "tie_word_embeddings": tied}
+    outside = {key: config[key] for key in SPECIAL_IDS if config.get(key) is not None}
+    return {**inner, **outside, "architectures": None, "tie_word_embeddings": tied}
 
 
 def find_family(config: JsonObject) -> Family:

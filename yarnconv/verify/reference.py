@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.errors import NotJudged
 from yarnconv.model.family import Family
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling, Yarn
@@ -31,7 +32,10 @@ from yarnconv.verify.rotations import Rotations
 # What of a config.json reaches transformers, beside what the family's data file names: numbers and switches
 # that the plan has checked. Everything else (attention kernels, code, what to return) is ours to say.
 _DIMENSIONS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-_ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings"})
+_ORIGINAL = "original_max_position_embeddings"
+_ROPE_KEYS = frozenset(
+    {_ORIGINAL, "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings"}
+)
 
 
 def transformers_rope(scaling: Scaling) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def _growth_parameters(plan: ConversionPlan, scaling: Scaling) -> dict[str, Any]
     if key is None:
         return {}
     original = getattr(scaling, "original_context", plan.rope.original_context)
-    return {key: growth.beta if growth is not None else 0.0, "original_max_position_embeddings": original}
+    return {key: growth.beta if growth is not None else 0.0, _ORIGINAL: original}
 
 
 def computed_keys(family: Family) -> frozenset[str]:
@@ -98,20 +102,29 @@ def _transformers() -> Any:
 def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int) -> Any:
     known = computed_keys(plan.family) & plan.config.keys()
     own = {key: plan.config[key] for key in sorted(known)}
-    config = _transformers().AutoConfig.for_model(
-        plan.family.model_type,
-        **{
-            **_first_layers(own, len(plan.description.layers), layers),
-            "num_hidden_layers": layers,
-            "vocab_size": vocab_size,
-            "pad_token_id": None,  # a class's own may lie beyond the rows that are kept
-            "head_dim": plan.description.layers[0].attention.head_dim,
-            "max_position_embeddings": plan.rope.target_context,
-            "tie_word_embeddings": plan.description.tied_embeddings,
-        },
-    )
+    own |= {
+        **_first_layers(own, len(plan.description.layers), layers),
+        "num_hidden_layers": layers,
+        "vocab_size": vocab_size,
+        "pad_token_id": None,  # a class's own may lie beyond the rows that are kept
+        "head_dim": plan.description.layers[0].attention.head_dim,
+        "max_position_embeddings": plan.rope.target_context,
+        "tie_word_embeddings": plan.description.tied_embeddings,
+    }
+    try:
+        config = _transformers().AutoConfig.for_model(plan.family.model_type, **own)
+    except Exception as error:  # it raises what it happens upon, and errors of its own kinds
+        said = " ".join(str(error).split())[:300]
+        what = f"transformers' {plan.family.model_type} does not take it ({type(error).__name__}: {said})"
+        raise NotJudged(
+            what,
+            where="config.json",
+            fix="Correct it until transformers loads the checkpoint.",
+        ) from None
     # not through the class, which may take one type for another (Phi-3: yarn for longrope)
     config.rope_parameters = _rope_parameters(plan, scaling)
+    if hasattr(config, _ORIGINAL):  # which would overrule the scaling's own
+        setattr(config, _ORIGINAL, getattr(scaling, "original_context", plan.rope.original_context))
     return config
 
 
@@ -127,7 +140,7 @@ def read_directory_config(
     have it read. config: the document; it was checked as a plan's is. directory: to write the file to.
     """
     by_type = plan.family.structure.theta_by_layer_type or {}
-    rope = {*_ROPE_KEYS, "partial_rotary_factor", "original_max_position_embeddings"}
+    rope = {*_ROPE_KEYS, "partial_rotary_factor", _ORIGINAL}
     known = computed_keys(plan.family) | rope | {theta.key for theta in by_type.values()}
     own = {key: value for key, value in config.items() if key in known}
     kept = {
@@ -267,4 +280,4 @@ class Reference(TransformersModel):
         self._rotations.freeze()
         growth = plan.description.layers[0].attention.query_growth
         if growth is not None:  # read at every call, and the frequencies are made
-            self._model.config.rope_parameters["original_max_position_embeddings"] = growth.context
+            self._model.config.rope_parameters[_ORIGINAL] = growth.context
