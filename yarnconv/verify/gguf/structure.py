@@ -143,6 +143,12 @@ def _judge_in(case: Case, directory: Path) -> Judged:
 def _depth_that_matters(case: Case) -> str | None:
     """Why a copy of the first layers is not the model cut short, where it is not."""
     model, runtime = case.plan.description, case.runtime
+    if runtime.windows_at(case.all_layers) != runtime.windows_at(case.layers):
+        return (
+            f"llama.cpp's {runtime.name} architecture knows of windows by the number of layers, and takes "
+            f"another model for the {case.layers} layers of a copy than for all {case.all_layers}: add "
+            "--layers 0"
+        )
     whole, copy = (runtime.attention_scale(model, layers) for layers in (case.all_layers, case.layers))
     if runtime.multipliers or math.isclose(whole, copy):
         return None
