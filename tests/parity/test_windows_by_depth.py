@@ -97,8 +97,8 @@ def test_a_copy_of_fewer_layers_is_not_judged(converted, models, check):
     options = METHODS["linear"][0]
     code, report, stderr = check(path, directory, *options)
     assert report["verdicts"]["structure"] == "not_judged", stderr
-    assert "--layers 0" in str(report)
-    code, report, stderr = check(path, directory, *options, "--layers", "0")
+    assert "--layers all" in str(report)
+    code, report, stderr = check(path, directory, *options, "--layers", "all")
     assert (code, set(report["verdicts"].values())) == (0, {"holds"}), stderr
 
 

@@ -147,14 +147,14 @@ def _depth_that_matters(case: Case) -> str | None:
         return (
             f"llama.cpp's {runtime.name} architecture knows of windows by the number of layers, and takes "
             f"another model for the {case.layers} layers of a copy than for all {case.all_layers}: add "
-            "--layers 0"
+            "--layers all"
         )
     whole, copy = (runtime.attention_scale(model, layers) for layers in (case.all_layers, case.layers))
     if runtime.multipliers or math.isclose(whole, copy):
         return None
     return (
         f"llama.cpp takes another attention scale for {case.all_layers} layers than for the {case.layers} of "
-        f"a copy ({whole:.4g}, {copy:.4g}): add --layers 0"
+        f"a copy ({whole:.4g}, {copy:.4g}): add --layers all"
     )
 
 
