@@ -470,4 +470,4 @@ def test_a_depth_that_the_attention_scale_follows(convert, llama_cpp, check, tmp
     assert error(llama_cpp, path, directory) <= F32_TOLERANCE
     _, report, _ = check(path, directory)
     assert report["verdicts"]["structure"] == "not_judged"
-    assert "--layers 0" in str(report)
+    assert "--layers all" in str(report)

@@ -161,6 +161,8 @@ class RopeSource:
             beta_fast=float(own_beta[1]) if own_beta else RUNTIME_BETA_FAST,
             log_multiplier=self._log_multiplier(name, keys),
             sliding=self._sliding(name, keys),
+            window_base="LLM_KV_ROPE_FREQ_BASE_SWA" in keys
+            and any(call.arguments == BY_LAYER for call in self.calls(name)),
             finetuned_is_switch=bool(re.search(r"fill\(hparams\.rope_pattern[^;]*rope_finetuned", keys)),
             ext_factor="LLM_KV_ROPE_SCALING_YARN_EXT_FACTOR" in keys,
             alpha="rope_scaling_alpha" in keys,

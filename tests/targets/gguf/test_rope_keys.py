@@ -34,6 +34,8 @@ DOCTORED = {
     "windows that are not": ("qwen3", {"sliding": "alike"}),
     "windows that keep their own": ("gpt-oss", {"sliding": "tempered"}),
     "windows that are tempered": ("gemma3", {"sliding": "apart"}),
+    "a base of windows that is not read": ("gemma2", {"window_base": False}),
+    "a base of windows that is read and not used": ("exaone4", {"window_base": True}),
     "windows that are untempered": ("olmo2", {"sliding": "tempered"}),
     "a switch that is none": ("granitemoe", {"finetuned_is_switch": True}),
     "a switch": ("granitehybrid", {"finetuned_is_switch": False}),

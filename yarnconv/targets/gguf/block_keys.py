@@ -1,17 +1,14 @@
 """Keys that say how a block is built, beside its dimensions and RoPE, where an architecture reads any."""
 
-import math
 from dataclasses import dataclass
 
 from yarnconv.model.description import ModelDescription
-from yarnconv.targets.gguf.file_format import Metadata
+from yarnconv.targets.gguf.file_format import Metadata, same
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.refusals import slides
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture, RuntimeWindows
 
 Value = int | float | list[bool]
-# Of numbers that are stored as float32.
-TOLERANCE = 1e-6
 _LONGEST_LIST = 16 + 8 * 512  # bytes: a list's head, and 64 bits for each of llama.cpp's LLAMA_MAX_LAYERS
 
 
@@ -31,15 +28,7 @@ class BlockKey:
         return self.default is not None and same(self.value, self.default)
 
 
-def same(one: object, other: object) -> bool:
-    """Whether two values are one, for a float32."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=TOLERANCE)
-    return one == other
-
-
-def _windows(model: ModelDescription, windows: RuntimeWindows) -> list[BlockKey]:
-    sliding = [slides(layer.attention) for layer in model.layers]
+def _windows(model: ModelDescription, windows: RuntimeWindows, sliding: list[bool]) -> list[BlockKey]:
     if not any(sliding):
         return [BlockKey(name="attention.sliding_window", value=0, default=0)]
     (window,) = {layer.attention.window for layer in model.layers if layer.attention.window is not None}
@@ -53,11 +42,14 @@ def _windows(model: ModelDescription, windows: RuntimeWindows) -> list[BlockKey]
 def block_keys(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
     """All that the architecture reads."""
     layer, count = model.layers[0], len(model.layers)
-    attention = layer.attention
-    found = [] if runtime.windows is None else _windows(model, runtime.windows)
+    attention, sliding = layer.attention, [slides(one.attention) for one in model.layers]
+    windows = runtime.windows_at(count)
+    found = [] if windows is None else _windows(model, windows, sliding)
     if runtime.rope_pattern:
         rotates = [one.attention.rotates for one in model.layers]
-        found.append(BlockKey(name="attention.rope_pattern", value=rotates, default=runtime.rotating(count)))
+        found.append(
+            BlockKey(name="attention.rope_pattern", value=rotates, default=runtime.rotating(sliding))
+        )
     if runtime.multipliers:
         scale = runtime.attention_scale(model, count)
         found += [

@@ -3,6 +3,7 @@
 Source: ggml's `docs/gguf.md`. Little-endian throughout.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from itertools import chain
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
+# A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
+VALUE_TOLERANCE = 1e-6
 
 
 class ValueType(IntEnum):
@@ -127,6 +130,13 @@ SCALARS = {
 }
 _LENGTH = struct.Struct("<Q")
 _TYPE = struct.Struct("<I")
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two values are one, where numbers are stored as float32."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=VALUE_TOLERANCE)
+    return one == other
 
 
 def align(offset: int, alignment: int = ALIGNMENT) -> int:

@@ -1,7 +1,7 @@
 """The numbers that llama.cpp makes of a GGUF's RoPE keys and tensors, whether or not they have a name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from yarnconv.targets.gguf.rope import (
     runtime_inv_freq,
     runtime_magnitudes,
 )
-from yarnconv.targets.gguf.rope_keys import SLIDING_BASE, RopeKeys
+from yarnconv.targets.gguf.rope_keys import RopeKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +69,25 @@ def _sliding(
     artefact: GgufFile, encoding: RopeEncoding, rotary_dim: int, keys: RopeKeys
 ) -> ObservedGroup | None:
     """Layers with a window that turn by themselves."""
-    if keys.sliding not in {"tempered", "apart"}:
-        return None
-    key, by_key = f"{artefact.architecture}.rope.freq_base_swa", keys.sliding == "tempered"
+    own, given = encoding.freq_base_sliding, encoding.attention_factor
     # those apart take the base of all others, and no key says another: it is read and not used
-    base = artefact.scalar(key, float, SLIDING_BASE) if by_key else encoding.freq_base
-    given = encoding.attention_factor if by_key else None
+    base = encoding.freq_base if own is None else own
+    if keys.sliding == "alike" and own is not None:  # scaled like all others
+        on_cos, whole = runtime_magnitudes(encoding, keys)
+        with np.errstate(all="ignore"):
+            inv_freq = runtime_inv_freq(replace(encoding, freq_base=base), rotary_dim)
+        observation = _observation(inv_freq, on_cos, whole)
+    elif keys.sliding in {"tempered", "apart"}:
+        tempered = given if keys.sliding == "tempered" and given else 1.0
+        observation = _observation(plain_inv_freq(float(np.float32(base)), rotary_dim), tempered)
+    else:
+        return None
+    key = f"{artefact.architecture}.rope.freq_base_swa"
+    by_key = keys.window_base and key in artefact.packed
     return ObservedGroup(
         layers="layers with a sliding window",
-        source=key if by_key and key in artefact.packed else f"llama.cpp's {keys.name} architecture",
-        observations=(_observation(plain_inv_freq(float(np.float32(base)), rotary_dim), given or 1.0),),
+        source=key if by_key else f"llama.cpp's {keys.name} architecture",
+        observations=(observation,),
     )
 
 

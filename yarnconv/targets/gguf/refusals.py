@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from yarnconv.errors import Inexpressible
 from yarnconv.model.description import AttentionDescription, LayerDescription
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.file_format import same
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
-
-# Multipliers are stored as float32.
-TOLERANCE = 1e-6
 
 
 def slides(attention: AttentionDescription) -> bool:
@@ -21,16 +19,22 @@ def _windows(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Ine
     model = plan.description
     windows = [layer.attention.window for layer in model.layers]
     narrow = [w for w in windows if w is not None and w < plan.rope.target_context]
-    if narrow and runtime.windows is None:
+    known = runtime.windows_at(len(windows))
+    # an architecture may tell its models with windows by their depth
+    only_at = None if runtime.windows is None else runtime.windows.only_at
+    if narrow and known is None:
         yield Inexpressible(
             f"{len(narrow)} layers look back over {min(narrow)} positions only, the context has "
-            f"{plan.rope.target_context}, and llama.cpp's {runtime.name} architecture reads no window",
+            f"{plan.rope.target_context}, and llama.cpp's {runtime.name} architecture reads no window"
+            + ("" if only_at is None else f" in a model of {len(windows)} layers, only in one of {only_at}"),
             where="config.json: sliding_window",
             fix="Convert without a window only if you mean to: set it to null in config.json.",
         )
-    if runtime.windows is not None and not runtime.windows.optional and not any(windows):
+    if known is not None and not known.optional and not any(windows):
         yield Inexpressible(
-            f"llama.cpp's {runtime.name} architecture wants a window, and no layer has one",
+            f"llama.cpp's {runtime.name} architecture wants a window"
+            + ("" if only_at is None else f" in a model of {only_at} layers")
+            + ", and no layer has one",
             where="config.json: sliding_window",
         )
 
@@ -38,15 +42,17 @@ def _windows(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Ine
 def _without_rope(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
     layers = plan.description.layers
     wanted = [layer.attention.rotates for layer in layers]
-    made = runtime.rotating(len(layers))
+    made = runtime.rotating([slides(layer.attention) for layer in layers])
     if wanted == made or runtime.rope_pattern:
         return
     index = next(i for i, (want, have) in enumerate(zip(wanted, made, strict=True)) if want != have)
-    others = (
-        "turns all layers"
-        if runtime.without_rope_every is None
-        else f"leaves out every {runtime.without_rope_every}th layer and no other"
-    )
+    windows = runtime.windows_at(len(layers))
+    if windows is not None and not windows.others_turn:
+        others = "turns those with a window and no other"
+    elif runtime.without_rope_every is None:
+        others = "turns all layers"
+    else:
+        others = f"leaves out every {runtime.without_rope_every}th layer and no other"
     yield Inexpressible(
         f"layer {index} has {'RoPE' if wanted[index] else 'no RoPE'}, and llama.cpp's {runtime.name} "
         f"architecture {others}",
@@ -91,10 +97,6 @@ def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[In
         )
 
 
-def _is(found: float, wanted: float) -> bool:
-    return math.isclose(found, wanted, rel_tol=TOLERANCE)
-
-
 def _numbers(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
     model, whose = plan.description, f"llama.cpp's {runtime.name} architecture"
     attention, layer = model.layers[0].attention, model.layers[0]
@@ -111,7 +113,7 @@ def _numbers(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Ine
             where="config.json: partial_rotary_factor",
         )
     scale = runtime.attention_scale(model, len(model.layers))
-    if not runtime.multipliers and not _is(attention.scale, scale):
+    if not runtime.multipliers and not same(attention.scale, scale):
         yield Inexpressible(
             f"{whose} multiplies scores by {scale:.7g}, not {attention.scale:.7g}",
             where="the scale of the attention",
@@ -123,7 +125,7 @@ def _numbers(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Ine
         "logits": (model.logit_multiplier, 1.0),
     }
     for what, (wanted, made) in multiplied.items():
-        if not runtime.multipliers and not _is(wanted, made):
+        if not runtime.multipliers and not same(wanted, made):
             yield Inexpressible(
                 f"{whose} multiplies {what} by {made:.7g}, not {wanted:.7g}",
                 where=f"the multiplier of {what}",

@@ -30,6 +30,8 @@ class RopeKeys:
         attention, it changes the softmax scale of the whole head too.
     sliding: layers with a sliding window turn like all others ("alike"), keep their own frequencies but take
         attn_factor ("tempered"), or take nothing but freq_base ("apart"); None where there are none.
+    window_base: turns those layers by freq_base_swa; where that is left out, by freq_base if they turn alike,
+        else by SLIDING_BASE. An architecture may load the key and not turn by it.
     finetuned_is_switch: scaling.finetuned = false turns RoPE off.
     ext_factor: reads scaling.yarn_ext_factor and yarn_attn_factor, by which it goes before the type.
     alpha: reads scaling.alpha, by which it enlarges freq_base.
@@ -44,6 +46,7 @@ class RopeKeys:
     beta_fast: float = RUNTIME_BETA_FAST
     log_multiplier: LogMultiplier | None = None
     sliding: Sliding | None = None
+    window_base: bool = False
     finetuned_is_switch: bool = False
     ext_factor: bool = False
     alpha: bool = False
@@ -57,7 +60,9 @@ class RopeKeys:
 
     def without_windows(self) -> "RopeKeys":
         """Where no layer has a sliding window: what turns otherwise with one is not there."""
-        return replace(self, sliding=None, remark=None) if self.sliding in {"tempered", "apart"} else self
+        if self.sliding not in {"tempered", "apart"}:
+            return self
+        return replace(self, sliding=None, window_base=False, remark=None)
 
 
 _IMAGES = "Positions of images are scaled like those of text."
@@ -90,11 +95,17 @@ ROPE_KEYS = {
         RopeKeys(name="granite_swa", rope_freqs=True, longrope=True, sliding="alike", remark=_ALL_TURN),
         *(RopeKeys(name=name, remark=_IMAGES) for name in _OF_IMAGES),
         RopeKeys(name="smollm3", remark=_NOT_ALL_TURN),
-        RopeKeys(name="llama4", rope_freqs=True, sliding="alike", remark=f"{_ALL_TURN} {_NOT_ALL_TURN}"),
-        RopeKeys(name="gpt-oss", sliding="alike", remark=_ALL_TURN),
+        RopeKeys(
+            name="llama4",
+            rope_freqs=True,
+            sliding="alike",
+            window_base=True,
+            remark=f"{_ALL_TURN} {_NOT_ALL_TURN}",
+        ),
+        RopeKeys(name="gpt-oss", sliding="alike", window_base=True, remark=_ALL_TURN),
         RopeKeys(name="exaone4", rope_freqs=True, sliding="alike", remark=_THOSE_TURN),
-        RopeKeys(name="gemma2", sliding="alike", remark=_ALL_TURN),
-        RopeKeys(name="gemma3", sliding="tempered", remark=_OWN_WINDOW),
+        RopeKeys(name="gemma2", sliding="alike", window_base=True, remark=_ALL_TURN),
+        RopeKeys(name="gemma3", sliding="tempered", window_base=True, remark=_OWN_WINDOW),
         RopeKeys(name="olmo2", sliding="apart", remark=_OWN_WINDOW),
         RopeKeys(name="hunyuan-dense", alpha=True),
         RopeKeys(name="grok", betas=True, beta_fast=8.0, ext_factor=True),

@@ -11,7 +11,8 @@ import numpy as np
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.facts import FactComparison
-from yarnconv.targets.gguf.block_keys import block_keys, read_block_key, same
+from yarnconv.targets.gguf.block_keys import block_keys, read_block_key
+from yarnconv.targets.gguf.file_format import same
 from yarnconv.targets.gguf.layered_rope import keys_of_plan, layered_encodings
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.rope import (
@@ -25,8 +26,6 @@ from yarnconv.targets.gguf.rope_keys import RUNTIME_BETA_SLOW, SLIDING_BASE, Rop
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 
 RUNTIME_FREQ_BASE = 10000.0
-# A float32 holds a value to 6e-8; factor 3.9999 for 4 is 2.5e-5 away.
-VALUE_TOLERANCE = 1e-6
 
 
 def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
@@ -46,8 +45,13 @@ def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
         stored = artefact.tensors.get(name) if read else None
         return None if stored is None else stored.rows(slice(None))[0]
 
+    freq_base = number("freq_base", RUNTIME_FREQ_BASE) or RUNTIME_FREQ_BASE
+    unsaid = freq_base if keys.sliding == "alike" else SLIDING_BASE
+    sliding_base = number("freq_base_swa", unsaid, keys.window_base)
+    if keys.sliding == "alike" and same(sliding_base, freq_base):
+        sliding_base = None  # none of their own
     return RopeEncoding(
-        freq_base=number("freq_base", RUNTIME_FREQ_BASE) or RUNTIME_FREQ_BASE,
+        freq_base=freq_base,
         scaling_type=scaling_type,
         factor=factor or 1.0,
         original_context_length=artefact.scalar(f"{prefix}.scaling.original_context_length", int, context),
@@ -55,15 +59,17 @@ def read_encoding(artefact: GgufFile, keys: RopeKeys) -> RopeEncoding:
         beta_fast=number("scaling.yarn_beta_fast", keys.beta_fast, keys.betas),
         beta_slow=number("scaling.yarn_beta_slow", RUNTIME_BETA_SLOW, keys.betas),
         log_multiplier=number("scaling.yarn_log_multiplier", None, keys.log_multiplier is not None),
-        freq_base_sliding=number("freq_base_swa", SLIDING_BASE, keys.sliding == "tempered"),
+        freq_base_sliding=sliding_base,
         rope_freqs=divisors(ROPE_FREQS),
         short_divisors=divisors(LONGROPE_SHORT, keys.longrope),
         long_divisors=divisors(LONGROPE_LONG, keys.longrope),
     )
 
 
-def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
-    """What the runtime computes with; scaling by 1 is none, whatever it is called."""
+def _effective(encoding: RopeEncoding, *, counting: bool) -> dict[str, float | int | str]:
+    """What the runtime computes with; scaling by 1 is none, whatever it is called. counting: whether queries
+    grow with their position in original contexts, under any scaling.
+    """
     factor = 1.0 if encoding.factor is None else encoding.factor
     scaling_type = encoding.scaling_type or "none"
     if scaling_type == "linear" and factor == 1.0:
@@ -79,19 +85,13 @@ def _effective(encoding: RopeEncoding) -> dict[str, float | int | str]:
         facts["scaling.factor"] = factor
     if encoding.freq_base_sliding is not None:
         facts["freq_base_swa"] = encoding.freq_base_sliding
-    if scaling_type in {"yarn", "longrope"}:
+    if counting or scaling_type in {"yarn", "longrope"}:
         facts["scaling.original_context_length"] = encoding.original_context_length or 0
     used = {"yarn": ("beta_fast", "beta_slow", "log_multiplier"), "none": ()}
     for name in used.get(scaling_type, ("log_multiplier",)):
         if (value := getattr(encoding, name)) is not None:
             facts[f"scaling.yarn_{name}"] = value
     return facts
-
-
-def _agree(expected: object, found: object) -> bool:
-    if isinstance(expected, float) and isinstance(found, float):
-        return bool(abs(found - expected) <= VALUE_TOLERANCE * abs(expected))
-    return expected == found
 
 
 def _shown(value: object, missing: str = "absent") -> str:
@@ -103,15 +103,15 @@ def _shown(value: object, missing: str = "absent") -> str:
 
 
 def _compare_encoding(
-    expected: RopeEncoding, found: RopeEncoding, architecture: str
+    expected: RopeEncoding, found: RopeEncoding, architecture: str, *, counting: bool
 ) -> Iterator[FactComparison]:
-    wanted, carried = _effective(expected), _effective(found)
+    wanted, carried = (_effective(encoding, counting=counting) for encoding in (expected, found))
     for name in {**wanted, **carried}:
         yield FactComparison(
             key=f"{architecture}.rope.{name}",
             expected=_shown(wanted.get(name), "not used"),
             found=_shown(carried.get(name), "not used"),
-            agrees=_agree(wanted.get(name), carried.get(name)),
+            agrees=same(wanted.get(name), carried.get(name)),
         )
     for name in {**expected.tensors, **found.tensors}:
         yield _compare_divisors(name, expected.tensors.get(name), found.tensors.get(name))
@@ -135,7 +135,7 @@ def _compare_scalars(expected: Mapping[str, object], artefact: GgufFile) -> Iter
     for key, wanted in expected.items():
         found = artefact.scalar(key, type(wanted))
         yield FactComparison(
-            key=key, expected=_shown(wanted), found=_shown(found), agrees=_agree(wanted, found)
+            key=key, expected=_shown(wanted), found=_shown(found), agrees=same(wanted, found)
         )
 
 
@@ -166,8 +166,11 @@ def compare_metadata(
     exact = layered_encodings(plan, runtime)
     # a file without the tensor was not meant to be one with it, however few keys that would leave to differ
     alike = [e for e in exact if (e.rope_freqs is None) == (found.rope_freqs is None)]
+    # read_block_key's fact says whether those of the file do
+    grows = plan.description.layers[0].attention.query_growth is not None
+    counting = grows and keys.counts_from_original
     spelled = min(
-        (tuple(_compare_encoding(encoding, found, name)) for encoding in alike or exact),
+        (tuple(_compare_encoding(one, found, name, counting=counting)) for one in alike or exact),
         key=lambda comparison: sum(not fact.agrees for fact in comparison),
     )
     dimensions = {

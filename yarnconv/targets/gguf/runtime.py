@@ -3,6 +3,7 @@ it reads of RoPE stands in `rope_keys`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +21,14 @@ class RuntimeWindows:
 
     full_every: every how many layers one sees everything where `attention.sliding_window_pattern` is left
         out; None where that must be there. optional: whether no layer has a window without the first key.
+    only_at: the one number of layers at which it knows of windows at all; None where any.
+    others_turn: whether layers without a window have RoPE, in a model that has windows.
     """
 
     full_every: int | None
     optional: bool
+    only_at: int | None = None
+    others_turn: bool = True
 
     def default_pattern(self, layers: int) -> list[bool] | None:
         """Per layer whether it has a window, where the key is left out (`set_swa_pattern`)."""
@@ -87,10 +92,17 @@ class RuntimeArchitecture:
             return 1.0 / math.sqrt(model.hidden_size // attention.heads)
         return 1.0 / math.sqrt(attention.head_dim)
 
-    def rotating(self, layers: int) -> list[bool]:
-        """Per layer whether it has RoPE, where no key says it."""
-        every = self.without_rope_every
-        return [every is None or (index + 1) % every != 0 for index in range(layers)]
+    def windows_at(self, layers: int) -> RuntimeWindows | None:
+        """How it knows which of so many layers have a window; None where it reads none."""
+        windows = self.windows
+        return windows if windows is None or windows.only_at in {None, layers} else None
+
+    def rotating(self, sliding: Sequence[bool]) -> list[bool]:
+        """Per layer whether it has RoPE, where no key says it. sliding: whether it has a window."""
+        windows, every = self.windows_at(len(sliding)), self.without_rope_every
+        if windows is not None and not windows.others_turn:
+            return list(sliding)
+        return [every is None or (index + 1) % every != 0 for index in range(len(sliding))]
 
 
 ARCHITECTURES = {
@@ -109,7 +121,13 @@ ARCHITECTURES = {
             output_head="own",
         ),
         RuntimeArchitecture(
-            name="exaone4", pairing="half", norms=BEHIND, query_key_norm="head", head_size_free=False
+            name="exaone4",
+            pairing="half",
+            norms=BEHIND,
+            query_key_norm="head",
+            head_size_free=False,
+            # known by their depth: the 32B's, whose windows are there without any key
+            windows=RuntimeWindows(full_every=4, optional=False, only_at=64, others_turn=False),
         ),
         RuntimeArchitecture(name="smollm3", pairing="interleaved", without_rope_every=4),
         RuntimeArchitecture(

@@ -143,12 +143,18 @@ def _judge_in(case: Case, directory: Path) -> Judged:
 def _depth_that_matters(case: Case) -> str | None:
     """Why a copy of the first layers is not the model cut short, where it is not."""
     model, runtime = case.plan.description, case.runtime
+    if runtime.windows_at(case.all_layers) != runtime.windows_at(case.layers):
+        return (
+            f"llama.cpp's {runtime.name} architecture knows of windows by the number of layers, and takes "
+            f"another model for the {case.layers} layers of a copy than for all {case.all_layers}: add "
+            "--layers all"
+        )
     whole, copy = (runtime.attention_scale(model, layers) for layers in (case.all_layers, case.layers))
     if runtime.multipliers or math.isclose(whole, copy):
         return None
     return (
         f"llama.cpp takes another attention scale for {case.all_layers} layers than for the {case.layers} of "
-        f"a copy ({whole:.4g}, {copy:.4g}): add --layers 0"
+        f"a copy ({whole:.4g}, {copy:.4g}): add --layers all"
     )
 
 
