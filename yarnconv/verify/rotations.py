@@ -18,10 +18,10 @@ STATIC = "default"  # a RoPE type that transformers computes once
 
 
 def _frequencies(module: Any) -> Iterator[tuple[str, Any]]:
-    """A module's own buffers of frequencies."""
-    for name, buffer in module.named_buffers(recurse=False):
+    """A module's own: its buffers, and longrope's second set, a plain attribute from the first call on."""
+    for name, values in (*module.named_buffers(recurse=False), *vars(module).items()):
         if name.endswith(INV_FREQ):
-            yield name, buffer
+            yield name, values
 
 
 class Rotations:
@@ -32,10 +32,15 @@ class Rotations:
         assert self._modules, "the model has no frequencies"
 
     def freeze(self) -> None:
-        """Let no later call choose other frequencies by its length, as longrope does."""
+        """Let no later call choose other frequencies of the extended layers by its length, as longrope does.
+
+        Layers of other types keep theirs: what a length chooses for them is part of the model that is asked.
+        """
         for module in self._modules:
             if isinstance(module.rope_type, str):
                 module.rope_type = STATIC
+            elif EXTENDED_LAYER_TYPE in module.rope_type:  # by layer type
+                module.rope_type[EXTENDED_LAYER_TYPE] = STATIC
 
     def _buffers(self, *, extended: bool) -> list[Any]:
         """All of them, or those of the layers that are extended, the one in use first."""
@@ -56,15 +61,16 @@ class Rotations:
         import torch
 
         kept = [(buffer, buffer.clone()) for buffer in self._buffers(extended=False)]
-        with torch.no_grad():
+        with torch.inference_mode():  # longrope's second set is made in it
             for buffer, frequencies in kept:
                 exact = frequencies.double() * torch.from_numpy(1.0 + relative).to(frequencies.device)
                 buffer.copy_(exact.float())
         try:
             yield
         finally:
-            for buffer, frequencies in kept:
-                buffer.copy_(frequencies)
+            with torch.inference_mode():
+                for buffer, frequencies in kept:
+                    buffer.copy_(frequencies)
 
     @contextmanager
     def exchanged(self, tables: RopeTables) -> Iterator[None]:
@@ -76,7 +82,7 @@ class Rotations:
         places = [(m, next(name for name in names if hasattr(m, name))) for m in self._modules]
         factors = [getattr(module, name) for module, name in places]
         try:
-            with torch.no_grad():
+            with torch.inference_mode():  # longrope's second set is made in it
                 for buffer, _ in kept:
                     buffer.copy_(torch.from_numpy(tables.inv_freq))
             for module, name in places:
@@ -85,5 +91,6 @@ class Rotations:
         finally:
             for (module, name), factor in zip(places, factors, strict=True):
                 setattr(module, name, factor)
-            for buffer, frequencies in kept:
-                buffer.copy_(frequencies)
+            with torch.inference_mode():
+                for buffer, frequencies in kept:
+                    buffer.copy_(frequencies)

@@ -121,4 +121,4 @@ def test_layers_of_which_nothing_is_read_are_named(onnx_artefacts, plans, tmp_pa
         editor.graph.node.insert(list(editor.graph.node).index(gather) + 1, node)
         editor.stored(gather.input[0])[:] *= np.float32(-1)
     wrong, observed = compared(editor.save(), plans())
-    assert "0 to 2" in (observed.unread or ""), (wrong, observed)
+    assert "0-2" in (observed.unread or ""), (wrong, observed)

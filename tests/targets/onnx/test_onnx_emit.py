@@ -14,7 +14,14 @@ import pytest
 from fixtures.passkey import KEY_LENGTH, make_prompts
 from tests.conftest import FIXTURES
 from tests.support.models import edit_config, make_checkpoint, reference_logits, relative_error, sample_tokens
+from tests.support.onnx_runtime import OnnxModel
 from tests.support.processes import start
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import plan_conversion
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.onnx.observed_facts import compare_observed
+from yarnconv.targets.onnx.reader import open_onnx
+from yarnconv.targets.onnx.rope import lay_out_tables
 
 PASSKEY = FIXTURES / "passkey-llama"
 YARN = {"rope_type": "yarn", "original_max_position_embeddings": 128}
@@ -272,3 +279,36 @@ def test_genai_recalls_keys_at_four_times_the_context(dynamic):
         _, made = generate(model, asked, KEY_LENGTH - 1, max_length=512)
         right.append(np.array(made) == row[len(asked) :])
     assert np.mean(right) >= 0.5
+
+
+def test_sliding_layers_choose_by_their_own_original_context(yarnconv, tmp_path):
+    """Which is not that of the layers that are extended. Measured: 3.2e-5 off, and 1.2 by the other
+    set."""
+    longrope = {
+        "short_factor": [1.0 + 0.01 * pair for pair in range(32)],
+        "long_factor": [1.0 + 0.2 * pair for pair in range(32)],
+        "original_max_position_embeddings": 32,
+    }
+    rope = {
+        "full_attention": {**YARN, "factor": 4.0, "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "longrope", "rope_theta": 10000.0, **longrope},
+    }
+    directory = make_checkpoint(
+        tmp_path / "model", "gemma3_text", max_position_embeddings=512, rope_parameters=rope
+    )
+    out = tmp_path / "onnx"
+    code, _, stderr = yarnconv("onnx", directory, "-o", out)
+    assert code == 0, stderr
+    model = OnnxModel(out)
+    tokens = sample_tokens(512, 100)
+    for length in (32, 100):  # the second lies between the two original contexts
+        wanted = reference_logits(directory, tokens[:length])
+        assert relative_error(model.run(tokens[:length], capacity=length), wanted) <= 1e-4
+    with open_checkpoint(directory) as checkpoint, open_onnx(out) as written:
+        plan = plan_conversion(checkpoint, RopeRequest())
+        facts = compare_observed(plan, written, 512).facts
+    assert [fact for fact in facts if not fact.agrees] == []
+    positions = [
+        lay_out_tables(group, plan.rope.original_context, 512).positions for group in plan.rope.groups
+    ]
+    assert sorted(positions) == [(32, 512), (512,)]

@@ -118,11 +118,53 @@ def unmask_layer(graph):
     node.input[:] = [node.input[1]]
 
 
+def double(operator, *, behind, value=2.0):
+    """The first tensor that such a node is given or gives, times a number or a vector, in the node's type."""
+
+    def change(graph):
+        index = next(index for index, node in enumerate(graph.node) if node.op_type == operator)
+        node = graph.node[index]
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), "by"))
+        own, new = (node.output, "twice") if behind else (node.input, "twice")
+        given, made = (new, own[0]) if behind else (own[0], new)
+        own[0] = new
+        nodes = [
+            helper.make_node("CastLike", ["by", given], ["by like it"]),
+            helper.make_node("Mul", [given, "by like it"], [made]),
+        ]
+        for number, one in enumerate(nodes):
+            graph.node.insert(index + number + behind, one)
+
+    return change
+
+
 CHANGES = {
     "window": ("mistral, window", set_constant(64, 65, (1,)), "attention of layer 0"),
     "window of capped scores": ("gemma2", set_constant(64, 65, (1,)), "attention of layer 0"),
     "scale": ("granite", set_attribute("Attention", "scale", 0.125), "attention of layer 0"),
     "scale of capped scores": ("gemma2", set_constant(0.125, 0.25, ()), "attention of layer 1"),
+    "twice, in front of the rotation": (
+        "granite",
+        double("RotaryEmbedding", behind=False),
+        "attention of layer 0",
+    ),
+    "twice, behind the rotation": ("granite", double("RotaryEmbedding", behind=True), "attention of layer 0"),
+    "twice, of capped scores": (
+        "gemma2",
+        double("RotaryEmbedding", behind=False),
+        "attention of layer 0",
+    ),
+    "twice, in front of the growth": (
+        "ministral3",
+        double("RotaryEmbedding", behind=False),
+        "attention of layer 0",
+    ),
+    "twice, behind a norm": ("olmo2", double("RotaryEmbedding", behind=False), "attention of layer 0"),
+    "all twice, by a vector": (
+        "granite",
+        double("RotaryEmbedding", behind=True, value=[2.0] * 64),
+        "attention of layer 0",
+    ),
     "softcap": ("gemma2", set_constant(2.0, 3.5, ()), "attention of layer 1"),
     "no softcap": ("gemma2", skip("Tanh"), "attention of layer 0"),
     "mask of capped scores": ("gemma2", unmask_layer, "attention of layer 0"),

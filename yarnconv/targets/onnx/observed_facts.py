@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yarnconv.plan import ConversionPlan
-from yarnconv.rope_plan import RopeGroup
+from yarnconv.rope_plan import RopeGroup, layer_ranges
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.inspection.carried_rope import CarriedGroup, Claims
 from yarnconv.targets.inspection.findings import Finding
@@ -16,6 +16,7 @@ from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.inspection import carried_groups
 from yarnconv.targets.onnx.observed import ObservedRope, observe
 from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.rope import group_context
 
 PLAN = "the plan"
 TEMPERATURE = frozenset(
@@ -36,23 +37,11 @@ class ObservedFacts:
     unread: str | None
 
 
-def _ranges(layers: Sequence[int]) -> str:
-    """For people: 0 to 4, 6."""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    said = [str(first) if first == last else f"{first} to {last}" for first, last in parts]
-    return ", ".join(said[:6]) + (", ..." if len(said) > 6 else "")
-
-
 def _claims(plan: ConversionPlan, group: RopeGroup, max_context: int) -> Claims:
     return Claims(
         source=PLAN,
         scaling=group.scaling,
-        original_context=plan.rope.original_context,
+        original_context=group_context(group, plan.rope.original_context),
         context=max_context,
         pairing=plan.description.layers[group.layers[0]].attention.pairing,
     )
@@ -139,11 +128,11 @@ def compare_observed(plan: ConversionPlan, model: OnnxModel, max_context: int) -
     unread: list[int] = []
     for group in plan.rope.groups:
         claim, several = claims[id(group)], len(plan.rope.groups) > 1
-        where = f", layers {_ranges(group.layers)}" if several else ""
+        where = f", layers {layer_ranges(group.layers)}" if several else ""
         candidates, covered = _candidates(group, found)
         if group.scaling is None:
             turned = sorted(set(group.layers) & {n for rope, _ in found for n in rope.layers or ()})
-            yes = f"layers {_ranges(turned)} turn" if turned else "none"
+            yes = f"layers {layer_ranges(turned)} turn" if turned else "none"
             facts.append(
                 FactComparison(key=f"rotation{where}", expected="none", found=yes, agrees=not turned)
             )
@@ -157,9 +146,13 @@ def compare_observed(plan: ConversionPlan, model: OnnxModel, max_context: int) -
         shown = read[0][0].layers is not None
         held = read if shown else (right or read)[:1]
         for rope, carried in held:
-            own = f", layers {_ranges(rope.layers or ())}" if len(held) > 1 else where
+            own = f", layers {layer_ranges(sorted(rope.layers or ()))}" if len(held) > 1 else where
             facts += _compare(group, claim, carried, max_context, own)
-    said = f"what layers {_ranges(unread)} turn by is made in a way that is not read" if unread else None
+    said = (
+        f"what layers {layer_ranges(sorted(unread))} turn by is made in a way that is not read"
+        if unread
+        else None
+    )
     reaches = [max(_reaches(carried)) for _, carried in found if _reaches(carried)]
     return ObservedFacts(
         facts=(*facts, *_context(model, max_context)), reach=min(reaches, default=None), unread=said

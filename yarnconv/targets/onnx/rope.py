@@ -38,15 +38,24 @@ class TableLayout:
         return sum(self.positions)
 
 
+def group_context(group: RopeGroup, original_context: int) -> int:
+    """The context that a group's factors are counted from: its own scaling's, which need not be that of the
+    layers that are extended. original_context: the plan's, where the scaling has none.
+    """
+    own: int = getattr(group.scaling, "original_context", original_context)
+    return own
+
+
 def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) -> TableLayout:
-    """Buckets that a context of at most `max_context` can reach."""
+    """Buckets that a context of at most `max_context` can reach. original_context: the plan's."""
+    original = group_context(group, original_context)
     if len(group.buckets) == 1:
         return TableLayout(buckets=group.buckets, positions=(max_context,))
     kept, positions = list[RopeTables](), list[int]()
     for tables in group.buckets:
         kept.append(tables)
         last = len(kept) == len(group.buckets)
-        reach = max_context if last else reached_context(original_context, tables.factor)
+        reach = max_context if last else reached_context(original, tables.factor)
         positions.append(min(reach, max_context))
         if positions[-1] == max_context:
             break
@@ -54,7 +63,9 @@ def lay_out_tables(group: RopeGroup, original_context: int, max_context: int) ->
 
 
 def is_dynamic(group: RopeGroup, original_context: int, max_context: int) -> bool:
-    """Whether a request's context chooses among frequencies, in tables of so many positions."""
+    """Whether a request's context chooses among frequencies, in tables of so many positions.
+    original_context: the plan's.
+    """
     return len(lay_out_tables(group, original_context, max_context).buckets) > 1
 
 

@@ -107,7 +107,7 @@ class NetworkReader:
         """What every form of it has. ends: query, key and value."""
         query, key, _ = ends
         (turns_query, _), (turns_key, index), (turns_value, _) = map(self._before, ends)
-        growth = self._scores.growth(query)
+        growth = self._scores.growth(query, key)
         return {
             "layer": index,
             "needed": output.name in needed,

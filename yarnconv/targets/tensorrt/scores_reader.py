@@ -3,6 +3,7 @@ they reach, and how queries grow. In the builder's process.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from yarnconv.targets.tensorrt.network_layers import PASSES, Layer, NetworkLayers
@@ -18,9 +19,74 @@ class ScoresReader:
         self._layers = layers
 
     def scale(self, tensor: Any) -> float:
-        """What queries or keys are multiplied with in front of their product."""
-        found = self._layers.with_number(tensor)
-        return found[2] if found is not None and found[0] == "PROD" else 1.0
+        """What queries or keys are multiplied with between their projection, or norm, and their product: all
+        numbers on the way; NaN where something else than numbers and positions is among them.
+        """
+        return math.prod(
+            factor if isinstance(factor, float) else 1.0
+            for factor in self._factors(tensor)  # what is of positions is growth's
+        )
+
+    def _factors(self, tensor: Any) -> Iterator[float | Any]:
+        """What a tensor is multiplied with, the last first: numbers, tensors made of positions, and NaN for
+        anything else. Rotations are linear: what stands in front of them counts as what stands behind. A norm
+        takes back whatever stands in front of it.
+        """
+        layers = self._layers
+        for _ in range(MOST_STEPS):
+            layer = layers.maker(tensor)
+            if layer is None or layers.is_of(layer, "MATRIX_MULTIPLY"):
+                return
+            if layers.is_of(layer, *PASSES, "SLICE", "ROTARY_EMBEDDING"):
+                tensor = layer.get_input(0)
+            elif layers.is_of(layer, "CONCATENATION"):  # new keys behind those of the cache
+                made = [one for one in layers.inputs(layer) if layers.maker(one) is not None]
+                if len(made) != 1:
+                    yield math.nan
+                    return
+                tensor = made[0]
+            elif (found := layers.with_number(tensor)) is not None:
+                yield from self._of_number(layer, found[0], found[2])
+                tensor = found[1]
+            elif not layers.is_of(layer, "ELEMENTWISE") or self._is_division(tensor):
+                return  # a norm
+            elif layers.operation(layer) == "SUM":  # a bias
+                own = [one for one in layers.inputs(layer) if self._is_of_inputs(one)]
+                if len(own) != 1:
+                    yield math.nan
+                    return
+                tensor = own[0]
+            elif layers.operation(layer) == "PROD":
+                both = layers.inputs(layer)
+                grown = [one for one in both if self._is_of_positions(one)]
+                if len(grown) != 1:
+                    if not any(self._is_division(layers.passed(one)) for one in both):
+                        yield math.nan
+                    return  # otherwise a norm's product with its weights
+                yield grown[0]
+                tensor = both[0] if grown[0] is both[1] else both[1]
+            else:
+                yield math.nan
+                return
+        yield math.nan
+
+    def _of_number(self, layer: Layer, operation: str, number: float) -> Iterator[float]:
+        """By what a layer that joins a tensor and a number multiplies the tensor."""
+        if operation == "PROD":
+            yield number
+        elif operation == "DIV" and number and self._layers.number(layer.get_input(1)) is not None:
+            yield 1.0 / number
+        else:
+            yield math.nan
+
+    def _is_division(self, tensor: Any) -> bool:
+        """Of a tensor by another, as in a norm."""
+        layer = self._layers.maker(tensor)
+        return (
+            layer is not None
+            and self._layers.operation(layer) == "DIV"
+            and self._layers.with_number(tensor) is None
+        )
 
     def window(self, mask: Any) -> int | None:
         """The number that is added to the slots' ranks before they are compared with the query's."""
@@ -33,26 +99,22 @@ class ScoresReader:
                     return int(added[2])
         return None
 
-    def growth(self, query: Any) -> tuple[float, float] | None:
+    def growth(self, query: Any, key: Any) -> tuple[float, float] | None:
         """(beta, context) of queries that are multiplied with 1 + beta ln(1 + floor(position / context)); of
-        anything else that they are multiplied with NaN; None where they are not.
+        anything else made of positions that they or keys are multiplied with NaN; None where they are not.
         """
-        tensor = query
-        for _ in range(MOST_STEPS):
-            layer = self._layers.maker(tensor)
-            if layer is None or self._layers.is_of(layer, "ROTARY_EMBEDDING", "MATRIX_MULTIPLY"):
-                return None
-            if self._layers.is_of(layer, *PASSES, "SLICE"):
-                tensor = layer.get_input(0)
-            elif (scaled := self._layers.with_number(tensor)) is not None and scaled[0] == "PROD":
-                tensor = scaled[1]
-            elif self._layers.operation(layer) == "PROD":
-                grown = [one for one in self._layers.inputs(layer) if self._is_of_positions(one)]
-                # a norm's product with its weights is of none
-                return (self._growth_itself(grown[0]) or (math.nan, math.nan)) if grown else None
-            else:
-                return None  # a norm
-        return None
+        grown, keys = (
+            [factor for factor in self._factors(tensor) if not isinstance(factor, float)]
+            for tensor in (query, key)
+        )
+        if not grown and not keys:
+            return None
+        unknown = math.nan, math.nan
+        return unknown if keys or len(grown) != 1 else self._growth_itself(grown[0]) or unknown
+
+    def _is_of_inputs(self, tensor: Any) -> bool:
+        """Whether it is made of anything but constants, which a graph may join before it adds them."""
+        return any(layer is None for _, layer in self._layers.behind([tensor]))
 
     def _is_of_positions(self, tensor: Any) -> bool:
         """Whether it is made of the positions and of no token."""
