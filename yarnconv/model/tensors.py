@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from yarnconv.model.description import LayerDescription, ModelDescription
+from yarnconv.model.description import LayerDescription, ModelDescription, NormRole
 from yarnconv.model.family import Family
 
 
@@ -49,6 +49,21 @@ def _mlp_shapes(model: ModelDescription, layer: LayerDescription) -> dict[str, t
     return shapes
 
 
+def _layer_shapes(model: ModelDescription, layer: LayerDescription) -> dict[str, tuple[int, ...]]:
+    """In the order in which they are computed with."""
+
+    def norms(*roles: NormRole) -> dict[str, tuple[int, ...]]:
+        return {role: (model.hidden_size,) for role in roles if role in layer.norms}
+
+    return {
+        **norms("attention_norm"),
+        **_projection_shapes(model, layer),
+        **norms("attention_output_norm", "mlp_norm"),
+        **_mlp_shapes(model, layer),
+        **norms("mlp_output_norm"),
+    }
+
+
 def expected_tensors(family: Family, model: ModelDescription) -> Iterator[ExpectedTensor]:
     """Every tensor the checkpoint must hold, by the family's names."""
 
@@ -58,11 +73,8 @@ def expected_tensors(family: Family, model: ModelDescription) -> Iterator[Expect
 
     yield expected("token_embedding", None, (model.vocab_size, model.hidden_size))
     for index, layer in enumerate(model.layers):
-        for norm in sorted(layer.norms):
-            yield expected(norm, index, (model.hidden_size,))
-        for shapes in (_projection_shapes(model, layer), _mlp_shapes(model, layer)):
-            for role, shape in shapes.items():
-                yield expected(role, index, shape)
+        for role, shape in _layer_shapes(model, layer).items():
+            yield expected(role, index, shape)
     yield expected("final_norm", None, (model.hidden_size,))
     if not model.tied_embeddings:
         yield expected("output_head", None, (model.vocab_size, model.hidden_size))

@@ -310,7 +310,7 @@ def another_output(edited):
 )
 def test_no_engine_is_made_of_it(spoil, said, build, edited):
     code, _, stderr = build(model=spoil(edited))
-    assert code == 2
+    assert code == (3 if said == "mamba" else 2)  # a family without a data file is no broken input
     assert said in stderr
 
 
