@@ -86,7 +86,7 @@ def test_expected_tensors_are_those_of_the_real_module(name):
 @pytest.mark.parametrize("name", [n for n in FAMILIES if families()[n].structure.window])
 def test_windows_are_those_of_transformers(name):
     family = families()[name]
-    values = {**family.tiny, "sliding_window": 128}
+    values = {**family.tiny, "sliding_window": 128, "layer_types": None}
     layers = values["num_hidden_layers"]
     if family.structure.window.enabled:
         values |= {"use_sliding_window": True, "max_window_layers": 1}
@@ -216,11 +216,11 @@ def described(name, **change):
 @pytest.mark.parametrize("window", [16, "missing"])
 def test_exaone_4_turns_nothing_where_a_window_is_set_and_nobody_has_it(window):
     """Its class asks for the window's size, and not whether any layer has it."""
-    full = ["full_attention"] * 4
+    full = ["full_attention"] * 3
     layers = described("exaone4", sliding_window=window, layer_types=full).layers
-    assert [layer.attention.rotates for layer in layers] == [False] * 4
+    assert [layer.attention.rotates for layer in layers] == [False] * 3
     layers = described("exaone4", sliding_window=None, layer_types=full).layers
-    assert [layer.attention.rotates for layer in layers] == [True] * 4
+    assert [layer.attention.rotates for layer in layers] == [True] * 3
 
 
 def test_smollm3_has_windows_by_its_layer_types_whatever_the_switch_says():

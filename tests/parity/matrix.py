@@ -88,11 +88,11 @@ OWN = {
     ),
 }
 NARROW = Variant(name="mistral, window", family="mistral", config={"sliding_window": 64})
-# the model that anyone deploys has no windows; the data file's default does
-WITHOUT_WINDOWS = Variant(
-    name="exaone4 1.2b",
+# llama.cpp's architecture has windows in models of 64 layers, and in no others
+EXAONE_WINDOWS = Variant(
+    name="exaone4, windows, not 64 layers",
     family="exaone4",
-    config={"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    config={"sliding_window": 64, "layer_types": None, "num_hidden_layers": 4},
 )
 
 
@@ -103,7 +103,7 @@ def variants() -> list[Variant]:
         scaled = "yarn" if "rope_parameters" in family.tiny else None
         found.append(Variant(name=name, family=name, scaled=scaled))
         found += [OWN[name]] if name in OWN else []
-        found += [one for one in (NARROW, WITHOUT_WINDOWS) if one.family == name]
+        found += [one for one in (NARROW, EXAONE_WINDOWS) if one.family == name]
     return found
 
 

@@ -55,8 +55,7 @@ def test_it_turns_by_the_plans_frequencies(case, tmp_path):
 
 
 def test_a_config_that_the_class_does_not_take_is_not_judged(tmp_path):
-    config = {"sliding_window": None, "layer_types": ["full_attention"] * 4}
-    directory = make_checkpoint(tmp_path / "model", "exaone4", tokenizer=False, **config)
+    directory = make_checkpoint(tmp_path / "model", "exaone4", tokenizer=False)
     with open_checkpoint(directory) as checkpoint:
         plan = plan_conversion(checkpoint, RopeRequest())
         plan.config["layer_types"] = None  # its class divides by no pattern then

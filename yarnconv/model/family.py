@@ -141,7 +141,8 @@ class GgufFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer.
+    """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer. In `tiny`
+    "null" is spelled null, which TOML does not know.
 
     wrapped_by: by model_type the architectures of models that hold one of this family beside other parts, its
         config under `text_config`.
@@ -187,7 +188,7 @@ def families() -> Mapping[str, Family]:
             tensors=data["tensors"],
             leftovers=tuple(data.get("leftovers", ())),
             gguf=GgufFacts(**{**gguf, "architectures": tuple(gguf["architectures"])}),
-            tiny=data["tiny"],
+            tiny={key: None if value == "null" else value for key, value in data["tiny"].items()},
         )
         found[family.model_type] = family
     return found

@@ -14,13 +14,8 @@ from yarnconv.targets.gguf.file_format import Metadata, TensorInfo, TensorType, 
 from yarnconv.targets.gguf.rope_keys import ROPE_KEYS
 
 CONTEXT, THETA, PAIRS = 4096, 10000.0, 32
-<<<<<<< HEAD
-LOADS_DIVISORS = {"apertus", "arcee", "deci", "exaone", "granite", "granitehybrid", "granitemoe", "llama"}
-LOADS_DIVISORS |= {"exaone4", "granite_swa", "llama4", "minicpm", "mistral3"}
-=======
 LOADS_DIVISORS = {"apertus", "arcee", "deci", "exaone", "exaone4", "granite", "granitehybrid", "granitemoe"}
 LOADS_DIVISORS |= {"granite_swa", "llama", "llama4", "minicpm", "mistral3"}
->>>>>>> x-f1
 READS_BETAS = {"grok", "mistral3"}
 LATENT = {"deepseek2", "deepseek32", "mistral4"}
 SWITCHES = {"granite", "granitehybrid"}  # whose scaling.finetuned stays what it is
