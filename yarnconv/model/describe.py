@@ -1,7 +1,8 @@
 """From a config.json to the description of its model, by the family's data file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from yarnconv.errors import BadInput, Inexpressible
@@ -239,16 +240,11 @@ def _norm_kind(fact: bool | str) -> Literal["head", "projection"] | None:
     return None if fact is False else cast(Literal["head", "projection"], fact)
 
 
-def describe(family: Family, config: JsonObject) -> ModelDescription:
-    """The model that a config.json (defaults filled in) describes; its dimensions are checked.
-
-    Raises Inexpressible for what the family's data file does not describe.
-    """
-    _refuse_what_is_not_supposed(family, config)
-    hidden = whole_number(config, "hidden_size")
+def _heads(family: Family, config: JsonObject) -> AttentionDescription:
+    """The attention of a layer that sees everything and rotates."""
+    structure = family.structure
     heads = whole_number(config, "num_attention_heads", 2**16)
     key_value_heads = whole_number(config, "num_key_value_heads", 2**16)
-    layer_count = whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
     given = config.get("head_dim") is not None
     head_size = whole_number(config, "head_dim", 2**16) if given else head_dim(config)
     if heads % key_value_heads:
@@ -256,6 +252,37 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
             f"{heads} query heads do not divide among {key_value_heads} key/value heads",
             where="config.json: num_key_value_heads",
         )
+    return AttentionDescription(
+        heads=heads,
+        key_value_heads=key_value_heads,
+        head_dim=head_size,
+        layer_type=FULL,
+        window=None,
+        rotates=True,
+        pairing="interleaved" if structure.pairing == "interleaved" else "half",
+        query_key_norm=_norm_kind(structure.query_key_norm),
+        query_key_value_bias=_switch(config, structure.query_key_value_bias),
+        output_bias=_switch(config, structure.output_bias),
+        fused="query_key_value" in family.tensors,
+        scale=_attention_scale(config, structure, head_size),
+        softcap=_softcap(config, structure.attention_softcap),
+        query_growth=_query_growth(config, structure.query_growth),
+    )
+
+
+def _attentions(family: Family, config: JsonObject, layers: int) -> Iterator[AttentionDescription]:
+    """Of every layer."""
+    structure, heads = family.structure, _heads(family, config)
+    without = structure.without_rope
+    still = without is not None and without.beside_windows
+    still = still and _window_size(config, structure.window) is not None
+    rotates = _rotates(config, without, layers)
+    for (kind, window), turns in zip(_windows(config, structure, layers), rotates, strict=True):
+        turns = turns and not (still and kind == FULL)
+        yield replace(heads, layer_type=kind, window=window, rotates=turns)
+
+
+def _mlp(family: Family, config: JsonObject) -> MlpDescription:
     structure = family.structure
     activation = config.get(structure.activation)
     if not isinstance(activation, str):
@@ -263,56 +290,50 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
             f"{structure.activation} is {activation!r}, not a name",
             where=f"config.json: {structure.activation}",
         )
-    epsilon = config.get("rms_norm_eps")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 1e-12 <= epsilon < 1:
-        raise BadInput(
-            f"rms_norm_eps is {epsilon!r}, not between 1e-12 and 1", where="config.json: rms_norm_eps"
-        )
-    mlp = MlpDescription(
+    return MlpDescription(
         intermediate_size=whole_number(config, structure.intermediate_size),
         activation=activation,
         bias=_switch(config, structure.mlp_bias),
         fused="gate_up" in family.tensors,
     )
-    windows = _windows(config, structure, layer_count)
-    rotates = _rotates(config, structure.without_rope, layer_count)
-    stays = structure.without_rope is not None and structure.without_rope.beside_windows
-    stays = stays and _window_size(config, structure.window) is not None
-    layers = tuple(
-        LayerDescription(
-            attention=AttentionDescription(
-                heads=heads,
-                key_value_heads=key_value_heads,
-                head_dim=head_size,
-                layer_type=layer_type,
-                window=window,
-                rotates=turns and not (stays and layer_type == FULL),
-                pairing="interleaved" if structure.pairing == "interleaved" else "half",
-                query_key_norm=_norm_kind(structure.query_key_norm),
-                query_key_value_bias=_switch(config, structure.query_key_value_bias),
-                output_bias=_switch(config, structure.output_bias),
-                fused="query_key_value" in family.tensors,
-                scale=_attention_scale(config, structure, head_size),
-                softcap=_softcap(config, structure.attention_softcap),
-                query_growth=_query_growth(config, structure.query_growth),
-            ),
-            mlp=mlp,
-            norms=frozenset(role for role in NORMS if role in family.tensors),
-            residual_multiplier=_multiplier(config, structure.residual_multiplier),
+
+
+def _epsilon(config: JsonObject) -> float:
+    epsilon = config.get("rms_norm_eps")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 1e-12 <= epsilon < 1:
+        raise BadInput(
+            f"rms_norm_eps is {epsilon!r}, not between 1e-12 and 1", where="config.json: rms_norm_eps"
         )
-        for (layer_type, window), turns in zip(windows, rotates, strict=True)
-    )
+    return float(epsilon)
+
+
+def describe(family: Family, config: JsonObject) -> ModelDescription:
+    """The model that a config.json (defaults filled in) describes; its dimensions are checked.
+
+    Raises Inexpressible for what the family's data file does not describe.
+    """
+    _refuse_what_is_not_supposed(family, config)
+    structure, hidden = family.structure, whole_number(config, "hidden_size")
+    mlp = _mlp(family, config)
+    norms = frozenset(role for role in NORMS if role in family.tensors)
+    residual_multiplier = _multiplier(config, structure.residual_multiplier)
+    layers = whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
     embedding = _multiplier(config, structure.embedding_multiplier)
     return ModelDescription(
         family=family.model_type,
         vocab_size=whole_number(config, "vocab_size"),
         hidden_size=hidden,
         max_position_embeddings=whole_number(config, "max_position_embeddings", MAXIMUM_CONTEXT),
-        norm_epsilon=float(epsilon),
+        norm_epsilon=_epsilon(config),
         norms_add_one=structure.norms_add_one,
         embedding_multiplier=embedding * (math.sqrt(hidden) if structure.embedding_root else 1.0),
         logit_multiplier=1.0 / _multiplier(config, structure.logit_divisor),
         logit_softcap=_softcap(config, structure.logit_softcap),
         tied_embeddings=_switch(config, "tie_word_embeddings"),
-        layers=layers,
+        layers=tuple(
+            LayerDescription(
+                attention=attention, mlp=mlp, norms=norms, residual_multiplier=residual_multiplier
+            )
+            for attention in _attentions(family, config, layers)
+        ),
     )
