@@ -178,10 +178,16 @@ def _other_count(claim: Claims, group: CarriedGroup, wanted: int) -> Finding:
     return _error(code, f"it turns by {carried} at every length; {says}")
 
 
+def _reach(claim: Claims, group: CarriedGroup) -> int | None:
+    """Positions that both the tables and what is said of them end at; None where either has no end."""
+    reach = group.buckets[-1].reach
+    return None if reach is None or claim.context is None else max(reach, claim.context)
+
+
 def _served(scaling: Scaling, reach: int | None) -> int:
-    """How many of a scaling's buckets there are in tables that reach so many positions; None: any number."""
+    """How many of a scaling's buckets serve requests of up to so many positions; None: of any length."""
     found = buckets(scaling)
-    if not reach or isinstance(scaling, Unscaled):
+    if reach is None or isinstance(scaling, Unscaled):
         return len(found)
     contexts = (reached_context(scaling.original_context, one.factor) for one in found[:-1])
     return next((number for number, context in enumerate(contexts, 1) if reach <= context), len(found))
@@ -194,7 +200,7 @@ def claim_findings(claim: Claims, group: CarriedGroup) -> Iterator[Finding]:
         yield _error("wrong-pairing", said)
     if claim.scaling is None or not group.buckets:
         return
-    served = _served(claim.scaling, group.buckets[-1].reach)
+    served = _served(claim.scaling, _reach(claim, group))
     wanted, alone = buckets(claim.scaling)[:served], bucket_scalings(claim.scaling)[:served]
     if len(wanted) != len(group.buckets):
         yield _other_count(claim, group, len(wanted))
