@@ -172,7 +172,8 @@ def test_configs_that_cannot_be_read(check_config, config, artefacts, checkpoint
     for content in ("{", "[]", '{"model_type": "unheard-of"}', '{"model_type": "llama", "hidden_size": 1e9}'):
         bad.write_text(content)
         code, _, stderr = check_config(path, bad, *YARN)
-        assert code == 2
+        # a family without a data file is no broken config
+        assert code == (3 if "unheard-of" in content else 2)
         assert "Traceback" not in stderr
     assert check_config(path, tmp_path / "missing.json", *YARN)[0] == 2
     assert check_config(path, checkpoints("llama"), *YARN)[0] == 2  # a directory
