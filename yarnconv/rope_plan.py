@@ -8,13 +8,13 @@ from typing import Any
 
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.model.describe import MAXIMUM_CONTEXT, describe, whole_number, with_defaults
+from yarnconv.model.describe import describe, whole_number, with_defaults
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import Family, find_family, text_part
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.resolve import on_top_of, resolve
-from yarnconv.rope.scaling import MAXIMUM_ROTARY_DIM, Scaling, Unscaled, Yarn, method_name
+from yarnconv.rope.resolve import ResolvedRope, on_top_of, resolve
+from yarnconv.rope.scaling import MAXIMUM_CONTEXT, MAXIMUM_ROTARY_DIM, Scaling, Unscaled, Yarn, method_name
 from yarnconv.rope.spelling import MAXIMUM_LAYERS, ConfigRope, head_dim, read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
 from yarnconv.rope.writing import write_rope
@@ -124,6 +124,32 @@ def _check_rotation(family: Family, rope: ConfigRope, description: ModelDescript
             )
 
 
+def resolve_config(
+    filled: Mapping[str, Any], rope: ConfigRope, request: RopeRequest, maximum: int
+) -> ResolvedRope:
+    """What the request makes of a config's RoPE, its profile counted in unless that is refused.
+
+    filled: with its family's defaults. maximum: its max_position_embeddings.
+    """
+    profile = recognise(filled, rope) if request.use_profile else None
+    return resolve(rope, request, profile, maximum)
+
+
+def _planned(
+    resolved: ResolvedRope, groups: tuple[RopeGroup, ...], head_dim: int, warnings: tuple[str, ...]
+) -> RopePlan:
+    return RopePlan(
+        groups=groups,
+        main=resolved.main,
+        head_dim=head_dim,
+        original_context=resolved.original_context,
+        target_context=resolved.target_context,
+        finetuned=resolved.finetuned,
+        profile=resolved.profile,
+        warnings=warnings,
+    )
+
+
 def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription, Family]:
     """The RoPE half of the plan, from a config.json alone."""
     family = find_family(config)
@@ -131,22 +157,12 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     description = describe(family, filled)
     rope = read_rope(filled)
     _check_rotation(family, rope, description)
-    profile = recognise(filled, rope) if request.use_profile else None
-    resolved = resolve(rope, request, profile, description.max_position_embeddings)
+    resolved = resolve_config(filled, rope, request, description.max_position_embeddings)
     notes = _part_warnings(config)
     if not isinstance(resolved.main, Unscaled):
         notes += _reach_warnings(description, resolved.original_context)
-    plan = RopePlan(
-        groups=_layer_groups(resolved.groups, description),
-        main=resolved.main,
-        head_dim=description.layers[0].attention.head_dim,
-        original_context=resolved.original_context,
-        target_context=resolved.target_context,
-        finetuned=resolved.finetuned,
-        profile=resolved.profile,
-        warnings=(*resolved.warnings, *notes),
-    )
-    return plan, description, family
+    groups, head = _layer_groups(resolved.groups, description), description.layers[0].attention.head_dim
+    return _planned(resolved, groups, head, (*resolved.warnings, *notes)), description, family
 
 
 def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan, ModelDescription | None]:
@@ -161,9 +177,9 @@ def plan_of_any(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePl
     return plan, description
 
 
-def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def filled_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """With what the family's class assumes, where the family is known; of a text model among other parts that
-    one's.
+    one's. Raises BadInput where the config does not say what it is of, or cannot be read.
     """
     try:
         return with_defaults(find_family(config), config)
@@ -196,12 +212,11 @@ def _unknown_groups(
 
 
 def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inexpressible) -> RopePlan:
-    filled = _filled(config)
+    filled = filled_config(config)
     try:
         rope = read_rope(filled)
         maximum = whole_number(filled, "max_position_embeddings", MAXIMUM_CONTEXT)
-        profile = recognise(filled, rope) if request.use_profile else None
-        resolved = resolve(rope, request, profile, maximum)
+        resolved = resolve_config(filled, rope, request, maximum)
         groups = _unknown_groups(filled, resolved.groups)
         size = _unknown_head_dim(filled)
     except BadInput as error:
@@ -211,15 +226,8 @@ def _plan_unknown(config: Mapping[str, Any], request: RopeRequest, refusal: Inex
         if isinstance(config.get("text_config"), Mapping):
             fix = "It has a text_config, which is the language model's: give that one as a config.json."
         raise BadInput(f"{refusal.what}, and {error.what}", where=error.where, fix=error.fix or fix) from None
-    return RopePlan(
-        groups=groups,
-        main=resolved.main,
-        head_dim=size,
-        original_context=resolved.original_context,
-        target_context=resolved.target_context,
-        finetuned=resolved.finetuned,
-        profile=resolved.profile,
-        warnings=(f"Not converted: {refusal.what}. {refusal.fix}", *resolved.warnings),
+    return _planned(
+        resolved, groups, size, (f"Not converted: {refusal.what}. {refusal.fix}", *resolved.warnings)
     )
 
 
@@ -241,16 +249,8 @@ def plan_artefact(
     assert carried is not None, "an artefact whose layers have no RoPE has no plan"
     request, notes = on_top_of(carried, request)
     resolved = resolve(own, request, profile, maximum)
-    return RopePlan(
-        groups=(_group(tuple(range(layers)), resolved.main),),
-        main=resolved.main,
-        head_dim=head_dim,
-        original_context=resolved.original_context,
-        target_context=resolved.target_context,
-        finetuned=resolved.finetuned,
-        profile=resolved.profile,
-        warnings=(*notes, *resolved.warnings),
-    )
+    groups = (_group(tuple(range(layers)), resolved.main),)
+    return _planned(resolved, groups, head_dim, (*notes, *resolved.warnings))
 
 
 def _bucket_facts(tables: RopeTables) -> dict[str, Any]:

@@ -65,17 +65,6 @@ def model_of(checkpoints):
     return get
 
 
-@pytest.fixture
-def convert(yarnconv, tmp_path):
-    def run(directory, *options):
-        out = tmp_path / "onnx"
-        code, _, stderr = yarnconv("onnx", directory, *options, "--force", "-o", out)
-        assert code == 0, stderr
-        return out
-
-    return run
-
-
 def cases():
     forms = ("in-place", "concat")
     for number, name in enumerate(MODELS):

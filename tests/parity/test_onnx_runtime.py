@@ -34,17 +34,6 @@ def tokens(length=LENGTH, seed=1234):
     return sample_tokens(512, length, seed)
 
 
-@pytest.fixture
-def convert(yarnconv, tmp_path):
-    def run(directory, *options):
-        out = tmp_path / "onnx"
-        code, _, stderr = yarnconv("onnx", directory, *options, "--force", "-o", out)
-        assert code == 0, stderr
-        return out
-
-    return run
-
-
 def dequantised(codes, scales, axis):
     by_block = scales.ndim == 2
     return codes.astype(np.float32) * (np.repeat(scales, 32, axis=axis) if by_block else scales)

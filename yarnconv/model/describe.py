@@ -15,11 +15,11 @@ from yarnconv.model.description import (
     QueryGrowth,
 )
 from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
+from yarnconv.rope.scaling import MAXIMUM_CONTEXT
 from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
 
 # Far above any model there is, far below what would hurt: dimensions come from strangers.
 MAXIMUM_DIMENSION = 2**24
-MAXIMUM_CONTEXT = 2**31 - 1
 # Of multipliers and softcaps: outside it float32 logits are lost.
 SMALLEST, LARGEST = 1e-6, 1e6
 NORMS: tuple[NormRole, ...] = ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm")
@@ -33,9 +33,9 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
 
     A default of the form `{ same_as = "key" }` takes that key's value, and null counts as silent
     for it, as it does for an object; with `missing` beside it that is what nothing at all means. For the
-    others null is a value (Mistral: no sliding window). What the
-    RoPE parameters hold besides RoPE stands at the top level, and where the family has a RoPE for each type
-    of its layers, that is spelled out, and so is `layer_types`.
+    others null is a value (Mistral: no sliding window). What the RoPE parameters hold besides RoPE stands at
+    the top level, and where the family has a RoPE for each type of its layers, that is spelled out, and so
+    is `layer_types`.
     """
     filled = dict(text_part(config))
     for key, default in family.config_defaults.items():

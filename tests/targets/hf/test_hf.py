@@ -41,32 +41,6 @@ LLAMA3 = {
 }
 
 
-@pytest.fixture
-def extend(yarnconv, tmp_path):
-    """Extend a checkpoint: (directory, the plan as JSON)."""
-
-    def run(model, *options, name="extended"):
-        out = tmp_path / name
-        code, stdout, stderr = yarnconv("hf", model, *options, "-o", out, "--json")
-        assert code == 0, stderr
-        return out, json.loads(stdout)
-
-    return run
-
-
-@pytest.fixture
-def copied(checkpoints, tmp_path):
-    """A copy of a family's checkpoint that may be edited."""
-
-    def copy(family, **edits):
-        out = tmp_path / f"{family}-copy"
-        shutil.copytree(checkpoints(family), out)
-        edit_config(out, **edits)
-        return out
-
-    return copy
-
-
 def rotary(directory):
     """The rotary module of the model that transformers loads from a directory."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

@@ -66,32 +66,6 @@ def logits(directory, **options):
         return model.eval()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
 
 
-@pytest.fixture
-def extend(yarnconv, tmp_path):
-    """Extend a checkpoint: (directory, the report)."""
-
-    def run(model, *options, name="extended"):
-        out = tmp_path / name
-        code, stdout, stderr = yarnconv("hf", model, *options, "-o", out, "--json")
-        assert code == 0, stderr
-        return out, json.loads(stdout)
-
-    return run
-
-
-@pytest.fixture
-def copied(checkpoints, tmp_path):
-    """A copy of a family's checkpoint that may be edited."""
-
-    def copy(family, **edits):
-        out = tmp_path / f"{family}-copy"
-        shutil.copytree(checkpoints(family), out)
-        edit_config(out, **edits)
-        return out
-
-    return copy
-
-
 def expressible(family, method):
     types = families()[family].structure.rope_types
     return types is None or method in {"none", "ntk"}

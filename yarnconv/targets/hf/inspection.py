@@ -13,13 +13,18 @@ from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import find_family, text_part
 from yarnconv.rope.identify import FACTOR_TOLERANCE, Fit, temperature_of
 from yarnconv.rope.observation import Observation
-from yarnconv.rope.profiles import recognise
 from yarnconv.rope.request import RopeRequest
-from yarnconv.rope.resolve import resolve
 from yarnconv.rope.scaling import DynamicYarn, NtkAware, Scaling, Stretched, Yarn, is_dynamic
 from yarnconv.rope.spelling import ConfigRope, read_rope
 from yarnconv.rope.tables import bucket_scalings, buckets, extended_context
-from yarnconv.rope_plan import RopeGroup, RopePlan, layer_ranges, plan_of_any
+from yarnconv.rope_plan import (
+    RopeGroup,
+    RopePlan,
+    filled_config,
+    layer_ranges,
+    plan_of_any,
+    resolve_config,
+)
 from yarnconv.targets.hf.files import CONFIG_FILE
 from yarnconv.targets.inspection.carried_rope import CarriedBucket, CarriedGroup, Claims, Inspected
 from yarnconv.targets.inspection.findings import Finding
@@ -28,21 +33,19 @@ from yarnconv.targets.inspection.rope_findings import claim_findings
 EXACT = 1e-12  # of numbers that were computed here
 
 
-def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], ConfigRope]:
-    """The config with its family's defaults, where it is one of a known family, and its RoPE."""
+def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with its family's defaults, where it is one of a known family."""
     try:
-        filled = with_defaults(find_family(config), config)
-    except (BadInput, Inexpressible):
-        filled = dict(config)
-    return filled, read_rope(filled)
+        return filled_config(config)
+    except BadInput:
+        return config
 
 
 def claims_of(config: Mapping[str, Any], request: RopeRequest, source: str) -> Claims:
     """What an artefact of this checkpoint should carry under the rope options, of a family known or not."""
-    filled, rope = _read(config)
-    maximum = filled["max_position_embeddings"]
-    profile = recognise(filled, rope) if request.use_profile else None
-    resolved = resolve(rope, request, profile, maximum)
+    filled = _filled(config)
+    rope = read_rope(filled)
+    resolved = resolve_config(filled, rope, request, filled["max_position_embeddings"])
     # a context that was made up of another is nothing that anybody says
     known = not rope.original_notes or request.asks_for_something
     return Claims(
@@ -178,7 +181,8 @@ def _named_groups(
 def inspect_checkpoint(path: Path, references: tuple[Claims, ...] = ()) -> Inspected:
     """What a checkpoint asks for. Raises BadInput where its config cannot be read."""
     config = read_config(path)
-    filled, rope = _read(config)
+    filled = _filled(config)
+    rope = read_rope(filled)
     (plan, description), maximum = _plan(config), filled["max_position_embeddings"]
     named = _named_groups(rope, plan, description)
     main = plan.main if plan is not None else next((s for _, s in named if s is not None), None)

@@ -11,6 +11,7 @@ import numpy as np
 
 Layer = Any  # of whichever TensorRT it is
 FLOATS = {"FLOAT": "FLOAT", "HALF": "FLOAT16", "BF16": "BFLOAT16"}  # as ONNX calls them
+TOKENS_AND_POSITIONS, OTHERS = frozenset({"input_ids", "position_ids"}), "another input"
 NARROW = frozenset({"HALF", "BF16"})
 PASSES = ("GATHER", "CAST", "SHUFFLE", "IDENTITY", "UNSQUEEZE", "SQUEEZE")  # rows of a table through
 
@@ -23,6 +24,7 @@ class NetworkLayers:
         self._makers = {
             layer.get_output(index).name: layer for layer in self for index in range(layer.num_outputs)
         }
+        self._made_of: dict[str, frozenset[str]] = {}
 
     def __iter__(self) -> Iterator[Layer]:
         for index in range(self.network.num_layers):
@@ -103,6 +105,26 @@ class NetworkLayers:
             if number is not None and self.number(other) is None:
                 return self.operation(layer), other, number
         return None
+
+    def made_of(self, tensor: Any) -> frozenset[str]:
+        """Which of the network's inputs a tensor is made of: ids and positions by their names, OTHERS for any
+        others. What was asked before is known, however deep the network.
+        """
+        known, stack = self._made_of, [tensor]
+        while stack:
+            one = stack[-1]
+            layer = self.maker(one)
+            inputs = [] if layer is None else self.inputs(layer)
+            waiting = [] if one.name in known else [i for i in inputs if i.name not in known]
+            if waiting:
+                stack += waiting
+                continue
+            stack.pop()
+            if layer is None:
+                known[one.name] = frozenset({one.name if one.name in TOKENS_AND_POSITIONS else OTHERS})
+            else:
+                known[one.name] = frozenset().union(*(known[i.name] for i in inputs))
+        return known[tensor.name]
 
     def behind(self, outputs: Sequence[Any]) -> Iterator[tuple[Any, Layer | None]]:
         """Every tensor that these are made of, themselves too, each with what makes it."""

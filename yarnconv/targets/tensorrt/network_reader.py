@@ -107,11 +107,11 @@ class NetworkReader:
         """What every form of it has. ends: query, key and value."""
         query, key, _ = ends
         (turns_query, _), (turns_key, index), (turns_value, _) = map(self._before, ends)
-        growth = self._scores.growth(query, key)
+        scale, growth = self._scores.factors(query, key)
         return {
             "layer": index,
             "needed": output.name in needed,
-            "scale": self._scores.scale(query) * self._scores.scale(key),
+            "scale": scale,
             "growth": None if growth is None else list(growth),
             "turns": [len(turns_query), len(turns_key), len(turns_value)],
             "query": self._rotation(turns_query, tables, out),

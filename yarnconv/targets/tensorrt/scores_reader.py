@@ -18,14 +18,22 @@ class ScoresReader:
     def __init__(self, layers: NetworkLayers) -> None:
         self._layers = layers
 
-    def scale(self, tensor: Any) -> float:
-        """What queries or keys are multiplied with between their projection, or norm, and their product: all
-        numbers on the way; NaN where something else than numbers and positions is among them.
+    def factors(self, query: Any, key: Any) -> tuple[float, tuple[float, float] | None]:
+        """(scale, growth): what queries and keys are multiplied with between their projections, or norms, and
+        their product.
+
+        scale: all numbers on the way; NaN where something else than numbers and positions is among them.
+        growth: (beta, context) of queries times 1 + beta ln(1 + floor(position / context)); of anything else
+        made of positions that they or keys are multiplied with NaN; None where they are not.
         """
-        return math.prod(
-            factor if isinstance(factor, float) else 1.0
-            for factor in self._factors(tensor)  # what is of positions is growth's
-        )
+        of_query, of_key = (list(self._factors(tensor)) for tensor in (query, key))
+        scale = math.prod(factor for factor in (*of_query, *of_key) if isinstance(factor, float))
+        grown, keys = ([f for f in some if not isinstance(f, float)] for some in (of_query, of_key))
+        if not grown and not keys:
+            return scale, None
+        unknown = math.nan, math.nan
+        known = None if keys or len(grown) != 1 else self._growth_itself(grown[0])
+        return scale, known or unknown
 
     def _factors(self, tensor: Any) -> Iterator[float | Any]:
         """What a tensor is multiplied with, the last first: numbers, tensors made of positions, and NaN for
@@ -51,7 +59,8 @@ class ScoresReader:
             elif not layers.is_of(layer, "ELEMENTWISE") or self._is_division(tensor):
                 return  # a norm
             elif layers.operation(layer) == "SUM":  # a bias
-                own = [one for one in layers.inputs(layer) if self._is_of_inputs(one)]
+                # a graph may join constants before it adds them
+                own = [one for one in layers.inputs(layer) if layers.made_of(one)]
                 if len(own) != 1:
                     yield math.nan
                     return
@@ -99,26 +108,9 @@ class ScoresReader:
                     return int(added[2])
         return None
 
-    def growth(self, query: Any, key: Any) -> tuple[float, float] | None:
-        """(beta, context) of queries that are multiplied with 1 + beta ln(1 + floor(position / context)); of
-        anything else made of positions that they or keys are multiplied with NaN; None where they are not.
-        """
-        grown, keys = (
-            [factor for factor in self._factors(tensor) if not isinstance(factor, float)]
-            for tensor in (query, key)
-        )
-        if not grown and not keys:
-            return None
-        unknown = math.nan, math.nan
-        return unknown if keys or len(grown) != 1 else self._growth_itself(grown[0]) or unknown
-
-    def _is_of_inputs(self, tensor: Any) -> bool:
-        """Whether it is made of anything but constants, which a graph may join before it adds them."""
-        return any(layer is None for _, layer in self._layers.behind([tensor]))
-
     def _is_of_positions(self, tensor: Any) -> bool:
         """Whether it is made of the positions and of no token."""
-        made_of = {one.name for one, _ in self._layers.behind([tensor])}
+        made_of = self._layers.made_of(tensor)
         return "position_ids" in made_of and "input_ids" not in made_of
 
     def _growth_itself(self, tensor: Any) -> tuple[float, float] | None:
