@@ -24,19 +24,6 @@ METHODS = {
 ALL_HOLD = {"structure": "holds", "weights": "holds", "metadata": "holds"}
 
 
-@pytest.fixture
-def extend(yarnconv, tmp_path):
-    """Extend a checkpoint: its directory, to be edited at will."""
-
-    def run(model, *options, name="extended"):
-        out = tmp_path / name
-        code, _, stderr = yarnconv("hf", model, *options, "-o", out)
-        assert code == 0, stderr
-        return out
-
-    return run
-
-
 def edit_rope(directory, *, remove=(), spellings=("rope_scaling", "rope_parameters"), **values):
     """Edit what config.json says of its RoPE, in both spellings unless told otherwise."""
     config = json.loads((directory / "config.json").read_text())

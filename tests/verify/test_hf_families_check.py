@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.support.models import edit_config
+from tests.verify.test_hf_check import ALL_HOLD
 from yarnconv.model.family import families
 
 FAMILIES = (
@@ -22,7 +23,6 @@ OPTIONS = {
         *("--attention-factor", "1.5", "--no-truncate"),
     ),
 }
-ALL_HOLD = {"structure": "holds", "weights": "holds", "metadata": "holds"}
 # by default one method of each family that is not told from the others', and all where something may differ
 TELLING = {
     **dict.fromkeys(FAMILIES, ("yarn",)),
@@ -40,19 +40,6 @@ def cases():
             if types is None or method in {"none", "ntk"}:
                 marks = () if method in TELLING[family] else pytest.mark.slow
                 yield pytest.param(family, method, marks=marks)
-
-
-@pytest.fixture
-def extend(yarnconv, tmp_path):
-    """Extend a checkpoint: its directory, to be edited at will."""
-
-    def run(model, *options):
-        out = tmp_path / "extended"
-        code, _, stderr = yarnconv("hf", model, *options, "-o", out)
-        assert code == 0, stderr
-        return out
-
-    return run
 
 
 @pytest.mark.parametrize(("family", "method"), list(cases()))
