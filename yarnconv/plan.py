@@ -4,13 +4,16 @@ A `RopePlan` is all that editing an existing artefact needs; a `ConversionPlan` 
 and a binding for every tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from yarnconv.checkpoint.checkpoint import Checkpoint
+from yarnconv.checkpoint.quantised import Quantisation, find_source, read_quantisation
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import StackedTensor, TensorSource, TurnedTensor, row_count
 from yarnconv.errors import BadInput
+from yarnconv.model.config_values import counted
 from yarnconv.model.describe import with_defaults
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import Family, text_part
@@ -28,10 +31,10 @@ class TensorBinding:
     """
 
     expected: ExpectedTensor
-    held: TensorRef | None
+    held: TensorSource | None
 
     @property
-    def source(self) -> TensorRef:
+    def source(self) -> TensorSource:
         """Where the checkpoint holds it, where there is a checkpoint."""
         assert self.held is not None, f"there is no checkpoint that holds {self.expected.name}"
         return self.held
@@ -110,48 +113,115 @@ def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
     return False
 
 
+def _parts(checkpoint: Checkpoint, patterns: Sequence[str], layer: int | None, count: int) -> list[str]:
+    """The names of what a tensor is stored as: of each expert in turn, where it is stored by expert."""
+    names = [pattern.replace("{layer}", str(layer)) for pattern in patterns]
+    if not any("{expert}" in name for name in names):
+        return names
+    return [name.replace("{expert}", str(expert)) for expert in range(count) for name in names]
+
+
+def _stacked(
+    checkpoint: Checkpoint, expected: ExpectedTensor, names: Sequence[str], quantisation: Quantisation
+) -> TensorSource | None:
+    """A tensor that is stored under other names; None where the first of them is not there."""
+    if find_source(checkpoint.tensors, names[0], quantisation) is None:
+        return None
+    parts: list[TensorSource] = []
+    for name in names:
+        part = find_source(checkpoint.tensors, name, quantisation)
+        if part is None:
+            what = f"{names[0]} is there, and {name} is missing"
+            raise BadInput(what, where=str(checkpoint.directory), fix="The checkpoint is incomplete.")
+        first = parts[0] if parts else part
+        if (part.dtype, part.shape[-1:]) != (first.dtype, first.shape[-1:]):
+            differ = f"{name} is {part.dtype} {list(part.shape)}, "
+            differ += f"and {names[0]} {first.dtype} {list(first.shape)}"
+            raise BadInput(differ, where=part.refs[0].file.path.name)
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    rows = sum(row_count(part.shape) for part in parts)
+    shape = expected.shape if rows == row_count(expected.shape) else (rows, *parts[0].shape[-1:])
+    return StackedTensor(name=expected.name, shape=shape, parts=tuple(parts))
+
+
+def _find(
+    checkpoint: Checkpoint, family: Family, expected: ExpectedTensor, quantisation: Quantisation
+) -> TensorSource | None:
+    """Where a tensor's values are, [out, in]."""
+    source = find_source(checkpoint.tensors, expected.name, quantisation)
+    experts = family.structure.experts
+    if source is not None:
+        turned = experts is not None and experts.turned and len(expected.shape) == 3
+        is_file = isinstance(source, TensorRef)  # codes lie [out, in] always
+        return TurnedTensor(of=source) if turned and is_file and len(source.shape) == 3 else source
+    if (patterns := family.stored.get(expected.role)) is None:
+        return None
+    names = _parts(checkpoint, patterns, expected.layer, expected.shape[0])
+    return _stacked(checkpoint, expected, names, quantisation)
+
+
+def _bound(
+    checkpoint: Checkpoint, family: Family, expected: ExpectedTensor, quantisation: Quantisation, layers: int
+) -> TensorBinding:
+    source = _find(checkpoint, family, expected, quantisation)
+    if source is None:
+        stored = family.stored.get(expected.role, ())
+        named = "".join(f", or as {name.replace('{layer}', str(expected.layer))}" for name in stored[:1])
+        raise BadInput(
+            f"the tensor {expected.name} is missing{named}",
+            where=str(checkpoint.directory),
+            fix=f"A {family.model_type} model of {layers} layers needs it: "
+            "the checkpoint is incomplete, or config.json is another model's.",
+        )
+    where = source.refs[0].file.path.name
+    if source.shape != expected.shape:
+        raise BadInput(
+            f"{source.name} has shape {list(source.shape)}, but config.json makes it {list(expected.shape)}",
+            where=where,
+        )
+    if source.dtype not in CONVERTIBLE_DTYPES:
+        raise BadInput(
+            f"{source.name} has dtype {source.dtype}",
+            where=where,
+            fix=f"Only {', '.join(CONVERTIBLE_DTYPES)} weights are read; convert from the "
+            "unquantised checkpoint.",
+        )
+    return TensorBinding(expected=expected, held=source)
+
+
 def bind_tensors(
-    checkpoint: Checkpoint, family: Family, description: ModelDescription
+    checkpoint: Checkpoint,
+    family: Family,
+    description: ModelDescription,
+    quantisation: Quantisation,
+    extra_layers: int,
 ) -> tuple[TensorBinding, ...]:
     """Bind every expected tensor; one missing, left over, misshapen or of a strange dtype is an error. Those
-    of a config.json alone are bound to nothing.
+    of a config.json alone are bound to nothing. extra_layers: those behind the last that nothing needs.
     """
+    layers = len(description.layers)
     if checkpoint.described:
         described = expected_tensors(family, description)
         return tuple(TensorBinding(expected=expected, held=None) for expected in described)
-    bindings: dict[str, TensorBinding] = {}
-    for expected in expected_tensors(family, description):
-        source = checkpoint.tensors.get(expected.name)
-        if source is None:
-            raise BadInput(
-                f"the tensor {expected.name} is missing",
-                where=str(checkpoint.directory),
-                fix=f"A {family.model_type} model of {len(description.layers)} layers needs it: "
-                "the checkpoint is incomplete, or config.json is another model's.",
-            )
-        if source.shape != expected.shape:
-            raise BadInput(
-                f"{expected.name} has shape {list(source.shape)}, but config.json makes it "
-                f"{list(expected.shape)}",
-                where=source.file.path.name,
-            )
-        if source.dtype not in CONVERTIBLE_DTYPES:
-            raise BadInput(
-                f"{expected.name} has dtype {source.dtype}",
-                where=source.file.path.name,
-                fix=f"Only {', '.join(CONVERTIBLE_DTYPES)} weights are read; convert from the "
-                "unquantised checkpoint.",
-            )
-        bindings[expected.name] = TensorBinding(expected=expected, held=source)
+    bindings = [
+        _bound(checkpoint, family, expected, quantisation, layers)
+        for expected in expected_tensors(family, description)
+    ]
+    used = {ref.name for binding in bindings for ref in binding.source.refs}
+    beyond = tuple(f"model.layers.{layers + index}." for index in range(extra_layers))
     for name in checkpoint.tensors:
-        layers = len(description.layers)
-        if name not in bindings and not _is_leftover(name, family, layers, description.tied_embeddings):
+        if name in used or name.startswith(beyond):
+            continue
+        if not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(
                 f"the tensor {name} is left over: nothing in a {family.model_type} model takes it",
                 where=checkpoint.tensors[name].file.path.name,
                 fix="A part of the model would be lost; it is not converted.",
             )
-    return tuple(bindings[name] for name in checkpoint.tensors if name in bindings)
+    order = {name: number for number, name in enumerate(checkpoint.tensors)}
+    return tuple(sorted(bindings, key=lambda binding: order[binding.source.refs[0].name]))
 
 
 # What stands in front of the tensors of a text model among other parts, as transformers 4 has it (and 5, on
@@ -161,7 +231,7 @@ TEXT_PREFIXES = {
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
 }
-PARTS = ("vision_tower.", "multi_modal_projector.")
+PARTS = ("vision_tower.", "multi_modal_projector.", "mm_projector.")
 OTHER_PARTS = (*PARTS, *(f"model.{part}" for part in PARTS))
 
 
@@ -183,22 +253,21 @@ def _text_tensors(checkpoint: Checkpoint) -> Checkpoint:
 
 def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionPlan:
     """The whole plan of a checkpoint's conversion."""
-    if any(c.get("quantization_config") for c in (checkpoint.config, text_part(checkpoint.config))):
-        raise BadInput(
-            "the checkpoint is quantised",
-            where="config.json: quantization_config",
-            fix="Convert from the unquantised checkpoint.",
-        )
     rope, description, family = plan_rope(checkpoint.config, request)
+    configs = (checkpoint.config, text_part(checkpoint.config))
+    quantisation = read_quantisation(next((c for c in configs if c.get("quantization_config")), {}))
     checkpoint = _text_tensors(checkpoint)
     tied = _ties_embeddings(checkpoint, family, description)
     description = replace(description, tied_embeddings=tied)
+    config = with_defaults(family, checkpoint.config)
+    extra = family.structure.extra_layers
+    extra_layers = counted(config, extra)
     return ConversionPlan(
         request=request,
         rope=rope,
         family=family,
         description=description,
-        config=with_defaults(family, checkpoint.config),
+        config=config,
         checkpoint=checkpoint,
-        bindings=bind_tensors(checkpoint, family, description),
+        bindings=bind_tensors(checkpoint, family, description, quantisation, extra_layers),
     )

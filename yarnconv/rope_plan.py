@@ -8,7 +8,8 @@ from typing import Any
 
 from yarnconv import __version__
 from yarnconv.errors import BadInput, Inexpressible
-from yarnconv.model.describe import describe, whole_number, with_defaults
+from yarnconv.model.config_values import whole_number
+from yarnconv.model.describe import describe, with_defaults
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import Family, find_family, text_part
 from yarnconv.rope.profiles import Profile, recognise
@@ -113,7 +114,7 @@ def _part_warnings(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_rotation(family: Family, rope: ConfigRope, description: ModelDescription) -> None:
     """Refuse what no model of the family does with it, and transformers stumbles over."""
-    head_dim = description.layers[0].attention.head_dim
+    head_dim = description.layers[0].attention.turning_dim
     for scaling in rope.groups.values():
         if scaling is not None and scaling.rotary_dim != head_dim and not family.structure.partial_rotary:
             raise Inexpressible(
@@ -161,7 +162,8 @@ def plan_rope(config: Mapping[str, Any], request: RopeRequest) -> tuple[RopePlan
     notes = _part_warnings(config)
     if not isinstance(resolved.main, Unscaled):
         notes += _reach_warnings(description, resolved.original_context)
-    groups, head = _layer_groups(resolved.groups, description), description.layers[0].attention.head_dim
+    groups = _layer_groups(resolved.groups, description)
+    head = description.layers[0].attention.projected_head_dim
     return _planned(resolved, groups, head, (*resolved.warnings, *notes)), description, family
 
 

@@ -56,6 +56,16 @@ class TensorRef:
         buffer = self.file.view(self.offset, self.nbytes)
         return np.frombuffer(buffer, dtype=NUMPY_DTYPES[self.dtype]).reshape(self.shape)
 
+    @property
+    def refs(self) -> "tuple[TensorRef, ...]":
+        """Itself: as a source of values it is made of nothing else."""
+        return (self,)
+
+    def block(self, rows: slice, columns: slice = slice(None)) -> "NDArray[np.generic]":
+        """[rows, columns] of the matrix whose columns are the last dimension; a view of the file."""
+        values = self.load()
+        return values.reshape(-1, self.shape[-1] if self.shape else 1)[rows, columns]
+
 
 def _bad(path: Path, what: str, tensor: str | None = None) -> BadInput:
     where = f"{path.name}: {tensor}" if tensor else path.name

@@ -6,22 +6,22 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from yarnconv.errors import BadInput, Inexpressible
+from yarnconv.model.config_values import multiplier, number, softcap, switch, whole_number
 from yarnconv.model.description import (
     AttentionDescription,
+    ExpertsDescription,
+    LatentAttention,
     LayerDescription,
     MlpDescription,
     ModelDescription,
     NormRole,
     QueryGrowth,
 )
+from yarnconv.model.experts import has_experts, read_experts
 from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
 from yarnconv.rope.scaling import MAXIMUM_CONTEXT
 from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
 
-# Far above any model there is, far below what would hurt: dimensions come from strangers.
-MAXIMUM_DIMENSION = 2**24
-# Of multipliers and softcaps: outside it float32 logits are lost.
-SMALLEST, LARGEST = 1e-6, 1e6
 NORMS: tuple[NormRole, ...] = ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm")
 FULL, SLIDING = "full_attention", "sliding_attention"
 # transformers' own (`configuration_utils._LEGACY_LAYER_TYPE_REMAP`), of those that are described here
@@ -38,6 +38,9 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
     is `layer_types`.
     """
     filled = dict(text_part(config))
+    for other, key in family.synonyms.items():
+        if other in filled and key not in filled:
+            filled[key] = filled.pop(other)
     for key, default in family.config_defaults.items():
         if not isinstance(default, Mapping):
             filled.setdefault(key, default)
@@ -96,46 +99,6 @@ def _spell_by_layer_type(structure: Structure, filled: dict[str, Any]) -> None:
     filled["rope_parameters"] = by_type
 
 
-def whole_number(config: JsonObject, key: str, maximum: int = MAXIMUM_DIMENSION) -> int:
-    """One of at least 1. Raises BadInput for anything else."""
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= maximum:
-        raise BadInput(
-            f"{key} is {value!r}" if key in config else f"{key} is missing",
-            where=f"config.json: {key}",
-            fix=f"It must be a whole number between 1 and {maximum}.",
-        )
-    return value
-
-
-def _number(config: JsonObject, key: str, smallest: float = SMALLEST, largest: float = LARGEST) -> float:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value <= largest:
-        raise BadInput(
-            f"{key} is {value!r}" if key in config else f"{key} is missing",
-            where=f"config.json: {key}",
-            fix=f"It must be a number between {smallest:g} and {largest:g}.",
-        )
-    return float(value)
-
-
-def _multiplier(config: JsonObject, key: str | None) -> float:
-    return 1.0 if key is None else _number(config, key)
-
-
-def _softcap(config: JsonObject, key: str | None) -> float | None:
-    return None if key is None or config.get(key) is None else _number(config, key)
-
-
-def _switch(config: JsonObject, fact: bool | str) -> bool:
-    if isinstance(fact, bool):
-        return fact
-    value = config.get(fact)
-    if not isinstance(value, bool):
-        raise BadInput(f"{fact} is {value!r}, not true or false", where=f"config.json: {fact}")
-    return value
-
-
 def _refuse_what_is_not_supposed(family: Family, config: JsonObject) -> None:
     for key, values in (family.structure.supposes or {}).items():
         found = config.get(key)
@@ -172,7 +135,7 @@ def _window_size(config: JsonObject, window: Window | None) -> int | None:
     if window is None or config.get(window.size) is None:
         return None
     chosen = window.types_enable and config.get("layer_types") is not None
-    if window.enabled is not None and not chosen and not _switch(config, window.enabled):
+    if window.enabled is not None and not chosen and not switch(config, window.enabled):
         return None
     return whole_number(config, window.size, maximum=MAXIMUM_CONTEXT)
 
@@ -224,26 +187,49 @@ def _query_growth(config: JsonObject, key: str | None) -> QueryGrowth | None:
     found = None if key is None else config.get(key)
     if not found:
         return None
-    beta = _number(found, "beta", smallest=0.0)
+    beta = number(found, "beta", smallest=0.0)
     return QueryGrowth(beta=beta, context=whole_number(found, "context", MAXIMUM_CONTEXT)) if beta else None
 
 
 def _attention_scale(config: JsonObject, structure: Structure, head_size: int) -> float:
     if structure.attention_scale is not None:
-        return _number(config, structure.attention_scale)
+        return number(config, structure.attention_scale)
     return 1.0 / math.sqrt(
-        head_size if structure.query_scalar is None else _number(config, structure.query_scalar)
+        head_size if structure.query_scalar is None else number(config, structure.query_scalar)
     )
 
 
-def _norm_kind(fact: bool | str) -> Literal["head", "projection"] | None:
-    return None if fact is False else cast(Literal["head", "projection"], fact)
+def _norm_kind(structure: Structure, config: JsonObject) -> Literal["head", "projection"] | None:
+    fact, decided_by = structure.query_key_norm, structure.query_key_norm_if
+    if fact is False or (decided_by is not None and not switch(config, decided_by)):
+        return None
+    return cast(Literal["head", "projection"], fact)
 
 
-def _heads(family: Family, config: JsonObject) -> AttentionDescription:
-    """The attention of a layer that sees everything and rotates."""
-    structure = family.structure
-    heads = whole_number(config, "num_attention_heads", 2**16)
+def _latent(config: JsonObject, heads: int) -> LatentAttention:
+    if whole_number(config, "num_key_value_heads", 2**16) != heads:
+        raise BadInput(
+            f"num_key_value_heads is {config.get('num_key_value_heads')!r}, and latent attention has as many "
+            f"as query heads, {heads}",
+            where="config.json: num_key_value_heads",
+        )
+    direct = config.get("q_lora_rank") is None
+    return LatentAttention(
+        query_rank=None if direct else whole_number(config, "q_lora_rank", 2**16),
+        rank=whole_number(config, "kv_lora_rank", 2**16),
+        plain_dim=whole_number(config, "qk_nope_head_dim", 2**16),
+        rotary_dim=whole_number(config, "qk_rope_head_dim", 2**16),
+        value_dim=whole_number(config, "v_head_dim", 2**16),
+    )
+
+
+def _cached_heads(
+    structure: Structure, config: JsonObject, heads: int
+) -> tuple[int, int, LatentAttention | None]:
+    """(heads of keys, their dimensions, what they are absorbed from if they are). heads: of queries."""
+    if structure.latent:
+        latent = _latent(config, heads)
+        return 1, latent.rank + latent.rotary_dim, latent
     key_value_heads = whole_number(config, "num_key_value_heads", 2**16)
     given = config.get("head_dim") is not None
     head_size = whole_number(config, "head_dim", 2**16) if given else head_dim(config)
@@ -252,6 +238,18 @@ def _heads(family: Family, config: JsonObject) -> AttentionDescription:
             f"{heads} query heads do not divide among {key_value_heads} key/value heads",
             where="config.json: num_key_value_heads",
         )
+    return key_value_heads, head_size, None
+
+
+def _heads(family: Family, config: JsonObject) -> AttentionDescription:
+    """The attention of a layer that sees everything and rotates."""
+    structure = family.structure
+    heads = whole_number(config, "num_attention_heads", 2**16)
+    key_value_heads, head_size, latent = _cached_heads(structure, config, heads)
+    projected = head_size if latent is None else latent.plain_dim + latent.rotary_dim
+    interleaved = structure.pairing == "interleaved"
+    if structure.interleaved_by is not None:
+        interleaved = switch(config, structure.interleaved_by)
     return AttentionDescription(
         heads=heads,
         key_value_heads=key_value_heads,
@@ -259,14 +257,16 @@ def _heads(family: Family, config: JsonObject) -> AttentionDescription:
         layer_type=FULL,
         window=None,
         rotates=True,
-        pairing="interleaved" if structure.pairing == "interleaved" else "half",
-        query_key_norm=_norm_kind(structure.query_key_norm),
-        query_key_value_bias=_switch(config, structure.query_key_value_bias),
-        output_bias=_switch(config, structure.output_bias),
+        pairing="interleaved" if interleaved else "half",
+        query_key_norm=_norm_kind(structure, config),
+        query_key_value_bias=switch(config, structure.query_key_value_bias),
+        output_bias=switch(config, structure.output_bias),
         fused="query_key_value" in family.tensors,
-        scale=_attention_scale(config, structure, head_size),
-        softcap=_softcap(config, structure.attention_softcap),
+        scale=_attention_scale(config, structure, projected),
+        softcap=softcap(config, structure.attention_softcap),
         query_growth=_query_growth(config, structure.query_growth),
+        sinks=structure.sinks,
+        latent=latent,
     )
 
 
@@ -282,20 +282,36 @@ def _attentions(family: Family, config: JsonObject, layers: int) -> Iterator[Att
         yield replace(heads, layer_type=kind, window=window, rotates=turns)
 
 
-def _mlp(family: Family, config: JsonObject) -> MlpDescription:
-    structure = family.structure
+def _activation(structure: Structure, config: JsonObject) -> str:
     activation = config.get(structure.activation)
     if not isinstance(activation, str):
         raise BadInput(
             f"{structure.activation} is {activation!r}, not a name",
             where=f"config.json: {structure.activation}",
         )
+    return activation
+
+
+def _dense_mlp(family: Family, config: JsonObject) -> MlpDescription:
+    structure = family.structure
     return MlpDescription(
         intermediate_size=whole_number(config, structure.intermediate_size),
-        activation=activation,
-        bias=_switch(config, structure.mlp_bias),
+        activation=_activation(structure, config),
+        bias=switch(config, structure.mlp_bias),
         fused="gate_up" in family.tensors,
     )
+
+
+def _mlps(family: Family, config: JsonObject, layers: int) -> list[MlpDescription | ExpertsDescription]:
+    """Of every layer."""
+    experts = family.structure.experts
+    mixed = has_experts(experts, config, layers)
+    dense = None if all(mixed) else _dense_mlp(family, config)
+    mixture = None
+    if experts is not None and any(mixed):
+        mixture = read_experts(experts, config, _activation(family.structure, config))
+    found = [mixture if one else dense for one in mixed]
+    return [one for one in found if one is not None]
 
 
 def _epsilon(config: JsonObject) -> float:
@@ -314,11 +330,10 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
     """
     _refuse_what_is_not_supposed(family, config)
     structure, hidden = family.structure, whole_number(config, "hidden_size")
-    mlp = _mlp(family, config)
     norms = frozenset(role for role in NORMS if role in family.tensors)
-    residual_multiplier = _multiplier(config, structure.residual_multiplier)
+    residual_multiplier = multiplier(config, structure.residual_multiplier)
     layers = whole_number(config, "num_hidden_layers", MAXIMUM_LAYERS)
-    embedding = _multiplier(config, structure.embedding_multiplier)
+    embedding = multiplier(config, structure.embedding_multiplier)
     return ModelDescription(
         family=family.model_type,
         vocab_size=whole_number(config, "vocab_size"),
@@ -327,13 +342,15 @@ def describe(family: Family, config: JsonObject) -> ModelDescription:
         norm_epsilon=_epsilon(config),
         norms_add_one=structure.norms_add_one,
         embedding_multiplier=embedding * (math.sqrt(hidden) if structure.embedding_root else 1.0),
-        logit_multiplier=1.0 / _multiplier(config, structure.logit_divisor),
-        logit_softcap=_softcap(config, structure.logit_softcap),
-        tied_embeddings=_switch(config, "tie_word_embeddings"),
+        logit_multiplier=1.0 / multiplier(config, structure.logit_divisor),
+        logit_softcap=softcap(config, structure.logit_softcap),
+        tied_embeddings=switch(config, "tie_word_embeddings"),
         layers=tuple(
             LayerDescription(
                 attention=attention, mlp=mlp, norms=norms, residual_multiplier=residual_multiplier
             )
-            for attention in _attentions(family, config, layers)
+            for attention, mlp in zip(
+                _attentions(family, config, layers), _mlps(family, config, layers), strict=True
+            )
         ),
     )

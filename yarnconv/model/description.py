@@ -20,9 +20,28 @@ class QueryGrowth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionDescription:
-    """One layer's attention.
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): keys and values of all heads
+    are made of one latent vector, and a part of each head of queries and keys rotates, the same key for all.
 
+    query_rank: of the latent vector that queries are made of, None where they are made directly. rank: of
+    that of keys and values. plain_dim, rotary_dim: dimensions of a query or key head that do not rotate, and
+    that do, in this order. value_dim: of a value head.
+    """
+
+    query_rank: int | None
+    rank: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionDescription:
+    """One layer's attention, as it is computed over its cache: that of latent attention is absorbed, one key
+    head of the latent vector and the rotated part behind it, which is the value head as well.
+
+    head_dim: of what is cached.
     layer_type: "full_attention" or "sliding_attention", which selects its RoPE group.
     window: positions a query looks back over, None for all.
     rotates: whether the layer has RoPE.
@@ -47,6 +66,28 @@ class AttentionDescription:
     scale: float
     softcap: float | None
     query_growth: QueryGrowth | None
+    sinks: bool = False
+    latent: LatentAttention | None = None
+
+    @property
+    def cached_values(self) -> int:
+        """Of a position: those of keys and values, of latent attention the one vector that is both."""
+        return (2 if self.latent is None else 1) * self.key_value_heads * self.head_dim
+
+    @property
+    def turning_dim(self) -> int:
+        """Dimensions of a head that RoPE may turn, all of them or a part."""
+        return self.head_dim if self.latent is None else self.latent.rotary_dim
+
+    @property
+    def projected_head_dim(self) -> int:
+        """Dimensions of a head of queries as the model has it, before latent attention is absorbed."""
+        return self.head_dim if self.latent is None else self.latent.plain_dim + self.latent.rotary_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Dimensions of a head of what the attention's output projection takes."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +103,67 @@ class MlpDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """By what a layer chooses experts for a token, and how much each counts.
+
+    scores: of the router's logits, over all experts. chosen: how many of the best. groups, chosen_groups: of
+    which groups experts are chosen only, by the sum of the best so many scores in each (`group_best`).
+    correction: whether a bias counts in choosing, and not afterwards. bias: whether the router has one.
+    normalised: whether the scores of the chosen ones are divided by their sum. scale: of the result.
+    """
+
+    scores: Literal["softmax", "sigmoid"]
+    chosen: int
+    groups: int
+    chosen_groups: int
+    group_best: int
+    correction: bool
+    bias: bool
+    normalised: bool
+    scale: float
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether not every group may be chosen from."""
+        return self.chosen_groups < self.groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampedGate:
+    """gpt-oss's gating: gate sigmoid(alpha gate) (up + 1), of a gate up to `limit` and an up within it."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsDescription:
+    """One layer's mixture of experts: gated MLPs, of which each token takes a few.
+
+    interleaved: whether rows of gate and up alternate in the matrix that holds both; else all of gate's come
+    first. clamp: the gating where it is no activation. shared: the MLP that every token takes besides;
+    shared_gate: whether by a sigmoid of its own.
+    """
+
+    experts: int
+    intermediate_size: int
+    activation: str
+    bias: bool
+    interleaved: bool
+    clamp: ClampedGate | None
+    routing: Routing
+    shared: MlpDescription | None
+    shared_gate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDescription:
-    """One decoder layer. norms: those that it has. residual_multiplier: of what the attention and the MLP add
-    to the residual.
+    """One decoder layer. mlp: dense, or a mixture. norms: those that it has. residual_multiplier: of what the
+    attention and the MLP add to the residual.
     """
 
     attention: AttentionDescription
-    mlp: MlpDescription
+    mlp: MlpDescription | ExpertsDescription
     norms: frozenset[NormRole]
     residual_multiplier: float
 
@@ -106,12 +201,12 @@ class ModelDescription:
     @property
     def key_value_bytes_per_token(self) -> int:
         """Bytes of KV cache per position at 16 bits per value."""
-        return sum(2 * 2 * x.attention.key_value_heads * x.attention.head_dim for x in self.layers)
+        return sum(2 * layer.attention.cached_values for layer in self.layers)
 
     def key_value_bytes_within_windows(self, positions: int) -> int:
         """Bytes of KV cache of so many positions at 16 bits per value, if layers keep what they can see."""
         seen = ((x.attention, min(x.attention.window or positions, positions)) for x in self.layers)
-        return sum(2 * 2 * a.key_value_heads * a.head_dim * kept for a, kept in seen)
+        return sum(2 * attention.cached_values * kept for attention, kept in seen)
 
     def kinds_of(self, layers: Iterable[int]) -> tuple[LayerKind, ...]:
         """Some of its layers, by their attention. layers: their numbers."""

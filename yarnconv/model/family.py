@@ -63,17 +63,84 @@ class Theta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clamp:
+    """The config keys of gpt-oss's gating (`ClampedGate`)."""
+
+    alpha: str
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """How a family's mixture of experts is built. Facts and keys as in `Structure`.
+
+    count, chosen, intermediate_size: keys. scores, group_best: as in `Routing`.
+    groups, chosen_groups: keys of a choice limited to groups; limited_by: another key and the value with
+        which it is, where it is not always.
+    dense_first: the key of how many layers come first that have none. dense_layers: of a list of others.
+    step: of the interval in which layers have experts.
+    shared_count: the key of how many experts every token takes besides, in one MLP; or shared_size: of that
+        MLP's size. shared_gate: whether it counts by a sigmoid of its own.
+    turned: whether transformers holds an expert's matrices [in, out].
+    """
+
+    count: str
+    chosen: str
+    intermediate_size: str
+    scores: str
+    normalised: bool | str
+    scale: str | None = None
+    groups: str | None = None
+    chosen_groups: str | None = None
+    group_best: int = 1
+    limited_by: Mapping[str, str] | None = None
+    correction: bool = False
+    router_bias: bool = False
+    bias: bool = False
+    interleaved: bool = False
+    turned: bool = False
+    clamp: Clamp | None = None
+    dense_first: str | None = None
+    dense_layers: str | None = None
+    step: str | None = None
+    shared_count: str | None = None
+    shared_size: str | None = None
+    shared_gate: bool = False
+
+    @property
+    def config_keys(self) -> frozenset[str]:
+        """Those that it names."""
+        keys = {
+            *(self.count, self.chosen, self.intermediate_size, self.normalised, self.scale, self.groups),
+            *(self.chosen_groups, self.dense_first, self.dense_layers, self.step, self.shared_count),
+            *(self.shared_size, *(self.limited_by or ())),
+        }
+        if self.clamp is not None:
+            keys |= {self.clamp.alpha, self.clamp.limit}
+        return frozenset(key for key in keys if isinstance(key, str))
+
+
+# of multi-head latent attention, everywhere the same
+LATENT_KEYS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
     """How the block is built. A `bool | str` is a fact, or the config key that decides it; any other `str` of
     a number is the config key that has it.
 
     partial_rotary: whether its transformers class rotates less than whole heads where the config says so.
-    query_key_norm: "head", "projection" or false.
+    query_key_norm: "head", "projection" or false. query_key_norm_if: the key that decides whether it is so.
     theta_by_layer_type: by layer type, where its layers have a RoPE of their own each.
     attention_scale: of the scores. query_scalar: of which the inverse square root is. Neither: head_dim is.
     embedding_root: whether embeddings are multiplied by the root of the hidden size.
     logit_divisor: of the logits.
     query_growth: the beta of `QueryGrowth`, a key of the RoPE parameters.
+    interleaved_by: the key that decides whether pairs are interleaved.
+    latent: whether its attention is multi-head latent attention.
+    sinks: whether its attention has sinks.
+    extra_layers: the key of how many layers stand behind those that are the model's, for predicting several
+        tokens at once.
     supposes: by config key, the values that this data file describes, of a list those of its entries; any
         other is refused. "null" stands for null and for nothing at all.
     rope_types: that the transformers config class takes; None for all that transformers has.
@@ -96,6 +163,12 @@ class Structure:
     query_scalar: str | None = None
     attention_softcap: str | None = None
     query_growth: str | None = None
+    interleaved_by: str | None = None
+    query_key_norm_if: str | None = None
+    latent: bool = False
+    sinks: bool = False
+    experts: Experts | None = None
+    extra_layers: str | None = None
     embedding_multiplier: str | None = None
     embedding_root: bool = False
     residual_multiplier: str | None = None
@@ -113,6 +186,9 @@ class Structure:
             *(self.intermediate_size, self.attention_scale, self.query_scalar, self.attention_softcap),
             *(self.embedding_multiplier, self.residual_multiplier, self.logit_divisor, self.logit_softcap),
             *(self.supposes or ()),
+            *(self.interleaved_by, self.query_key_norm_if),
+            *(LATENT_KEYS if self.latent else ()),
+            *(self.experts.config_keys if self.experts is not None else ()),
         }
         if self.window is not None:
             keys |= {self.window.size, self.window.enabled, self.window.from_layer, self.window.full_every}
@@ -144,17 +220,24 @@ class Family:
     """One data file. `tensors` maps a role to its name; names with `{layer}` occur once a layer. In `tiny`
     "null" is spelled null, which TOML does not know.
 
+    synonyms: other names of config keys, and what they are called here.
+    also: other names in model_type of the same models.
+    stored: by role, the names under which checkpoints may hold a tensor instead, whole or in parts: one name,
+        or of parts that stand one below the other, for each `{expert}` in turn.
     wrapped_by: by model_type the architectures of models that hold one of this family beside other parts, its
         config under `text_config`.
     """
 
     model_type: str
+    also: tuple[str, ...]
     architectures: tuple[str, ...]
     wrapped_by: Mapping[str, str]
     example_models: tuple[str, ...]
+    synonyms: Mapping[str, str]
     config_defaults: JsonObject
     structure: Structure
     tensors: Mapping[str, str]
+    stored: Mapping[str, Sequence[str]]
     leftovers: tuple[str, ...]
     gguf: GgufFacts
     tiny: JsonObject
@@ -162,10 +245,14 @@ class Family:
 
 def _structure(data: dict[str, Any]) -> Structure:
     parts = {"window": Window, "without_rope": WithoutRope}
-    made = {name: kind(**data.pop(name)) for name, kind in parts.items() if name in data}
+    made: dict[str, Any] = {n: kind(**data.pop(n)) for n, kind in parts.items() if n in data}
     if "theta_by_layer_type" in data:
         by_type = data.pop("theta_by_layer_type")
         made["theta_by_layer_type"] = {name: Theta(**theta) for name, theta in by_type.items()}
+    if "experts" in data:
+        experts = data.pop("experts")
+        clamp = Clamp(**experts.pop("clamp")) if "clamp" in experts else None
+        made["experts"] = Experts(**experts, clamp=clamp)
     return Structure(**data, **made)
 
 
@@ -180,12 +267,15 @@ def families() -> Mapping[str, Family]:
         gguf = data["gguf"]
         family = Family(
             model_type=data["model_type"],
+            also=tuple(data.get("also", ())),
             architectures=tuple(data["architectures"]),
             wrapped_by=data.get("wrapped_by", {}),
             example_models=tuple(data["example_models"]),
+            synonyms=data.get("synonyms", {}),
             config_defaults=data["config_defaults"],
             structure=_structure(data["structure"]),
             tensors=data["tensors"],
+            stored=data.get("stored", {}),
             leftovers=tuple(data.get("leftovers", ())),
             gguf=GgufFacts(**{**gguf, "architectures": tuple(gguf["architectures"])}),
             tiny={key: None if value == "null" else value for key, value in data["tiny"].items()},
@@ -219,7 +309,8 @@ def find_family(config: JsonObject) -> Family:
     names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     for family in families().values():
         known = set(family.architectures)
-        if family.model_type == model_type if model_type is not None else known & set(names):
+        own = {family.model_type, *family.also}
+        if model_type in own if model_type is not None else known & set(names):
             if names and not known & set(names):
                 break
             return family

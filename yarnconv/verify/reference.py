@@ -47,7 +47,7 @@ def transformers_rope(scaling: Scaling) -> dict[str, Any]:
 
 def _rope_parameters(plan: ConversionPlan, scaling: Scaling) -> dict[str, Any]:
     """Of all layers, the extended ones with this scaling; by layer type where the family has it so."""
-    head_dim = plan.description.layers[0].attention.head_dim
+    head_dim = plan.description.layers[0].attention.turning_dim
 
     def spelled(one: Scaling) -> dict[str, Any]:
         return {**transformers_rope(one), "partial_rotary_factor": one.rotary_dim / head_dim}
@@ -107,7 +107,7 @@ def _config(plan: ConversionPlan, scaling: Scaling, layers: int, vocab_size: int
         "num_hidden_layers": layers,
         "vocab_size": vocab_size,
         "pad_token_id": None,  # a class's own may lie beyond the rows that are kept
-        "head_dim": plan.description.layers[0].attention.head_dim,
+        "head_dim": plan.description.layers[0].attention.turning_dim,
         "max_position_embeddings": plan.rope.target_context,
         "tie_word_embeddings": plan.description.tied_embeddings,
     }
