@@ -66,23 +66,88 @@ class StackedTensor:
         """All parts'."""
         return tuple(ref for part in self.parts for ref in part.refs)
 
-    def runs(self, first: int, last: int) -> Iterator[tuple[TensorSource, int, int]]:
-        """The parts that rows first..last-1 stand in: each with its own first and last."""
+    def runs(self, rows: range) -> Iterator[tuple[TensorSource, range]]:
+        """The parts that rows stand in, and which of their own they are."""
         ends = list(accumulate(row_count(part.shape) for part in self.parts))
-        while first < last:
-            index = bisect_right(ends, first)
+        while rows:
+            index = bisect_right(ends, rows.start)
             begin = ends[index - 1] if index else 0
-            end = min(last, ends[index])
-            yield self.parts[index], first - begin, end - begin
-            first = end
+            inside = rows[: -(-(min(rows.stop, ends[index]) - rows.start) // rows.step)]
+            yield self.parts[index], range(inside.start - begin, inside.stop - begin, rows.step)
+            rows = rows[len(inside) :]
 
     def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
         """Joined where the rows are of several parts."""
-        import numpy as np
+        return _joined(self.runs(range(*rows.indices(row_count(self.shape)))), columns)
 
-        first, last, step = rows.indices(row_count(self.shape))
-        found = [part.block(slice(begin, end), columns) for part, begin, end in self.runs(first, last)]
-        return (found[0] if len(found) == 1 else np.concatenate(found))[::step]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedTensor:
+    """Some rows of another: those of the ranges, in their order."""
+
+    shape: tuple[int, ...]
+    of: TensorSource
+    ranges: tuple[range, ...]
+
+    @property
+    def name(self) -> str:
+        """In the checkpoint."""
+        return self.of.name
+
+    @property
+    def dtype(self) -> str:
+        """As stored."""
+        return self.of.dtype
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """As of what it picks from."""
+        return self.of.refs
+
+    def runs(self, rows: range) -> Iterator[tuple[TensorSource, range]]:
+        """Rows that stand together, and which of the other tensor's they are."""
+        ends = list(accumulate(map(len, self.ranges)))
+        while rows:
+            index = bisect_right(ends, rows.start)
+            first = rows.start - (ends[index - 1] if index else 0)
+            own = self.ranges[index][first : first + len(rows) * rows.step : rows.step]
+            yield self.of, own
+            rows = rows[len(own) :]
+
+    def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
+        """Joined where the rows do not stand together."""
+        return _joined(self.runs(range(*rows.indices(row_count(self.shape)))), columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnTensor:
+    """The values of a small tensor, one below the other."""
+
+    of: TensorSource
+
+    @property
+    def name(self) -> str:
+        """In the checkpoint."""
+        return self.of.name
+
+    @property
+    def dtype(self) -> str:
+        """As stored."""
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In values."""
+        return prod(self.of.shape), 1
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """As of the tensor."""
+        return self.of.refs
+
+    def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
+        """Of all its values."""
+        return self.of.block(slice(None)).reshape(-1, 1)[rows, columns]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +186,7 @@ class Fp8Tensor:
 
         height, width = self.block_size
         row, column = (np.arange(n)[s] for n, s in zip(self.shape, (rows, columns), strict=True))
-        values = _e4m3()[_bytes(self.codes)[rows, columns]]
+        values = _e4m3()[row_bytes(self.codes)[rows, columns]]
         factors = self.factors.load()[row // height]
         values *= np.asarray(factors[:, column // width], np.float32)
         return values
@@ -156,7 +221,7 @@ class Mxfp4Tensor:
     def packed(self, rows: slice) -> "tuple[NDArray[np.uint8], NDArray[np.uint8]]":
         """Codes [rows, blocks, 16], the first of two in a byte's low half, and exponents [rows, blocks]."""
         *_, blocks, width = self.codes.shape
-        return _bytes(self.codes).reshape(-1, blocks, width)[rows], _bytes(self.exponents)[rows]
+        return row_bytes(self.codes).reshape(-1, blocks, width)[rows], row_bytes(self.exponents)[rows]
 
     def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
         """Dequantised; whole blocks of columns, and of those the ones that are asked for."""
@@ -215,6 +280,22 @@ class TurnedTensor:
         return (found[0] if len(found) == 1 else np.concatenate(found))[::step]
 
 
+def _joined(runs: Iterator[tuple[TensorSource, range]], columns: slice) -> "Rows":
+    import numpy as np
+
+    found = [part.block(slice(own.start, own.stop, own.step), columns) for part, own in runs]
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def leaves(source: TensorSource, rows: range) -> Iterator[tuple[TensorSource, range]]:
+    """What rows of a source are rows of in the end, seen through what is stacked and what is picked."""
+    if not isinstance(source, StackedTensor | PickedTensor):
+        yield source, rows
+        return
+    for part, own in source.runs(rows):
+        yield from leaves(part, own)
+
+
 def row_count(shape: Sequence[int]) -> int:
     """Rows of the matrix that a tensor of this shape is; a vector is one row."""
     return prod(shape[:-1])
@@ -240,11 +321,12 @@ def files_of(sources: Iterable[TensorSource]) -> tuple[MappedFile, ...]:
     return tuple({id(ref.file): ref.file for ref in refs}.values())
 
 
-def _bytes(ref: TensorRef) -> "NDArray[np.uint8]":
+def row_bytes(ref: TensorRef) -> "NDArray[np.uint8]":
+    """[rows, bytes of a row] of a file's tensor, whatever its type; a view."""
     import numpy as np
 
     data = np.frombuffer(ref.file.view(ref.offset, ref.nbytes), np.uint8)
-    return data.reshape(row_count(ref.shape), ref.shape[-1])
+    return data.reshape(row_count(ref.shape), -1)
 
 
 @cache
@@ -267,4 +349,3 @@ def _e2m1() -> "NDArray[np.float32]":
 
     positive = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     return np.asarray(positive + [-value for value in positive], np.float32)
-

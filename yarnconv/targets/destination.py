@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from yarnconv.checkpoint.sources import files_of
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.files import CONFIG_FILE, MODEL_FILE
@@ -14,7 +15,8 @@ ARTEFACT_SIGNS = frozenset({CONFIG_FILE, MODEL_FILE, SIDECAR})
 
 def kept_places(plan: ConversionPlan) -> list[tuple[Path, str]]:
     """What of a checkpoint no artefact may replace, and what to call it."""
-    weights = [(binding.source.file.path, "the checkpoint's weights") for binding in plan.bindings]
+    files = files_of(binding.source for binding in plan.bindings)
+    weights = [(file.path, "the checkpoint's weights") for file in files]
     return [(plan.checkpoint.directory, "the checkpoint"), *weights]
 
 

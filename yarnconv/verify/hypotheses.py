@@ -147,7 +147,7 @@ def moved_rows(plan: ConversionPlan, hypothesis: Hypothesis) -> Mapping[str, NDA
 
 def wrong_orders(plan: ConversionPlan, tensor: ExpectedTensor) -> list[NDArray[np.intp]]:
     """The orders in which a converter may have left the rows of a tensor by mistake; none but of q and k."""
-    if tensor.role not in PROJECTIONS:
+    if tensor.role not in PROJECTIONS or plan.description.layers[0].attention.latent is not None:
         return []
     directions: tuple[Rows, ...] = ("separated", "interleaved")
     return [row_order(plan, tensor, moved) for moved in directions]

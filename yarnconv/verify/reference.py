@@ -24,7 +24,7 @@ from yarnconv.rope.scaling import DynamicNtk, DynamicYarn, Scaling, Yarn
 from yarnconv.rope.tables import Float32Array, Float64Array, RopeTables
 from yarnconv.rope.writing import as_transformers, write_rope
 from yarnconv.verify.components import require
-from yarnconv.verify.computing import Computing, shape_of
+from yarnconv.verify.computing import Computing, LazyWeights, shape_of
 from yarnconv.verify.passages import Passage
 from yarnconv.verify.placing import place
 from yarnconv.verify.rotations import Rotations
@@ -155,6 +155,22 @@ def read_directory_config(
     return load(str(directory), trust_remote_code=False, local_files_only=True)
 
 
+def _as_transformers(plan: ConversionPlan, weights: Mapping[str, Float32Array]) -> Mapping[str, Float32Array]:
+    """Weights in transformers' layout, which for some families has the matrices of experts [in, out]."""
+    experts = plan.family.structure.experts
+    if experts is None or not experts.turned:
+        return weights
+    held = {b.expected.name for b in plan.bindings if b.expected.role in {"experts_gate_up", "experts_down"}}
+
+    def turned(name: str) -> Float32Array:
+        return weights[name].swapaxes(1, 2) if name in held else weights[name]
+
+    if not isinstance(weights, LazyWeights):
+        return {name: turned(name) for name in weights}
+    shapes = {n: (s[0], s[2], s[1]) if n in held else s for n, s in weights.shapes.items()}
+    return LazyWeights(shapes, turned)
+
+
 class TransformersModel:
     """A model of transformers' own class: the plan's first layers.
 
@@ -179,7 +195,7 @@ class TransformersModel:
         names = plan.family.tensors
         tied = {names["output_head"]: names["token_embedding"]} if config.tie_word_embeddings else {}
         self._computing = computing
-        self._model, self._stored = place(build, weights, computing, tied)
+        self._model, self._stored = place(build, _as_transformers(plan, weights), computing, tied)
         self._rotations = Rotations(self._model)
 
     def frequency_error(self, inv_freq: Float64Array) -> Float64Array:

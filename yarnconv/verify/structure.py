@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from yarnconv.checkpoint.floats import to_float32
+from yarnconv.checkpoint.sources import load
 from yarnconv.errors import NotJudged, RuntimeCrashed
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
@@ -224,7 +225,7 @@ def source_weights(plan: ConversionPlan, computing: Computing) -> Mapping[str, F
     sources = {binding.expected.name: binding.source for binding in plan.bindings}
 
     def make(name: str) -> Float32Array:
-        return writable(to_float32(sources[name].load(), sources[name].dtype))
+        return writable(to_float32(load(sources[name]), sources[name].dtype))
 
     shapes = {name: source.shape for name, source in sources.items()}
     return held(LazyWeights(shapes, make), computing)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from yarnconv.model.description import ModelDescription
+from yarnconv.model.description import AttentionDescription, LatentAttention, ModelDescription
+from yarnconv.targets.gguf.experts import expert_keys, first_mixture, leading_dense
 from yarnconv.targets.gguf.file_format import Metadata, same
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.refusals import slides
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture, RuntimeWindows
 
-Value = int | float | list[bool]
+Value = int | float | bool | list[bool]
 _LONGEST_LIST = 16 + 8 * 512  # bytes: a list's head, and 64 bits for each of llama.cpp's LLAMA_MAX_LAYERS
 
 
@@ -37,6 +38,32 @@ def _windows(model: ModelDescription, windows: RuntimeWindows, sliding: list[boo
         BlockKey(name="attention.sliding_window", value=window, default=None),
         BlockKey(name="attention.sliding_window_pattern", value=sliding, default=pattern),
     ]
+
+
+def _experts(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
+    mixture = first_mixture(model)
+    if mixture is None or runtime.experts is None:
+        return []
+    found = [
+        BlockKey(name=name, value=value, default=default)
+        for name, value, default in expert_keys(mixture, runtime.experts)
+    ]
+    if runtime.experts.leading_dense:
+        found.append(BlockKey(name="leading_dense_block_count", value=leading_dense(model), default=None))
+    return found
+
+
+def _latent(attention: AttentionDescription, latent: LatentAttention) -> list[BlockKey]:
+    """q_lora_rank of 0: queries are made directly. An architecture may know that by the number of layers, but
+    a shorter copy has to be told.
+    """
+    values = {
+        "q_lora_rank": latent.query_rank or 0,
+        "kv_lora_rank": latent.rank,
+        "key_length_mla": attention.projected_head_dim,
+        "value_length_mla": latent.value_dim,
+    }
+    return [BlockKey(name=f"attention.{key}", value=value, default=None) for key, value in values.items()]
 
 
 def block_keys(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
@@ -68,6 +95,9 @@ def block_keys(model: ModelDescription, runtime: RuntimeArchitecture) -> list[Bl
     if runtime.query_growth:
         beta = 0.0 if attention.query_growth is None else attention.query_growth.beta
         found.append(BlockKey(name="attention.temperature_scale", value=beta, default=0.0))
+    found += _experts(model, runtime)
+    if attention.latent is not None:
+        found += _latent(attention, attention.latent)
     return found
 
 
@@ -79,6 +109,8 @@ def write_block_keys(metadata: Metadata, model: ModelDescription, runtime: Runti
             continue
         if isinstance(key.value, list):
             metadata.booleans(name, key.value)
+        elif isinstance(key.value, bool):
+            metadata.boolean(name, key.value)
         elif isinstance(key.value, int):
             metadata.uint32(name, key.value)
         else:

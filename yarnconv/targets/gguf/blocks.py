@@ -47,6 +47,20 @@ def _to_q8_0(values: NDArray[np.float32]) -> Bytes:
     return out
 
 
+def mxfp4_rows(codes: Bytes, exponents: Bytes) -> Bytes:
+    """Rows of ggml's MXFP4 blocks: per 32 values their exponent and 16 bytes, of which each holds a value in
+    the low half and the one 16 further on in the high half (`block_mxfp4`). codes: uint8[rows, blocks, 16],
+    neighbours in one byte; exponents: uint8[rows, blocks].
+    """
+    rows, blocks, width = codes.shape
+    out = np.empty((rows, blocks, width + 1), dtype=np.uint8)
+    out[..., 0] = exponents
+    first, second = codes[..., : width // 2], codes[..., width // 2 :]
+    out[..., 1::2] = (first & 0xF) | (second << 4)
+    out[..., 2::2] = (first >> 4) | (second & 0xF0)
+    return out.reshape(rows, -1)
+
+
 def dequantise(packed: Bytes, tensor_type: TensorType) -> NDArray[np.float32]:
     """float32[rows, width] of the blocks uint8[rows, bytes of a row]. Raises NotImplementedError for a type
     that the gguf package cannot read.

@@ -7,6 +7,7 @@ type, and two layers show it as well as eighty.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -29,6 +30,10 @@ from yarnconv.targets.gguf.reader import GgufFile, StoredTensor
 BLOCK_VALUES = 2**20  # dequantised at once
 # Tensors with a row (a value, of a bias) per entry of the vocabulary.
 VOCABULARY_TENSORS = frozenset({"token_embd.weight", "output.weight", "output.bias"})
+# Tensors with a matrix, a row or a value per expert, which comes first.
+EXPERT_TENSOR = re.compile(
+    r"blk\.\d{1,9}\.(ffn_(gate|up|down|gate_up)_exps|ffn_gate_inp|exp_probs_b)\.(weight|bias)"
+)
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 _DROPPED_PREFIXES = ("tokenizer.", "split.")
 _DROPPED_KEYS = frozenset({"general.alignment", "general.file_type"})
@@ -47,8 +52,31 @@ def _shortened(packed: bytes, layers: int, all_layers: int) -> bytes:
     return header + packed[4:8] + layers.to_bytes(8, "little") + data
 
 
-def _metadata(artefact: GgufFile, layers: int, vocab_size: int) -> Metadata:
-    """The artefact's own keys, but for the tokenizer (replaced by a bare size) and the layer count."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a copy keeps of an artefact: its first layers, entries of the vocabulary and experts, in order;
+    they become 0, 1, ... experts: None for all.
+    """
+
+    layers: int
+    vocabulary: NDArray[np.intp]
+    experts: NDArray[np.intp] | None = None
+
+    def of(self, tensor: StoredTensor) -> NDArray[np.intp] | None:
+        """Which entries of a tensor's first dimension; None for all."""
+        if tensor.name in VOCABULARY_TENSORS:
+            return self.vocabulary
+        return self.experts if EXPERT_TENSOR.fullmatch(tensor.name) else None
+
+    def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
+        """Of a tensor in the copy."""
+        own = self.of(tensor)
+        return tensor.shape if own is None else (len(own), *tensor.shape[1:])
+
+
+def _metadata(artefact: GgufFile, kept: Kept) -> Metadata:
+    """The artefact's own keys, but for the tokenizer (replaced by a bare size) and what it keeps less of."""
+    layers = kept.layers
     architecture = artefact.architecture
     all_layers = artefact.scalar(f"{architecture}.block_count", int, layers)
     metadata = Metadata()
@@ -58,7 +86,9 @@ def _metadata(artefact: GgufFile, layers: int, vocab_size: int) -> Metadata:
         own = key.startswith(f"{architecture}.")
         metadata.packed[key] = _shortened(packed, layers, all_layers) if own else packed
     metadata.uint32(f"{architecture}.block_count", layers)
-    metadata.uint32(f"{architecture}.vocab_size", vocab_size)
+    metadata.uint32(f"{architecture}.vocab_size", len(kept.vocabulary))
+    if kept.experts is not None:
+        metadata.uint32(f"{architecture}.expert_count", len(kept.experts))
     metadata.string("tokenizer.ggml.model", "no_vocab")
     return metadata
 
@@ -70,53 +100,44 @@ def _kept(artefact: GgufFile, layers: int) -> Iterator[StoredTensor]:
             yield tensor
 
 
-def _blocks(tensor: StoredTensor, vocabulary: NDArray[np.intp]) -> Iterator["slice | NDArray[np.intp]"]:
-    """Selections of rows, each of about BLOCK_VALUES values."""
+def _blocks(tensor: StoredTensor, own: NDArray[np.intp] | None) -> Iterator["slice | NDArray[np.intp]"]:
+    """Selections of rows, each of about BLOCK_VALUES values. own: entries of its first dimension."""
     step = max(1, BLOCK_VALUES // tensor.shape[-1])
-    if tensor.name in VOCABULARY_TENSORS and len(tensor.shape) > 1:
-        for first in range(0, len(vocabulary), step):
-            yield vocabulary[first : first + step]
+    if own is not None and len(tensor.shape) > 1:
+        size = prod(tensor.shape[1:-1])
+        rows = (own[:, None] * size + np.arange(size)).reshape(-1)
+        for first in range(0, len(rows), step):
+            yield rows[first : first + step]
         return
     for first in range(0, tensor.row_count, step):
         yield slice(first, min(first + step, tensor.row_count))
 
 
-def _shape(tensor: StoredTensor, vocab_size: int) -> tuple[int, ...]:
-    return (vocab_size, *tensor.shape[1:]) if tensor.name in VOCABULARY_TENSORS else tensor.shape
-
-
-def copy_bytes(artefact: GgufFile, layers: int, vocab_size: int) -> int:
+def copy_bytes(artefact: GgufFile, kept: Kept) -> int:
     """Bytes that the copy's tensors will take."""
-    return sum(4 * prod(_shape(tensor, vocab_size)) for tensor in _kept(artefact, layers))
+    return sum(4 * prod(kept.shape(tensor)) for tensor in _kept(artefact, kept.layers))
 
 
-def write_float_copy(
-    artefact: GgufFile,
-    destination: Path,
-    *,
-    layers: int,
-    vocabulary: NDArray[np.intp],
-    advance: Advance,
-) -> None:
-    """Write the copy. vocabulary: the ids that are kept, in order; they become 0, 1, ...
-
-    advance(bytes) after each block. Raises NotJudged for a type that cannot be dequantised.
+def write_float_copy(artefact: GgufFile, destination: Path, kept: Kept, advance: Advance) -> None:
+    """Write the copy. advance(bytes) after each block. Raises NotJudged for a type that cannot be
+    dequantised.
     """
-    kept = list(_kept(artefact, layers))
+    tensors = list(_kept(artefact, kept.layers))
     infos, offset = [], 0
-    for tensor in kept:
-        shape = _shape(tensor, len(vocabulary))
+    for tensor in tensors:
+        shape = kept.shape(tensor)
         infos.append(TensorInfo(name=tensor.name, shape=shape, tensor_type=TensorType.F32, offset=offset))
         offset += align(tensor_bytes(shape, TensorType.F32))
     with destination.open("wb") as file:
-        file.write(pack_header(_metadata(artefact, layers, len(vocabulary)), infos))
+        file.write(pack_header(_metadata(artefact, kept), infos))
         data_start = file.tell()
-        for tensor, info in zip(kept, infos, strict=True):
+        for tensor, info in zip(tensors, infos, strict=True):
             file.seek(data_start + info.offset)
-            for selection in _blocks(tensor, vocabulary):
+            own = kept.of(tensor)
+            for selection in _blocks(tensor, own):
                 values = np.ascontiguousarray(tensor.rows(selection), dtype="<f4")
-                if tensor.name in VOCABULARY_TENSORS and len(tensor.shape) == 1:
-                    values = np.ascontiguousarray(values[:, vocabulary])
+                if own is not None and len(tensor.shape) == 1:
+                    values = np.ascontiguousarray(values[:, own])
                 file.write(values.data)
                 advance(values.nbytes)
         file.truncate(data_start + offset)

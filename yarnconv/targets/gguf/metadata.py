@@ -4,8 +4,10 @@ import json
 
 from yarnconv import __version__
 from yarnconv.checkpoint.hub import model_name
+from yarnconv.model.config_values import MAXIMUM_DIMENSION
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.block_keys import write_block_keys
+from yarnconv.targets.gguf.experts import first_dense, first_mixture
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
 from yarnconv.targets.gguf.rope_keys import rope_keys
@@ -14,7 +16,13 @@ from yarnconv.targets.record import RECORD_KEY
 
 QUANTIZATION_VERSION = 2
 # llama.cpp's `llama_ftype`: what most of a file's weights are
-FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
+FILE_TYPES = {
+    TensorType.F32: 0,
+    TensorType.F16: 1,
+    TensorType.Q8_0: 7,
+    TensorType.BF16: 32,
+    TensorType.MXFP4: 38,
+}
 
 
 def write_general(
@@ -35,6 +43,19 @@ def write_general(
     metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)
 
 
+def _feed_forward_length(plan: ConversionPlan) -> int:
+    """Of the layers without experts; where there are none, what config.json says of them, as llama.cpp's
+    converter has it, or the experts' own.
+    """
+    dense = first_dense(plan.description.layers)
+    if dense is not None:
+        return dense.intermediate_size
+    said = plan.config.get(plan.family.structure.intermediate_size)
+    mixture = first_mixture(plan.description)
+    assert mixture is not None
+    return said if isinstance(said, int) and 0 < said < MAXIMUM_DIMENSION else mixture.intermediate_size
+
+
 def write_model(
     metadata: Metadata, plan: ConversionPlan, runtime: RuntimeArchitecture, rope: RopeEncoding
 ) -> None:
@@ -44,17 +65,19 @@ def write_model(
     metadata.uint32(f"{name}.block_count", len(model.layers))
     metadata.uint32(f"{name}.context_length", plan.rope.target_context)
     metadata.uint32(f"{name}.embedding_length", model.hidden_size)
-    metadata.uint32(f"{name}.feed_forward_length", layer.mlp.intermediate_size)
+    metadata.uint32(f"{name}.feed_forward_length", _feed_forward_length(plan))
     metadata.uint32(f"{name}.attention.head_count", layer.attention.heads)
     metadata.uint32(f"{name}.attention.head_count_kv", layer.attention.key_value_heads)
     rope.write(metadata, name, None if rope_keys(name).finetuned_is_switch else plan.rope.finetuned)
     metadata.float32(f"{name}.attention.layer_norm_rms_epsilon", model.norm_epsilon)
     if facts.head_length_keys or plan.config.get("head_dim") is not None:
         metadata.uint32(f"{name}.attention.key_length", layer.attention.head_dim)
-        metadata.uint32(f"{name}.attention.value_length", layer.attention.head_dim)
+        latent = layer.attention.latent
+        value_length = layer.attention.head_dim if latent is None else latent.rank
+        metadata.uint32(f"{name}.attention.value_length", value_length)
     if facts.vocab_size_key:
         metadata.uint32(f"{name}.vocab_size", model.vocab_size)
-    if facts.rope_dimension_count_key or plan.rope.main.rotary_dim != layer.attention.head_dim:
+    if facts.rope_dimension_count_key or plan.rope.main.rotary_dim != layer.attention.turning_dim:
         metadata.uint32(f"{name}.rope.dimension_count", plan.rope.main.rotary_dim)
     write_block_keys(metadata, model, runtime)
 

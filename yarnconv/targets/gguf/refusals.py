@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 from yarnconv.errors import Inexpressible
-from yarnconv.model.description import AttentionDescription, LayerDescription
+from yarnconv.model.description import AttentionDescription, LayerDescription, ModelDescription
 from yarnconv.plan import ConversionPlan
+from yarnconv.targets.gguf.experts import experts_refusals, first_dense, first_mixture
 from yarnconv.targets.gguf.file_format import same
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
 
@@ -61,13 +62,14 @@ def _without_rope(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterato
 
 
 def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
-    attention, mlp, whose = layer.attention, layer.mlp, f"llama.cpp's {runtime.name} architecture"
+    attention, whose = layer.attention, f"llama.cpp's {runtime.name} architecture"
     if layer.norms != runtime.norms:
         yield Inexpressible(
             f"{whose} has {', '.join(sorted(runtime.norms))}, not {', '.join(sorted(layer.norms))}",
             where="the norms of a layer",
         )
-    if attention.query_key_norm != runtime.query_key_norm:
+    norm = attention.query_key_norm
+    if norm != runtime.query_key_norm and not (norm is None and runtime.query_key_norm_optional):
         kinds = {None: "no norm", "head": "a norm of each head", "projection": "one norm of all heads"}
         yield Inexpressible(
             f"{whose} has {kinds[runtime.query_key_norm]} on queries and keys, not "
@@ -78,14 +80,6 @@ def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[In
         yield Inexpressible(
             f"{whose} loads no bias of the attention output", where="config.json: attention_bias"
         )
-    if mlp.bias and not runtime.mlp_bias:
-        yield Inexpressible(f"{whose} loads no bias of the MLP", where="config.json: mlp_bias")
-    if mlp.activation != runtime.activation:
-        yield Inexpressible(
-            f"{whose} computes {runtime.activation}, not {mlp.activation}", where="config.json: hidden_act"
-        )
-    if runtime.fused_gate_up and not mlp.fused:
-        yield Inexpressible(f"{whose} wants gate and up in one matrix", where="the MLP")
     if attention.softcap is None and runtime.attention_softcap:
         yield Inexpressible(f"{whose} caps scores always", where="config.json: attn_logit_softcapping")
     if attention.softcap is not None and not runtime.attention_softcap:
@@ -97,18 +91,59 @@ def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[In
         )
 
 
+def _mlp(model: ModelDescription, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    """Of the layers without experts, and the activation of those with them."""
+    whose = f"llama.cpp's {runtime.name} architecture"
+    mlp, mixture = first_dense(model.layers), first_mixture(model)
+    plain = mlp if mixture is None or mixture.clamp is not None else mixture
+    if mlp is not None and mlp.bias and not runtime.mlp_bias:
+        yield Inexpressible(f"{whose} loads no bias of the MLP", where="config.json: mlp_bias")
+    if plain is not None and plain.activation != runtime.activation:
+        yield Inexpressible(
+            f"{whose} computes {runtime.activation}, not {plain.activation}", where="config.json: hidden_act"
+        )
+    if mlp is not None and runtime.fused_gate_up and not mlp.fused:
+        yield Inexpressible(f"{whose} wants gate and up in one matrix", where="the MLP")
+
+
+def _latent(model: ModelDescription, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
+    attention, whose = model.layers[0].attention, f"llama.cpp's {runtime.name} architecture"
+    latent = attention.latent
+    if (latent is not None) != runtime.latent:
+        yield Inexpressible(
+            f"{whose} has {'' if runtime.latent else 'no '}multi-head latent attention, and this model has "
+            f"{'none' if latent is None else 'it'}",
+            where="config.json: kv_lora_rank",
+        )
+    if latent is None:
+        return
+    if attention.query_key_value_bias:
+        what = f"{whose} loads no biases of latent attention"
+        yield Inexpressible(what, where="config.json: attention_bias")
+    if attention.pairing != runtime.pairing:
+        what = f"{whose} rotates pairs of neighbours, not halves"
+        yield Inexpressible(what, where="config.json: rope_interleave")
+    if latent.query_rank is not None and len(model.layers) in runtime.lite_at:
+        yield Inexpressible(
+            f"{whose} makes queries without a latent vector in a model of {len(model.layers)} layers",
+            where="config.json: q_lora_rank",
+        )
+
+
 def _numbers(plan: ConversionPlan, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
     model, whose = plan.description, f"llama.cpp's {runtime.name} architecture"
     attention, layer = model.layers[0].attention, model.layers[0]
+    if attention.sinks and not runtime.sinks:
+        yield Inexpressible(f"{whose} has no attention sinks", where="self_attn.sinks")
     if attention.heads * attention.head_dim != model.hidden_size and not runtime.head_size_free:
         yield Inexpressible(
             f"{whose} wants the heads to span the hidden size of {model.hidden_size}, not "
             f"{attention.heads * attention.head_dim}",
             where="config.json: head_dim",
         )
-    if plan.rope.main.rotary_dim != attention.head_dim and not runtime.partial_rotary:
+    if plan.rope.main.rotary_dim != attention.turning_dim and not runtime.partial_rotary:
         yield Inexpressible(
-            f"{whose} rotates whole heads of {attention.head_dim}, not {plan.rope.main.rotary_dim} "
+            f"{whose} rotates whole heads of {attention.turning_dim}, not {plan.rope.main.rotary_dim} "
             "dimensions of them",
             where="config.json: partial_rotary_factor",
         )
@@ -149,6 +184,9 @@ def structure_refusals(plan: ConversionPlan, runtime: RuntimeArchitecture) -> li
         *_windows(plan, runtime),
         *_without_rope(plan, runtime),
         *_block(plan.description.layers[0], runtime),
+        *_mlp(plan.description, runtime),
+        *_latent(plan.description, runtime),
+        *experts_refusals(plan.description, runtime),
         *_numbers(plan, runtime),
     ]
 

@@ -38,12 +38,40 @@ class RuntimeWindows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeExperts:
+    """How an architecture computes a mixture of experts (`build_moe_ffn`). A router's bias, the experts' own
+    and clamped gates are there together, or not at all: `clamped`.
+
+    scores: what it makes of the router's logits; None: as `expert_gating_func` says.
+    normalised: whether it divides the scores of the chosen by their sum; None: as `expert_weights_norm` says.
+    scaled: reads `expert_weights_scale`. correction: loads a bias that counts in choosing, or must.
+    leading_dense: reads `leading_dense_block_count`; else every layer has experts.
+    optional: models without any are of the same architecture.
+    own_size: reads `expert_feed_forward_length`; else experts are of the size of `feed_forward_length`.
+    shared: the MLP besides, which must be there: of as many experts as `expert_shared_count` says, or of its
+        own size and gated.
+    """
+
+    scores: Literal["softmax", "sigmoid"] | None
+    normalised: bool | None
+    scaled: bool = False
+    correction: Literal["never", "either", "always"] = "never"
+    leading_dense: bool = False
+    optional: bool = False
+    own_size: bool = True
+    shared: Literal["counted", "gated"] | None = None
+    shared_optional: bool = False
+    clamped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeArchitecture:
     """One architecture of llama.cpp's `src/models/`. All of them load query, key and value apart or as one
     matrix, and their biases where there are any (`create_tensor_qkv`).
 
     pairing: of the dimensions that it rotates, as in `AttentionDescription`.
-    norms, query_key_norm: those that its block has, as in the description.
+    norms, query_key_norm: those that its block has, as in the description; the latter it may do without where
+        query_key_norm_optional.
     fused_gate_up: wants gate and up as one matrix, as its ffn_up.
     output_bias, mlp_bias: loads the biases of the attention output and of the MLP.
     head_size_free: the query heads may span more or less than the hidden size.
@@ -61,12 +89,16 @@ class RuntimeArchitecture:
     logit_softcap: caps logits always, or where the key is there.
     query_growth: reads attention.temperature_scale.
     sinks: wants a tensor of attention sinks in every layer.
+    experts: how it mixes them; None where it does not. latent: computes multi-head latent attention.
+    lite_at: the numbers of layers at which it makes queries of latent attention without a latent vector.
+    mlp_norm: what the norm before the MLP is called.
     """
 
     name: str
     pairing: Literal["half", "interleaved"]
     norms: frozenset[NormRole] = BEFORE
     query_key_norm: Literal["head", "projection"] | None = None
+    query_key_norm_optional: bool = False
     fused_gate_up: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -84,13 +116,17 @@ class RuntimeArchitecture:
     logit_softcap: Literal["always", "by key"] | None = None
     query_growth: bool = False
     sinks: bool = False
+    experts: RuntimeExperts | None = None
+    latent: bool = False
+    lite_at: frozenset[int] = frozenset()
+    mlp_norm: str = "ffn_norm"
 
     def attention_scale(self, model: ModelDescription, layers: int) -> float:
         """Of the scores, where no key says it, in a file of so many of the model's layers."""
         attention = model.layers[0].attention
         if layers == self.scale_of_hidden_at:
             return 1.0 / math.sqrt(model.hidden_size // attention.heads)
-        return 1.0 / math.sqrt(attention.head_dim)
+        return 1.0 / math.sqrt(attention.projected_head_dim)
 
     def windows_at(self, layers: int) -> RuntimeWindows | None:
         """How it knows which of so many layers have a window; None where it reads none."""
@@ -108,9 +144,69 @@ class RuntimeArchitecture:
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        RuntimeArchitecture(name="llama", pairing="interleaved", output_bias=True, mlp_bias=True),
+        RuntimeArchitecture(
+            name="llama",
+            pairing="interleaved",
+            output_bias=True,
+            mlp_bias=True,
+            experts=RuntimeExperts(scores="softmax", normalised=True, optional=True, own_size=False),
+        ),
         RuntimeArchitecture(name="qwen2", pairing="half", head_size_free=False),
+        RuntimeArchitecture(
+            name="qwen2moe",
+            pairing="half",
+            head_size_free=False,
+            output_head="own",
+            experts=RuntimeExperts(scores="softmax", normalised=False, shared="gated"),
+        ),
         RuntimeArchitecture(name="qwen3", pairing="half", query_key_norm="head"),
+        RuntimeArchitecture(
+            name="qwen3moe",
+            pairing="half",
+            query_key_norm="head",
+            experts=RuntimeExperts(scores="softmax", normalised=True),
+        ),
+        RuntimeArchitecture(
+            name="glm4moe",
+            pairing="half",
+            query_key_norm="head",
+            query_key_norm_optional=True,
+            partial_rotary=True,
+            mlp_norm="post_attention_norm",
+            experts=RuntimeExperts(
+                scores=None,
+                normalised=None,
+                scaled=True,
+                correction="always",
+                leading_dense=True,
+                shared="counted",
+                shared_optional=True,
+            ),
+        ),
+        RuntimeArchitecture(
+            name="deepseek2",
+            pairing="interleaved",
+            latent=True,
+            lite_at=frozenset({26, 27}),
+            experts=RuntimeExperts(
+                scores=None,
+                normalised=None,
+                scaled=True,
+                correction="either",
+                leading_dense=True,
+                shared="counted",
+            ),
+        ),
+        RuntimeArchitecture(
+            name="gpt-oss",
+            pairing="half",
+            output_bias=True,
+            windows=RuntimeWindows(full_every=2, optional=False),
+            output_head="own",
+            sinks=True,
+            mlp_norm="post_attention_norm",
+            experts=RuntimeExperts(scores="softmax", normalised=True, clamped=True),
+        ),
         RuntimeArchitecture(
             name="olmo2",
             pairing="half",

@@ -9,9 +9,10 @@ from typing import Literal, get_args
 
 from yarnconv.artifact import check_free_space
 from yarnconv.checkpoint.hub import model_name
+from yarnconv.checkpoint.sources import Mxfp4Tensor
 from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import one_of
-from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.beside import FileBeside
@@ -21,7 +22,7 @@ from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.gguf.layered_rope import layered_encodings
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
 from yarnconv.targets.gguf.output import published
-from yarnconv.targets.gguf.placement import made_tensors, placements
+from yarnconv.targets.gguf.placement import TensorPlacement, made_tensors, placements
 from yarnconv.targets.gguf.refusals import runtime_of, runtimes_of, structure_refusals
 from yarnconv.targets.gguf.rope import RopeEncoding
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture
@@ -67,11 +68,24 @@ class GgufJob:
         return sum(file.size for file in self.files)
 
 
-def _tensor_type(binding: TensorBinding, outtype: OutType) -> TensorType:
+# that stay in float32 whatever is asked: a router decides between experts, and is small
+IN_FLOAT32 = frozenset({"router", "shared_router"})
+# in which codes of four bits stay what they are: eight bits would say no more
+KEEP_MXFP4 = frozenset({"auto", "q8_0"})
+
+
+def _tensor_type(placement: TensorPlacement, outtype: OutType) -> TensorType:
     # llama.cpp computes with norms and biases in float32 and wants them stored so.
-    if len(binding.expected.shape) == 1:
+    source = placement.binding.source
+    if placement.is_column or placement.binding.expected.role in IN_FLOAT32:
         return TensorType.F32
-    return SOURCE_TYPES[binding.source.dtype] if outtype == "auto" else TensorType[outtype.upper()]
+    if isinstance(source, Mxfp4Tensor) and outtype in KEEP_MXFP4:
+        return TensorType.MXFP4
+    if outtype == "auto" and source.refs[0].dtype == "F8_E4M3":
+        return TensorType.BF16  # which such models are computed in; float32 would be four times the codes
+    if outtype == "auto":
+        return SOURCE_TYPES[source.dtype]
+    return TensorType[outtype.upper()]
 
 
 def _output_tensors(
@@ -82,9 +96,8 @@ def _output_tensors(
         tensor = OutputTensor(
             name=placement.name,
             shape=placement.shape,
-            tensor_type=_tensor_type(placement.binding, options.outtype),
-            source=placement.binding.source,
-            first_row=placement.first_row,
+            tensor_type=_tensor_type(placement, options.outtype),
+            source=placement.source,
             interleave_heads=placement.interleave_heads,
             added=placement.added,
         )

@@ -4,17 +4,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import NUMPY_DTYPES, to_float32
+from yarnconv.checkpoint.floats import NUMPY_DTYPES, Rows, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import Mxfp4Tensor, TensorSource, leaves, row_count
 from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
-from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows, interleave_heads
+from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows, interleave_heads, mxfp4_rows
 from yarnconv.targets.gguf.file_format import (
     Metadata,
     TensorInfo,
@@ -32,9 +32,8 @@ BLOCK_VALUES = 2**18  # values converted at once: 1 MiB as float32, which stays 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTensor:
-    """A tensor to be written. `source` is a checkpoint's tensor or values made here.
+    """A tensor to be written. `source` is the checkpoint's, row by row, or values made here.
 
-    first_row: of the source's, of which it holds as many as its shape says.
     interleave_heads: the size of the heads whose rows change places, None if they stay.
     added: to every value.
     """
@@ -42,8 +41,7 @@ class OutputTensor:
     name: str
     shape: tuple[int, ...]
     tensor_type: TensorType
-    source: TensorRef | NDArray[np.float32]
-    first_row: int = 0
+    source: TensorSource | NDArray[np.float32]
     interleave_heads: int | None = None
     added: float = 0.0
 
@@ -53,15 +51,9 @@ class OutputTensor:
         return tensor_bytes(self.shape, self.tensor_type)
 
     @property
-    def source_type(self) -> TensorType:
-        """The type of the values in `source`."""
-        return SOURCE_TYPES[self.source.dtype] if isinstance(self.source, TensorRef) else TensorType.F32
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the source's bytes are the artefact's."""
-        moved = self.interleave_heads is not None
-        return not moved and self.added == 0.0 and self.source_type is self.tensor_type
+    def is_as_it_stands(self) -> bool:
+        """Whether its rows are the source's, at most in another type."""
+        return self.interleave_heads is None and self.added == 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,41 +115,39 @@ def lay_out(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """A run of rows of one tensor: bytes of the source to read and where what they become goes."""
+    """A run of rows of one tensor: which of whose they are, and where what becomes of them goes."""
 
     tensor: OutputTensor
-    source_start: int
-    source_bytes: int
+    source: TensorSource
+    rows: range
     offset: int
-    width: int
+
+    @property
+    def copies(self) -> bool:
+        """Whether the source's bytes are the artefact's."""
+        source, tensor = self.source, self.tensor
+        lies_so = isinstance(source, TensorRef) and self.rows.step == 1
+        return lies_so and tensor.is_as_it_stands and SOURCE_TYPES[source.dtype] is tensor.tensor_type
 
 
-def _pieces(tensor: OutputTensor, offset: int) -> Iterator[_Piece]:
-    # a vector is a column of rows of one value, so that its heads can be interleaved like a matrix's
-    rows, width = tensor.shape[0], prod(tensor.shape[1:])
-    start = tensor.first_row * tensor_bytes((width,), tensor.source_type)
-    if tensor.is_copy and len(tensor.shape) == 1:
-        rows, width = 1, tensor.shape[0]
-    source_row = tensor_bytes((width,), tensor.source_type)
-    target_row = tensor.nbytes // rows
-    step = max(1, PIECE_BYTES // source_row if tensor.is_copy else BLOCK_VALUES // width)
-    if tensor.interleave_heads is not None:
-        step = max(step // tensor.interleave_heads, 1) * tensor.interleave_heads
-    for first in range(0, rows, step):
-        yield _Piece(
-            tensor=tensor,
-            source_start=start + first * source_row,
-            source_bytes=min(step, rows - first) * source_row,
-            offset=offset + first * target_row,
-            width=width,
-        )
+def _pieces(tensor: OutputTensor, source: TensorSource, offset: int) -> Iterator[_Piece]:
+    """Those of one tensor, of rows that stand together."""
+    width, heads = source.shape[-1], tensor.interleave_heads
+    row_bytes = tensor_bytes((width,), tensor.tensor_type)
+    copied, converted = max(1, PIECE_BYTES // row_bytes), max(1, BLOCK_VALUES // width)
+    if heads is not None:
+        converted = max(converted // heads, 1) * heads
+    for leaf, rows in leaves(source, range(row_count(source.shape))):
+        whole = _Piece(tensor=tensor, source=leaf, rows=rows, offset=offset)
+        step = copied if whole.copies else converted
+        for first in range(0, len(rows), step):
+            own = rows[first : first + step]
+            yield _Piece(tensor=tensor, source=leaf, rows=own, offset=offset)
+            offset += len(own) * row_bytes
 
 
-def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview) -> None:
+def _read(source: TensorRef, start: int, into: memoryview) -> None:
     """Bytes of the source from `start` on, as many as `into` holds."""
-    if not isinstance(source, TensorRef):
-        into[:] = source.tobytes()[start : start + len(into)]
-        return
     position = source.offset + start
     while into:
         count = os.preadv(source.file.descriptor, [into], position)
@@ -166,25 +156,54 @@ def _read(source: TensorRef | NDArray[np.float32], start: int, into: memoryview)
         into, position = into[count:], position + count
 
 
+def _bytes_of(source: TensorRef, rows: range) -> tuple[int, int]:
+    """(where they begin, how many they are) of rows that stand together."""
+    row_bytes = tensor_bytes((source.shape[-1],), SOURCE_TYPES[source.dtype])
+    return rows.start * row_bytes, len(rows) * row_bytes
+
+
 def _copy_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
-    for done in range(0, piece.source_bytes, READ_BYTES):
-        data = buffer.view(min(READ_BYTES, piece.source_bytes - done))
-        _read(piece.tensor.source, piece.source_start + done, data)
+    assert isinstance(piece.source, TensorRef)
+    start, size = _bytes_of(piece.source, piece.rows)
+    for done in range(0, size, READ_BYTES):
+        data = buffer.view(min(READ_BYTES, size - done))
+        _read(piece.source, start + done, data)
         output.write(data, piece.offset + done)
 
 
+def _values(piece: _Piece, buffer: Buffer) -> Rows:
+    """[rows, width], of the source's dtype; those of a file are read, not mapped, so that a file that became
+    shorter is an error and not the end of the process.
+    """
+    source, rows = piece.source, piece.rows
+    if not isinstance(source, TensorRef) or rows.step != 1:
+        return source.block(slice(rows.start, rows.stop, rows.step))
+    start, size = _bytes_of(source, rows)
+    data = buffer.view(size)
+    _read(source, start, data)
+    return np.frombuffer(data, dtype=NUMPY_DTYPES[source.dtype]).reshape(len(rows), -1)
+
+
 def _convert_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
-    tensor = piece.tensor
-    data = buffer.view(piece.source_bytes)
-    _read(tensor.source, piece.source_start, data)
-    rows = np.frombuffer(data, dtype=NUMPY_DTYPES[tensor.source_type.name]).reshape(-1, piece.width)
-    if (size := tensor.interleave_heads) is not None:
-        rows = interleave_heads(rows, size)
-    source_type = tensor.source_type
+    tensor, source, rows = piece.tensor, piece.source, piece.rows
+    if tensor.tensor_type is TensorType.MXFP4:
+        assert isinstance(source, Mxfp4Tensor)
+        packed = mxfp4_rows(*source.packed(slice(rows.start, rows.stop, rows.step)))
+        output.write(packed.data.cast("B"), piece.offset)
+        return
+    values, source_type = _values(piece, buffer), SOURCE_TYPES[source.dtype]
+    if tensor.interleave_heads is not None:
+        values = interleave_heads(values, tensor.interleave_heads)
     if tensor.added != 0.0:
-        rows, source_type = to_float32(rows, source_type.name) + np.float32(tensor.added), TensorType.F32
-    converted = convert_rows(rows, source_type, tensor.tensor_type)
+        values, source_type = to_float32(values, source_type.name) + np.float32(tensor.added), TensorType.F32
+    converted = convert_rows(values, source_type, tensor.tensor_type)
     output.write(converted.view(np.uint8).data.cast("B"), piece.offset)
+
+
+def _write_made(tensor: OutputTensor, offset: int, output: Output, buffer: Buffer) -> None:
+    """Values that are made here, which are small."""
+    assert isinstance(tensor.source, np.ndarray)
+    output.write(memoryview(tensor.source.astype("<f4").tobytes()), offset)
 
 
 def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> None:
@@ -193,8 +212,10 @@ def write_file(path: Path, file: OutputFile, advance: Advance, workers: int) -> 
     def pieces() -> Iterator[Piece]:
         yield lambda output, buffer: output.write(memoryview(file.header), 0)
         for tensor, offset in file.tensors:
-            write = _copy_piece if tensor.is_copy else _convert_piece
-            for piece in _pieces(tensor, offset):
-                yield partial(write, piece)
+            if isinstance(tensor.source, np.ndarray):
+                yield partial(_write_made, tensor, offset)
+                continue
+            for piece in _pieces(tensor, tensor.source, offset):
+                yield partial(_copy_piece if piece.copies else _convert_piece, piece)
 
     write_pieces(path, file.size, pieces(), advance, workers)

@@ -7,12 +7,21 @@ and .value to logits, present.N.key and .value. Shapes: B batch, S new tokens, H
 from dataclasses import dataclass
 from typing import Any
 
-from yarnconv.model.description import AttentionDescription, LayerDescription, NormRole, QueryGrowth
+from yarnconv.model.description import (
+    AttentionDescription,
+    ExpertsDescription,
+    LayerDescription,
+    MlpDescription,
+    NormRole,
+    QueryGrowth,
+)
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.scaling import Scaling
 from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.onnx.activations import ACTIVATIONS
+from yarnconv.targets.onnx.experts import mixture
 from yarnconv.targets.onnx.graph import Dimension, Graph
+from yarnconv.targets.onnx.latent import Latent
 from yarnconv.targets.onnx.operators import OPERATORS, Operators, Slots
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.parameters import Parameters
@@ -96,7 +105,7 @@ class _Decoder:
         if self._is_narrow:
             x = graph.cast(x, "FLOAT")
         if turning is not None:
-            whole = turning.rotary_dim == attention.head_dim
+            whole = turning.rotary_dim == attention.turning_dim
             x = graph.node(
                 "RotaryEmbedding",
                 x,
@@ -149,8 +158,12 @@ class _Decoder:
         return query, self._rotated(turned[1], turning, attention), value
 
     def _attention(self, x: str, index: int, layer: LayerDescription, turning: _Turning | None) -> str:
-        attention = layer.attention
-        heads = self._heads(x, index, attention, turning)
+        attention, latent = layer.attention, None
+        if attention.latent is None:
+            heads = self._heads(x, index, attention, turning)
+        else:
+            latent = Latent(self._graph, self._parameters, attention, attention.latent, index)
+            heads = latent.heads(x, self._norm, lambda part: self._rotated(part, turning, attention))
         scale = attention.scale * (1.0 if turning is None else turning.softmax_multiplier)
         slots = Slots(
             past_key=self._slot(f"past_key_values.{index}.key", attention, past=True),
@@ -158,7 +171,10 @@ class _Decoder:
             present_key=self._slot(f"present.{index}.key", attention, past=False),
             present_value=self._slot(f"present.{index}.value", attention, past=False),
         )
-        attended = self._operators.attend(self._graph, attention, heads, slots, scale)
+        sinks = self._parameters.float32("sinks", index) if attention.sinks else None
+        attended = self._operators.attend(self._graph, attention, heads, slots, scale, sinks)
+        if latent is not None:
+            attended = latent.values(attended)
         return self._parameters.linear(attended, "attention_output", index)
 
     def _slot(self, name: str, attention: AttentionDescription, *, past: bool) -> str:
@@ -170,15 +186,25 @@ class _Decoder:
 
     # the whole
 
-    def _mlp(self, x: str, index: int, layer: LayerDescription) -> str:
-        graph, linear, mlp = self._graph, self._parameters.linear, layer.mlp
+    def _dense(self, x: str, index: int, mlp: MlpDescription, prefix: str = "") -> str:
+        graph, linear = self._graph, self._parameters.linear
         if mlp.fused:
-            gate, up = graph.split(linear(x, "gate_up", index), 2, 2 * [mlp.intermediate_size])
+            gate, up = graph.split(linear(x, f"{prefix}gate_up", index), 2, 2 * [mlp.intermediate_size])
             activated = ACTIVATIONS[mlp.activation](graph, gate)
         else:
-            activated = ACTIVATIONS[mlp.activation](graph, linear(x, "gate", index))
-            up = linear(x, "up", index)
-        return linear(graph.node("Mul", activated, up), "down", index)
+            activated = ACTIVATIONS[mlp.activation](graph, linear(x, f"{prefix}gate", index))
+            up = linear(x, f"{prefix}up", index)
+        return linear(graph.node("Mul", activated, up), f"{prefix}down", index)
+
+    def _mlp(self, x: str, index: int, mlp: MlpDescription | ExpertsDescription) -> str:
+        if isinstance(mlp, MlpDescription):
+            return self._dense(x, index, mlp)
+
+        def shared(x: str) -> str:
+            assert mlp.shared is not None
+            return self._dense(x, index, mlp.shared, "shared_")
+
+        return mixture(self._graph, self._parameters, x, index, mlp, shared)
 
     def _turning(self, group: RopeGroup, scaling: Scaling, context: str | None, suffix: str) -> _Turning:
         layout = lay_out_tables(group, self._plan.rope.original_context, self._options.max_context)
@@ -220,7 +246,7 @@ class _Decoder:
         attended = self._attention(self._normed(x, "attention_norm", index), index, layer, turning)
         attended = self._normed(attended, "attention_output_norm", index)
         x = graph.node("Add", x, self._times(attended, multiplier))
-        made = self._mlp(self._normed(x, "mlp_norm", index), index, layer)
+        made = self._mlp(self._normed(x, "mlp_norm", index), index, layer.mlp)
         return graph.node("Add", x, self._times(self._normed(made, "mlp_output_norm", index), multiplier))
 
     def _put_out(self, logits: str) -> None:

@@ -308,7 +308,7 @@ class FloatCopy:
                 values: Float32Array = np.memmap(
                     directory / DATA_FILE, dtype="<f4", mode="c", offset=offset, shape=tensor.shape
                 )
-                found[name] = values[:, weight.own].T if stored.transposed else values
+                found[name] = weight.in_own_layout(values[:, weight.own] if stored.transposed else values)
         return found
 
 

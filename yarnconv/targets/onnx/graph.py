@@ -59,6 +59,13 @@ class Graph:
         self.node("Split", tensor, self.constant(list(sizes)), output=first, more_outputs=more, axis=axis)
         return names
 
+    def top(self, tensor: str, count: int) -> tuple[str, str]:
+        """The largest values along the last axis, and their indices."""
+        name = f"TopK_{len(self._nodes)}"
+        indices = f"{name}_indices"
+        self.node("TopK", tensor, self.constant([count]), output=name, more_outputs=[indices], axis=-1)
+        return name, indices
+
     def cast(self, tensor: str, element: str, *, output: str | None = None) -> str:
         """A tensor as another ONNX type, such as FLOAT, INT64 or BOOL."""
         from onnx import TensorProto

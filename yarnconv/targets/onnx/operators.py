@@ -11,6 +11,7 @@ position_ids: those feed RoPE only and may be sparse.
 
 Softcapped scores are made of primitive nodes: of Attention's own softcap TensorRT's parser takes none, and
 ONNX says that it comes behind the mask, where ONNX Runtime 1.32 (measured) puts it in front, as models do.
+So is a softmax with sinks, of which Attention knows nothing.
 
 Shapes: B batch, S new tokens, T past and new tokens, C slots of the cache, H heads, D head_dim.
 """
@@ -56,9 +57,10 @@ class Operators(Protocol):
         heads: tuple[str, str, str],
         slots: Slots,
         scale: float,
+        sinks: str | None,
     ) -> str:
         """Attention of rotated queries to past and new keys: [B, S, H D]. heads: query, key and value, each
-        [B, H, S, D]. scale: of the scores.
+        [B, H, S, D]. scale: of the scores. sinks: float32[H], scores that take a share and give nothing.
         """
 
     def context(self, graph: Graph, default: int | None) -> str:
@@ -77,19 +79,46 @@ def _buffer_size(graph: Graph) -> str:
     return graph.size("past_key_values.0.key", 2)
 
 
-def _softcapped(graph: Graph, heads: tuple[str, str, str], mask: str, scale: float, softcap: float) -> str:
-    """Attention whose scores are c tanh(score / c): [B, heads, S, D]. heads: queries, and as many heads of
-    all keys and values. From the scores on it computes in float32, as Attention's softmax does.
+def _by_hand(
+    graph: Graph,
+    heads: tuple[str, str, str],
+    mask: str,
+    scale: float,
+    softcap: float | None,
+    sinks: str | None,
+) -> str:
+    """Attention of primitive nodes: [B, heads, S, D]. heads: queries, and as many heads of all keys and
+    values. softcap: c of scores c tanh(score / c). sinks: [1, heads, S, 1]. From the scores on it computes in
+    float32, as Attention's softmax does.
     """
     query, keys, values = heads
     scaled = graph.node("Mul", query, graph.node("CastLike", graph.constant(scale, "float32"), query))
     scores = graph.node("MatMul", scaled, graph.node("Transpose", keys, perm=[0, 1, 3, 2]))
-    cap = graph.constant(softcap, "float32")
-    capped = graph.node("Tanh", graph.node("Div", graph.cast(scores, "FLOAT"), cap))
-    lowest = graph.constant(float("-inf"), "float32")
-    masked = graph.node("Where", mask, graph.node("Mul", capped, cap), lowest)
-    shares = graph.node("CastLike", graph.node("Softmax", masked, axis=-1), query)
-    return graph.node("MatMul", shares, values)
+    scores = graph.cast(scores, "FLOAT")
+    if softcap is not None:
+        cap = graph.constant(softcap, "float32")
+        scores = graph.node("Mul", graph.node("Tanh", graph.node("Div", scores, cap)), cap)
+    masked = graph.node("Where", mask, scores, graph.constant(float("-inf"), "float32"))
+    if sinks is None:
+        shares = graph.node("Softmax", masked, axis=-1)
+    else:
+        most = graph.node("ReduceMax", masked, graph.constant([3]), keepdims=1)
+        most = graph.node("Max", most, sinks)
+        powers = graph.node("Exp", graph.node("Sub", masked, most))
+        total = graph.node("ReduceSum", powers, graph.constant([3]), keepdims=1)
+        total = graph.node("Add", total, graph.node("Exp", graph.node("Sub", sinks, most)))
+        shares = graph.node("Div", powers, total)
+    return graph.node("MatMul", graph.node("CastLike", shares, query), values)
+
+
+def _sink_column(graph: Graph, sinks: str, query: str, few: int, groups: int) -> str:
+    """[1, few, groups S, 1]: of every query its head's sink, where those that share a key head are folded.
+    query: [B, few groups, S, D].
+    """
+    by_group = graph.node("Reshape", sinks, graph.constant([1, few, groups, 1]))
+    size = graph.node("Concat", graph.constant([1, few, groups]), graph.size(query, 2), axis=0)
+    every = graph.node("Expand", by_group, size)
+    return graph.node("Reshape", every, graph.constant([1, few, -1, 1]))
 
 
 class _Standard:
@@ -143,21 +172,25 @@ class _Standard:
         heads: tuple[str, str, str],
         slots: Slots,
         scale: float,
+        sinks: str | None,
     ) -> str:
         """Attention of the new tokens to the whole cache."""
         query, key, value = heads
         keys = self._extend(graph, slots.past_key, key, slots.present_key)
         values = self._extend(graph, slots.past_value, value, slots.present_value)
         few, head_dim = attention.key_value_heads, attention.head_dim
-        folds = self.folds_groups or attention.softcap is not None
+        by_hand = attention.softcap is not None or sinks is not None
+        folds = self.folds_groups or by_hand
         groups = attention.heads // few if folds else 1
         mask = self._mask(graph, attention.window, groups)
+        if sinks is not None:
+            sinks = _sink_column(graph, sinks, query, few, groups)
         if groups > 1:
             query = graph.node("Reshape", query, graph.constant([0, few, -1, head_dim]))
-        if attention.softcap is None:
-            attended = graph.node("Attention", query, keys, values, mask, scale=scale)
+        if by_hand:
+            attended = _by_hand(graph, (query, keys, values), mask, scale, attention.softcap, sinks)
         else:
-            attended = _softcapped(graph, (query, keys, values), mask, scale, attention.softcap)
+            attended = graph.node("Attention", query, keys, values, mask, scale=scale)
         if groups > 1:
             attended = graph.node("Reshape", attended, graph.constant([0, attention.heads, -1, head_dim]))
         return _joined(graph, attended, attention.heads * attention.head_dim)
@@ -254,6 +287,7 @@ class GroupQuery:
         heads: tuple[str, str, str],
         slots: Slots,
         scale: float,
+        sinks: str | None,
     ) -> str:
         """Attention of the new tokens to the whole cache, which the operator extends itself."""
         query, key, value = heads
@@ -267,6 +301,7 @@ class GroupQuery:
             slots.past_value,
             self._last,
             self._total,
+            *([] if sinks is None else [*[""] * 4, graph.node("CastLike", sinks, query)]),
             more_outputs=(slots.present_key, slots.present_value),
             domain="com.microsoft",
             num_heads=attention.heads,

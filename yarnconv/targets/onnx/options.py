@@ -9,6 +9,10 @@ from yarnconv.targets.onnx.weights import FLOAT_TYPES, ElementType
 DTYPES = (*FLOAT_TYPES, *SCHEMES)
 
 
+# that stay floats: what decides between experts, their biases, and what latent attention is absorbed by
+NEVER = frozenset({"router", "shared_router", "experts_gate_up_bias", "experts_down_bias", "key_value_up"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOptions:
     """dtype: fp32, fp16, bf16, or that of quantised matrices: int4, fp8 (codes with a scale for each block of
@@ -48,4 +52,4 @@ class GraphOptions:
     def asks_for(self, role: str) -> bool:
         """Whether the matrix of this role is to be quantised, if it can be."""
         outside = {"token_embedding": self.int4_embeddings, "output_head": self.int4_head}
-        return self.scheme is not None and outside.get(role, True)
+        return self.scheme is not None and role not in NEVER and outside.get(role, True)

@@ -3,12 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.external_data import LinkedTensor, side_by_side
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK, PACKED_OFFSET, quantised, quantised_rows
-from yarnconv.targets.onnx.weights import FLOAT_TYPES, ElementType, as_it_lies, transposed
+from yarnconv.targets.onnx.weights import (
+    FLOAT_TYPES,
+    ElementType,
+    as_it_lies,
+    as_matrix,
+    matrix_shape,
+    transposed,
+)
 
 Role = tuple[str, int | None]
 _ONNX_TYPES = {element.dtype: element.name for element in FLOAT_TYPES.values()}
@@ -21,8 +29,12 @@ class Parameters:
         self._graph = graph
         self._options = options
         self._element = options.element
-        self._sources: dict[Role, tuple[str, TensorRef]] = {
-            (b.expected.role, b.expected.layer): (b.expected.name, b.source) for b in plan.bindings
+        self._sources: dict[Role, tuple[str, TensorSource]] = {
+            (b.expected.role, b.expected.layer): (
+                b.expected.name,
+                as_matrix(b.expected.role, b.source),
+            )
+            for b in plan.bindings
         }
         self._tied = plan.description.tied_embeddings
         self._names: Mapping[str, str] = plan.family.tensors
@@ -54,7 +66,7 @@ class Parameters:
             name, source = self._sources[role, layer]
             self._values[role, layer] = (
                 self._linked(name, source)
-                if self._options.link_weights
+                if self._options.link_weights and isinstance(source, TensorRef)
                 else self._graph.tensor(as_it_lies(name, source, self._element))
             )
         return self._values[role, layer]
@@ -63,39 +75,50 @@ class Parameters:
         """A small tensor in float32, whatever the graph computes in; asked for once."""
         name, source = self._sources[role, layer]
         wide = FLOAT_TYPES["fp32"]
-        if not self._options.link_weights:
-            return self._graph.tensor(as_it_lies(name, source, wide))
-        return self._linked(name, source, wide)
+        if self._options.link_weights and isinstance(source, TensorRef):
+            return self._linked(name, source, wide)
+        return self._graph.tensor(as_it_lies(name, source, wide))
 
-    def _matrix(self, role: str, named: Sequence[tuple[str, TensorRef]]) -> str:
+    def float32_product(self, x: str, role: str, layer: int | None) -> str:
+        """X times a matrix, both float32, whatever the graph computes in: what decides is not rounded."""
+        name, source = self._sources[role, layer]
+        wide = FLOAT_TYPES["fp32"]
+        if self._options.link_weights and isinstance(source, TensorRef):
+            matrix = self._graph.node("Transpose", self._linked(name, source, wide), perm=[1, 0])
+        else:
+            matrix = self._graph.tensor(transposed(name, source, wide))
+        return self._graph.node("MatMul", x, matrix)
+
+    def _matrix(self, role: str, named: Sequence[tuple[str, TensorSource]]) -> str:
         """Matrices [out, in] side by side as one, [in, out]. role: of all of them, for what is quantised."""
         graph, scheme = self._graph, self._options.scheme
-        fits = all(self._options.quantises(role, source.shape) for _, source in named)
+        fits = all(self._options.quantises(role, matrix_shape(source)) for _, source in named)
         if scheme is not None and fits:
             pairs = [quantised(name, source, scheme, self._element) for name, source in named]
             codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
             return graph.node("DequantizeLinear", codes, scales, **scheme.attributes)
-        if self._options.link_weights:
-            linked = [self._linked(name, source) for name, source in named]
+        files = [(name, source) for name, source in named if isinstance(source, TensorRef)]
+        if self._options.link_weights and len(files) == len(named) and len(files[0][1].shape) == 2:
+            linked = [self._linked(name, source) for name, source in files]
             whole = graph.node("Concat", *linked, axis=0) if len(linked) > 1 else linked[0]
             return graph.node("Transpose", whole, perm=[1, 0])
         return graph.tensor(side_by_side([transposed(*one, self._element) for one in named]))
 
-    def joined(self, x: str, roles: Sequence[str], layer: int | None) -> str:
+    def joined(self, x: str, roles: Sequence[str], layer: int | None, *, biased: bool = True) -> str:
         """X times the matrices of these roles, and their biases where the model has them, side by side: one
         large product is faster than several small ones.
         """
         graph = self._graph
         y = graph.node("MatMul", x, self._matrix(roles[0], [self._sources[role, layer] for role in roles]))
         biases = [f"{role}_bias" for role in roles]
-        if not self.has(biases[0], layer):
+        if not biased or not self.has(biases[0], layer):
             return y
         values = [self.value(bias, layer) for bias in biases]
         return graph.node("Add", y, graph.node("Concat", *values, axis=0) if len(values) > 1 else values[0])
 
-    def linear(self, x: str, role: str, layer: int | None) -> str:
+    def linear(self, x: str, role: str, layer: int | None, *, biased: bool = True) -> str:
         """X times a matrix, and its bias where the model has one."""
-        return self.joined(x, [role], layer)
+        return self.joined(x, [role], layer, biased=biased)
 
     def _quantises_embeddings(self) -> bool:
         _, source = self._sources["token_embedding", None]

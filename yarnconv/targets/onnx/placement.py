@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.errors import BadInput
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.rope.tables import Float32Array
@@ -25,6 +26,7 @@ from yarnconv.targets.onnx.quantisation import (
     unpack,
 )
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel, StoredTensor
+from yarnconv.targets.onnx.weights import as_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,20 @@ class StoredWeight:
     columns: tuple[int, int] | None = None
 
     @property
+    def matrix(self) -> TensorSource:
+        """Where the checkpoint has it, as the matrix that a graph multiplies by."""
+        return as_matrix(self.binding.expected.role, self.binding.source)
+
+    @property
+    def wanted_shape(self) -> tuple[int, ...]:
+        """That it should have, [out, in] for a matrix, or as it lies."""
+        expected = self.binding.expected
+        if not self.stored.transposed or len(expected.shape) < 3:
+            return expected.shape
+        count, outputs, inputs = expected.shape
+        return (outputs, count * inputs) if expected.role == "experts_down" else (count * outputs, inputs)
+
+    @property
     def own(self) -> slice:
         """Its own columns."""
         return slice(None) if self.columns is None else slice(*self.columns)
@@ -135,8 +151,18 @@ class StoredWeight:
     @property
     def fits(self) -> bool:
         """Whether it has the checkpoint's shape."""
-        wanted = self.binding.expected.shape
+        wanted = self.wanted_shape
         return self.shape == (wanted[::-1] if self.stored.transposed else wanted)
+
+    def in_own_layout(self, values: Float32Array) -> Float32Array:
+        """Values as they are stored, in the shape that the checkpoint's tensor has."""
+        shape = self.binding.expected.shape
+        matrix = values.T if self.stored.transposed else values
+        if len(shape) < 3:
+            return matrix
+        if self.stored.transposed and self.binding.expected.role == "experts_down":
+            return matrix.reshape(shape[1], -1, shape[2]).swapaxes(0, 1)
+        return matrix.reshape(-1, *shape[1:])
 
     def float32(self, first: int, last: int) -> Float32Array:
         """Its part of rows first..last-1 as they are stored, dequantised; both multiples of the unit."""

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import Rows, convert_floats, to_float32
+from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
-from yarnconv.targets.onnx.weights import TILE_COLUMNS, ElementType, Source, turned
+from yarnconv.targets.onnx.weights import TILE_COLUMNS, ElementType, matrix_shape, turned
 
 INT4_BLOCK = 32  # values that share a scale, along the input dimension
 PACKED_OFFSET = 8  # added to a code that is looked up as a byte, which has no sign
@@ -210,14 +211,13 @@ def _block_codes(blocks: Float32Array, element: ElementType) -> Codes:
     return INT4.codes(blocks, scales[:, None, :])
 
 
-def _column_scales(source: Source, element: ElementType) -> Rows:
+def _column_scales(source: TensorSource, element: ElementType) -> Rows:
     """[out] of a matrix [out, in], of whose rows only a few are looked at together."""
-    values = source.load()
-    outputs, inputs = source.shape
+    outputs, inputs = matrix_shape(source)
     largest = np.zeros(outputs, np.float64)
     step = max(1, PIECE_VALUES // max(inputs, 1))
     for first in range(0, outputs, step):
-        rows = to_float32(np.ascontiguousarray(values[first : first + step]), source.dtype)
+        rows = to_float32(np.ascontiguousarray(source.block(slice(first, first + step))), source.dtype)
         largest[first : first + step] = np.abs(rows).max(axis=1, initial=0)
     # TensorRT takes positive scales only, so a column of zeros has one too
     return _stored_scales(np.where(largest == 0, 1.0, largest / _FP8_HIGHEST), element)
@@ -226,14 +226,16 @@ def _column_scales(source: Source, element: ElementType) -> Rows:
 # tensors
 
 
-def _columns(source: Source, first: int, last: int) -> Float32Array:
+def _columns(source: TensorSource, first: int, last: int) -> Float32Array:
     """float32[last - first, out] of the inputs first..last-1."""
     wide: Float32Array = to_float32(turned(source, first, last), source.dtype)
     return wide
 
 
-def _in_blocks(name: str, source: Source, element: ElementType) -> tuple[ExternalTensor, ExternalTensor]:
-    outputs, inputs = source.shape
+def _in_blocks(
+    name: str, source: TensorSource, element: ElementType
+) -> tuple[ExternalTensor, ExternalTensor]:
+    outputs, inputs = matrix_shape(source)
     step = max(TILE_COLUMNS, PIECE_VALUES // outputs) // INT4_BLOCK
 
     def blocks(first: int, last: int) -> Float32Array:
@@ -258,8 +260,10 @@ def _in_blocks(name: str, source: Source, element: ElementType) -> tuple[Externa
     return codes, scales
 
 
-def _by_column(name: str, source: Source, element: ElementType) -> tuple[ExternalTensor, ExternalTensor]:
-    outputs, inputs = source.shape
+def _by_column(
+    name: str, source: TensorSource, element: ElementType
+) -> tuple[ExternalTensor, ExternalTensor]:
+    outputs, inputs = matrix_shape(source)
     stored = cache(lambda: _column_scales(source, element))  # every piece of the codes needs them all
     codes = ExternalTensor(
         name=name,
@@ -283,13 +287,15 @@ def _by_column(name: str, source: Source, element: ElementType) -> tuple[Externa
 
 
 def quantised(
-    name: str, source: Source, scheme: Scheme, element: ElementType
+    name: str, source: TensorSource, scheme: Scheme, element: ElementType
 ) -> tuple[ExternalTensor, ExternalTensor]:
     """(codes [in, out], scales) of a matrix [out, in]. element: that the scales are stored in."""
     return (_by_column if scheme.block is None else _in_blocks)(name, source, element)
 
 
-def quantised_rows(name: str, source: Source, element: ElementType) -> tuple[ExternalTensor, ExternalTensor]:
+def quantised_rows(
+    name: str, source: TensorSource, element: ElementType
+) -> tuple[ExternalTensor, ExternalTensor]:
     """(codes as bytes UINT8[rows, width / 2], PACKED_OFFSET added to each; scales [rows, width /
     INT4_BLOCK]) of a matrix that is looked up by rows, in INT4's blocks. element: that of the scales.
     """
@@ -297,7 +303,7 @@ def quantised_rows(name: str, source: Source, element: ElementType) -> tuple[Ext
     step = max(1, PIECE_VALUES // width)
 
     def blocks(first: int, last: int) -> Float32Array:
-        values = np.ascontiguousarray(source.load()[first:last])
+        values = np.ascontiguousarray(source.block(slice(first, last)))
         wide: Float32Array = to_float32(values, source.dtype).reshape(-1, INT4_BLOCK, 1)
         return wide
 

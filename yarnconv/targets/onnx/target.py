@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 from yarnconv.artifact import check_free_space, staged_directory
 from yarnconv.checkpoint.hub import model_name
+from yarnconv.checkpoint.sources import files_of
 from yarnconv.errors import BadInput, Inexpressible, one_of
+from yarnconv.model.description import ExpertsDescription
 from yarnconv.plan import ConversionPlan, TensorBinding
 from yarnconv.progress import Advance
 from yarnconv.rope_plan import RopePlan
@@ -27,7 +29,7 @@ from yarnconv.targets.onnx.operators import OPERATORS, Dialect, KvForm
 from yarnconv.targets.onnx.options import DTYPES, GraphOptions
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK, SCHEMES
 from yarnconv.targets.onnx.rope import lay_out_tables
-from yarnconv.targets.onnx.weights import FLOAT_TYPES
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, as_matrix, matrix_shape
 from yarnconv.targets.output_file import write_pieces
 from yarnconv.targets.record import RECORD_KEY
 from yarnconv.targets.templates import copy_runner
@@ -80,7 +82,10 @@ def parse_dialect(text: str) -> Dialect:
 
 def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     """What of a plan no graph of ours can say."""
-    unknown = {layer.mlp.activation for layer in plan.description.layers} - ACTIVATIONS.keys()
+    mlps = [layer.mlp for layer in plan.description.layers]
+    clamped = [isinstance(mlp, ExpertsDescription) and mlp.clamp is not None for mlp in mlps]
+    used = {mlp.activation for mlp, own in zip(mlps, clamped, strict=True) if not own}
+    unknown = used - ACTIVATIONS.keys()
     return [
         Inexpressible(
             f"the graph has no nodes for the activation {activation}",
@@ -91,9 +96,13 @@ def plan_refusals(plan: ConversionPlan) -> list[Inexpressible]:
     ]
 
 
+def _matrix_shape(binding: TensorBinding) -> tuple[int, int]:
+    return matrix_shape(as_matrix(binding.expected.role, binding.source))
+
+
 def _asked_matrices(plan: ConversionPlan, options: GraphOptions) -> list[TensorBinding]:
     """The matrices that were asked for in codes."""
-    return [b for b in plan.bindings if len(b.source.shape) == 2 and options.asks_for(b.expected.role)]
+    return [b for b in plan.bindings if len(b.source.shape) >= 2 and options.asks_for(b.expected.role)]
 
 
 def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
@@ -101,7 +110,7 @@ def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
     whole = [
         b.expected.name
         for b in _asked_matrices(plan, options)
-        if not options.quantises(b.expected.role, b.source.shape)
+        if not options.quantises(b.expected.role, _matrix_shape(b))
     ]
     if whole:
         kept = f"{len(whole)} matrices stay {options.compute}"
@@ -152,7 +161,7 @@ def _graph_options(plan: ConversionPlan, options: OnnxOptions) -> GraphOptions:
         link_weights=options.link_weights,
     )
     matrices = _asked_matrices(plan, chosen)
-    if matrices and not any(chosen.quantises(b.expected.role, b.source.shape) for b in matrices):
+    if matrices and not any(chosen.quantises(b.expected.role, _matrix_shape(b)) for b in matrices):
         first = matrices[0]
         raise BadInput(
             f"not one matrix divides into blocks of {INT4_BLOCK}, such as {first.expected.name} of shape "
@@ -210,7 +219,7 @@ def _record(plan: ConversionPlan, options: GraphOptions, directory: Path, worker
 
 def _link(plan: ConversionPlan, graph: Graph, directory: Path) -> list[Path]:
     """Hard links to the checkpoint's files that the graph points into; runtimes follow no symbolic ones."""
-    sources = {b.source.file.path.name: b.source.file.path for b in plan.bindings}
+    sources = {file.path.name: file.path for file in files_of(b.source for b in plan.bindings)}
     linked = []
     for name in sorted({tensor.location for tensor in graph.linked}):
         try:

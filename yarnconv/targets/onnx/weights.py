@@ -1,11 +1,13 @@
 """The checkpoint's tensors as the graph wants them: matrices [in, out] for MatMul, in the graph's dtype."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
 
 import numpy as np
 
-from yarnconv.checkpoint.floats import Rows, convert_floats
+from yarnconv.checkpoint.floats import NUMPY_DTYPES, Rows, convert_floats
+from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import TensorSource, row_count
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 
 # A matrix is turned round in tiles: so many of its rows at once (a tile's cache lines then stay in the cache
@@ -22,21 +24,6 @@ class ElementType:
     bits: int
 
 
-class Source(Protocol):
-    """Where a tensor's values come from."""
-
-    @property
-    def dtype(self) -> str:
-        """A safetensors dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In values."""
-
-    def load(self) -> Rows:
-        """The values, without a copy."""
-
-
 FLOAT_TYPES = {
     "fp32": ElementType(name="FLOAT", dtype="F32", bits=32),
     "fp16": ElementType(name="FLOAT16", dtype="F16", bits=16),
@@ -44,32 +31,91 @@ FLOAT_TYPES = {
 }
 
 
-def as_it_lies(name: str, source: Source, element: ElementType) -> ExternalTensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideBySide:
+    """The matrices [out, in] of a tensor [n, out, in] side by side: [out, n in]."""
+
+    of: TensorSource
+
+    @property
+    def name(self) -> str:
+        """In the checkpoint."""
+        return self.of.name
+
+    @property
+    def dtype(self) -> str:
+        """As stored."""
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In values."""
+        count, outputs, inputs = self.of.shape
+        return outputs, count * inputs
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """As of the tensor."""
+        return self.of.refs
+
+    def block(self, rows: slice, columns: slice = slice(None)) -> Rows:
+        """Of every matrix that the columns are of, its rows."""
+        count, outputs, inputs = self.of.shape
+        first, last, step = rows.indices(outputs)
+        begin, end, stride = columns.indices(count * inputs)
+        found = []
+        for index in range(begin // inputs, -(-end // inputs)):
+            own = slice(max(begin - index * inputs, 0), min(end - index * inputs, inputs))
+            found.append(self.of.block(slice(index * outputs + first, index * outputs + last, step), own))
+        return (found[0] if len(found) == 1 else np.concatenate(found, axis=1))[:, ::stride]
+
+
+def as_matrix(role: str, source: TensorSource) -> TensorSource:
+    """A tensor as the matrix [out, in] that a graph multiplies by. Experts are one wide MLP there: what they
+    make of a token stands side by side, and so stand the matrices that take it.
+    """
+    return SideBySide(of=source) if role == "experts_down" else source
+
+
+def matrix_shape(source: TensorSource) -> tuple[int, int]:
+    """[out, in] of a source as a matrix."""
+    return row_count(source.shape), source.shape[-1]
+
+
+def as_it_lies(name: str, source: TensorSource, element: ElementType) -> ExternalTensor:
     """A tensor in its own layout: embeddings, norms, biases."""
-    values = source.load()
-    width = max(1, values.size // max(len(values), 1))
+
+    def rows(first: int, last: int) -> Rows:
+        if len(source.shape) == 1:
+            values = source.block(slice(None)).reshape(-1)[first:last]
+        else:
+            values = source.block(slice(first * height, last * height)).reshape(-1, *source.shape[1:])
+        return convert_floats(values, source.dtype, element.dtype)
+
+    height = row_count(source.shape[1:]) if len(source.shape) > 1 else 1
+    width = max(1, prod(source.shape[1:]))
     return ExternalTensor(
         name=name,
         element=element.name,
         bits=element.bits,
         shape=source.shape,
-        rows=lambda first, last: convert_floats(values[first:last], source.dtype, element.dtype),
+        rows=rows,
         step=max(1, PIECE_VALUES // width),
     )
 
 
-def turned(source: Source, first: int, last: int) -> Rows:
+def turned(source: TensorSource, first: int, last: int) -> Rows:
     """Columns first..last-1 of a matrix as contiguous rows."""
-    values = source.load()
-    turned = np.empty((last - first, len(values)), values.dtype)
-    for row in range(0, len(values), TILE_ROWS):
-        turned[:, row : row + TILE_ROWS] = values[row : row + TILE_ROWS, first:last].T
+    rows, columns = row_count(source.shape), slice(first, last)
+    turned = np.empty((last - first, rows), NUMPY_DTYPES[source.dtype])
+    for row in range(0, rows, TILE_ROWS):
+        turned[:, row : row + TILE_ROWS] = source.block(slice(row, row + TILE_ROWS), columns).T
     return turned
 
 
-def transposed(name: str, source: Source, element: ElementType) -> ExternalTensor:
+def transposed(name: str, source: TensorSource, element: ElementType) -> ExternalTensor:
     """A matrix [out, in] as [in, out]."""
-    outputs, inputs = source.shape
+    outputs, inputs = matrix_shape(source)
     return ExternalTensor(
         name=name,
         element=element.name,

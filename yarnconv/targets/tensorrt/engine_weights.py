@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import convert_floats, to_float32
 from yarnconv.checkpoint.mapped_file import MappedFile
-from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import ColumnTensor, PickedTensor, TensorSource, load, row_count
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.external_data import ExternalTensor
 from yarnconv.targets.onnx.quantisation import INT4, INT4_BLOCK, SCHEMES, quantised, quantised_rows
-from yarnconv.targets.onnx.weights import ElementType, Source
+from yarnconv.targets.onnx.weights import ElementType, as_matrix, matrix_shape
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
@@ -45,7 +45,7 @@ class Sought:
     """
 
     name: str
-    source: TensorRef
+    source: TensorSource
     fused: tuple[int, ...] = ()
     adds_one: bool = False
 
@@ -70,24 +70,12 @@ class _Row:
     places: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows first..last-1 of a tensor."""
-
-    source: Source
-    first: int
-    last: int
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.last - self.first, *self.source.shape[1:]
-
-    def load(self) -> NDArray[np.generic]:
-        return self.source.load()[self.first : self.last]
+def _rows(source: TensorSource, first: int, last: int) -> TensorSource:
+    """Rows first..last-1 of a matrix, or values of a vector."""
+    if len(source.shape) == 1:
+        source = ColumnTensor(of=source)
+    shape = (last - first, source.shape[-1])
+    return PickedTensor(shape=shape, of=source, ranges=(range(first, last),))
 
 
 def sought_weights(plan: ConversionPlan) -> tuple[Sought, ...]:
@@ -102,16 +90,22 @@ def sought_weights(plan: ConversionPlan) -> tuple[Sought, ...]:
             few = attention.key_value_heads * width
             fused = {
                 "query_key_value": (attention.heads * width, few, few),
-                "gate_up": (layer.mlp.intermediate_size,) * 2,
-            }.get(expected.role, ())
+                "gate_up": (expected.shape[0] // 2,) * 2,
+            }.get(expected.role.removesuffix("_bias"), ())
         adds_one = model.norms_add_one and expected.role.endswith("_norm")
-        found.append(Sought(name=expected.name, source=binding.source, fused=fused, adds_one=adds_one))
+        source = as_matrix(expected.role, binding.source)
+        found.append(Sought(name=expected.name, source=source, fused=fused, adds_one=adds_one))
     return tuple(found)
 
 
 def _float_row(matrix: NDArray[np.generic], source: str, target: str, index: int) -> NDArray[np.generic]:
     row = np.ascontiguousarray(matrix[index : index + 1, :LONGEST_ROW])
     return convert_floats(row, source, target)
+
+
+def _source_row(source: TensorSource, target: str, index: int) -> NDArray[np.generic]:
+    row = np.ascontiguousarray(source.block(slice(index, index + 1), slice(LONGEST_ROW)))
+    return convert_floats(row, source.dtype, target)
 
 
 def _code_row(codes: ExternalTensor, index: int) -> NDArray[np.generic]:
@@ -122,26 +116,25 @@ def _code_row(codes: ExternalTensor, index: int) -> NDArray[np.generic]:
     return row
 
 
-def _as_it_is(name: str, source: Source, element: ElementType, dtype: str) -> Iterator[_Part]:
+def _as_it_is(name: str, source: TensorSource, element: ElementType, dtype: str) -> Iterator[_Part]:
     """The forms in the checkpoint's layout."""
-    values: NDArray[np.generic] = source.load()
-    matrix = values if values.ndim == 2 else values.reshape(1, -1)
-    yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if SCHEMES.get(dtype) is INT4 and values.ndim == 2 and INT4.fits(source.shape):
+    count = row_count(source.shape)
+    yield _Part(name, FLOATS, count, partial(_source_row, source, element.dtype))
+    if SCHEMES.get(dtype) is INT4 and len(source.shape) == 2 and INT4.fits(source.shape):
         codes, scales = quantised_rows(name, source, element)
-        yield _Part(name, CODES, len(values), lambda row: codes.rows(row, row + 1) ^ SIGNED)
-        yield _Part(name, SCALES, len(values), lambda row: scales.rows(row, row + 1))
+        yield _Part(name, CODES, count, lambda row: codes.rows(row, row + 1) ^ SIGNED)
+        yield _Part(name, SCALES, count, lambda row: scales.rows(row, row + 1))
 
 
-def _turned(name: str, source: Source, element: ElementType, dtype: str) -> Iterator[_Part]:
+def _turned(name: str, source: TensorSource, element: ElementType, dtype: str) -> Iterator[_Part]:
     """The forms of a matrix that is turned round, by its first rows."""
-    if len(source.shape) != 2:
+    if len(source.shape) < 2:
         return
     # as many as a row that is turned round has values that are compared
-    first, scheme = _Rows(source, 0, min(source.shape[0], LONGEST_ROW)), SCHEMES.get(dtype)
-    matrix = first.load().T
+    first, scheme = _rows(source, 0, min(row_count(source.shape), LONGEST_ROW)), SCHEMES.get(dtype)
+    matrix = load(first).T
     yield _Part(name, FLOATS, len(matrix), partial(_float_row, matrix, source.dtype, element.dtype))
-    if scheme is not None and scheme.fits(first.shape):
+    if scheme is not None and scheme.fits(matrix_shape(first)):
         codes, scales = quantised(name, first, scheme, element)
         yield _Part(name, CODES, len(matrix), partial(_code_row, codes))
         if len(scales.shape) == 2:
@@ -224,15 +217,15 @@ def _find(file: MappedFile, parts: Iterable[_Part]) -> set[str]:
 
 def _as_sum(one: Sought) -> Iterator[_Part]:
     """One more than a norm's weight, in float32."""
-    values = to_float32(one.source.load().reshape(1, -1), one.source.dtype) + np.float32(1)
+    values = to_float32(load(one.source).reshape(1, -1), one.source.dtype) + np.float32(1)
     yield _Part(one.name, FLOATS, 1, partial(_float_row, values, "F32", "F32"))
 
 
-def _matrices(one: Sought) -> Iterator[tuple[str, Source]]:
+def _matrices(one: Sought) -> Iterator[tuple[str, TensorSource]]:
     """The matrices that a fused one is made of, each by a name of its own."""
     first = 0
     for number, rows in enumerate(one.fused):
-        yield f"{one.name} {number}", _Rows(one.source, first, first + rows)
+        yield f"{one.name} {number}", _rows(one.source, first, first + rows)
         first += rows
 
 
@@ -245,7 +238,7 @@ def find_weights(
     element: the type that the engine computes in. dtype: of its matrices. file: let go of afterwards.
     """
     sought = [one for one in tensors if one.source.shape and one.source.shape[-1] >= SHORTEST_ROW]
-    whole: dict[str, Source] = {one.name: one.source for one in sought}
+    whole: dict[str, TensorSource] = {one.name: one.source for one in sought}
     found = dict.fromkeys(whole, False)
     found |= dict.fromkeys(_in_some_form(file, whole, element, dtype), True)
     missing = [one for one in sought if not found[one.name]]
@@ -258,7 +251,7 @@ def find_weights(
 
 
 def _in_some_form(
-    file: MappedFile, tensors: Mapping[str, Source], element: ElementType, dtype: str
+    file: MappedFile, tensors: Mapping[str, TensorSource], element: ElementType, dtype: str
 ) -> set[str]:
     """Those whose rows all stand in the engine, in the checkpoint's layout or turned round."""
     found, waiting = set[str](), dict(tensors)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yarnconv.checkpoint.hub import TOKENIZER_FILES
+from yarnconv.checkpoint.sources import files_of
 from yarnconv.errors import BadInput
 from yarnconv.model.description import ModelDescription
 from yarnconv.plan import ConversionPlan
@@ -119,9 +120,10 @@ class _FromCheckpoint:
         record = {**self.plan.provenance, "graph": graph_facts(self.plan.rope, self.options)}
         model = graph.model(DATA_FILE, {RECORD_KEY: json.dumps(record, separators=(",", ":"))})
         (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-        for file in {id(b.source.file): b.source.file for b in self.plan.bindings}.values():
+        sources = files_of(binding.source for binding in self.plan.bindings)
+        for file in sources:
             file.forget()  # what was read for the tensors that are made
-        files = {b.source.file.path.name: b.source.file.path for b in self.plan.bindings}
+        files = {file.path.name: file.path for file in sources}
         made = [
             Initialiser(name=tensor.name, path=data, offset=offset, nbytes=tensor.nbytes)
             for tensor, offset in lay_out(graph.tensors)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.checkpoint.sources import files_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
 from yarnconv.targets.gguf.placement import MadeTensor, TensorPlacement
@@ -35,8 +36,7 @@ class Case:
     def files(self) -> tuple[MappedFile, ...]:
         """The artefact's and the checkpoint's."""
         held = [place.binding.held for place in self.places]
-        sources = {id(source.file): source.file for source in held if source is not None}
-        return (*self.artefact.files, *sources.values())
+        return (*self.artefact.files, *files_of(source for source in held if source is not None))
 
     @property
     def all_layers(self) -> int:

@@ -12,14 +12,15 @@ from yarnconv.artifact import check_free_space
 from yarnconv.rope.scaling import LongRope
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import separate_heads
-from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, copy_bytes, write_float_copy
-from yarnconv.targets.gguf.placement import TensorPlacement
+from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, Kept, copy_bytes, write_float_copy
+from yarnconv.targets.gguf.placement import TensorPlacement, placements
 from yarnconv.targets.gguf.reader import GgufFile, open_gguf
 from yarnconv.targets.gguf.rope import CONTEXT_STEP
 from yarnconv.targets.gguf.runtime import ACTIVATIONS_IN_HALF
 from yarnconv.verify.activations import activations_in_half
 from yarnconv.verify.case import kept_vocabulary
 from yarnconv.verify.compare import Sharpness, narrowed
+from yarnconv.verify.experts import kept_experts, with_experts
 from yarnconv.verify.gguf.case import Case
 from yarnconv.verify.passages import INSIDE, PREFIX, Passage, Tokens, make_passages
 from yarnconv.verify.reference import Reference
@@ -40,29 +41,40 @@ from yarnconv.verify.structure import (
 from yarnconv.verify.verdict import Verdict
 
 
-def _copied_values(copy: GgufFile, place: TensorPlacement) -> Float32Array | None:
-    """One of the float32 copy's tensors as rows of the checkpoint's, mapped where it is as it stands."""
+def _copied_rows(copy: GgufFile, place: TensorPlacement) -> Float32Array | None:
+    """One of the float32 copy's tensors as rows of the checkpoint's (values, where it is a column of them),
+    mapped where it is as it stands.
+    """
     if (stored := copy.tensors.get(place.name)) is None:
         return None  # of a layer beyond the copy's
     values: Float32Array = np.memmap(
         copy.path, dtype="<f4", mode="c", offset=stored.offset, shape=stored.shape
     )
+    values = values.swapaxes(1, 2) if place.turned else values
+    rows = values.reshape(-1, 1 if place.is_column else values.shape[-1])
     if place.interleave_heads is not None:
-        rows = values.reshape(stored.shape[0], -1)
-        separated = separate_heads(rows, place.interleave_heads).astype(np.float32)
-        values = np.ascontiguousarray(separated).reshape(stored.shape)
-    return values if place.added == 0.0 else values - np.float32(place.added)
+        rows = separate_heads(rows, place.interleave_heads).astype(np.float32)
+    return rows if place.added == 0.0 else rows - np.float32(place.added)
 
 
 def _copied_weights(copy: GgufFile, places: Sequence[TensorPlacement]) -> dict[str, Float32Array]:
     """The float32 copy's tensors by the checkpoint's names, mapped and not loaded where they stand as they
     are there.
     """
-    parts: dict[str, list[Float32Array]] = {}
+    found: dict[str, Float32Array] = {}
     for place in places:
-        if (values := _copied_values(copy, place)) is not None:
-            parts.setdefault(place.binding.expected.name, []).append(values)
-    return {name: np.concatenate(some) if len(some) > 1 else some[0] for name, some in parts.items()}
+        if (rows := _copied_rows(copy, place)) is None:
+            continue
+        expected = place.binding.expected
+        if place.rows is None:
+            found[expected.name] = rows.reshape(expected.shape)
+            continue
+        whole = found.setdefault(expected.name, np.empty(expected.shape, np.float32))
+        flat, first = whole.reshape(-1, rows.shape[1]), 0
+        for own in place.rows:
+            flat[own.start : own.stop : own.step] = rows[first : first + len(own)]
+            first += len(own)
+    return found
 
 
 def _run(case: Case, path: Path) -> Run:
@@ -119,14 +131,18 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     passages = _passages(case, np.searchsorted(vocabulary, case.tokens).astype(np.int64))
     path = directory / "copy.gguf"
-    size = copy_bytes(case.artefact, case.layers, len(vocabulary))
+    used = case.artefact.scalar(f"{case.runtime.name}.expert_used_count", int, 0)
+    experts = kept_experts(case.plan, used)
+    plan = with_experts(case.plan, experts)
+    kept = Kept(layers=case.layers, vocabulary=vocabulary, experts=experts)
+    size = copy_bytes(case.artefact, kept)
     check_free_space(path, size, "Free some space, set TMPDIR to another place, or lower --layers.")
     with case.progress.stage("Writing a float32 copy", size, is_bytes=True) as advance:
-        write_float_copy(case.artefact, path, layers=case.layers, vocabulary=vocabulary, advance=advance)
+        write_float_copy(case.artefact, path, kept, advance)
     with open_gguf(path) as copy:
-        weights = _copied_weights(copy, case.places)
+        weights = _copied_weights(copy, placements(plan, case.runtime))
     computing = case.options.computing
-    references = References(case.plan, weights, layers=case.layers, computing=computing)
+    references = References(plan, weights, layers=case.layers, computing=computing)
     evidence = compare_all(
         _run(case, path),
         references,

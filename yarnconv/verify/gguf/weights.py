@@ -1,11 +1,12 @@
 """The weights verdict of a GGUF."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import Rows, to_float32
+from yarnconv.checkpoint.sources import TensorSource, load, row_count, take
 from yarnconv.targets.gguf.blocks import interleave_heads
 from yarnconv.targets.gguf.file_format import BLOCKS
 from yarnconv.targets.gguf.placement import MadeTensor, TensorPlacement
@@ -27,30 +28,51 @@ from yarnconv.verify.weights import (
 )
 
 
-def _source(placement: TensorPlacement) -> tuple[Rows, NDArray[np.intp]]:
-    """The checkpoint's rows that the artefact's tensor holds, as [rows, width], and which of them each of its
-    own should be.
-    """
-    values = placement.binding.source.load()
-    values = values[placement.first_row : placement.first_row + placement.shape[0]]
-    heads = placement.interleave_heads
-    if values.ndim == 1:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Values of a small tensor, [rows, width]."""
+
+    values: Rows
+
+    def take(self, rows: NDArray[np.intp]) -> Rows:
+        return self.values[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """Rows of a source, each of which stands in the artefact where `order` says."""
+
+    source: TensorSource
+    order: NDArray[np.intp] | None
+
+    def take(self, rows: NDArray[np.intp]) -> Rows:
+        return take(self.source, rows if self.order is None else self.order[rows])
+
+
+def _wanted(placement: TensorPlacement, wrong: NDArray[np.intp] | None = None) -> _Column | _Matrix:
+    """What the artefact's tensor should hold, row by row. wrong: an order that its rows may stand in."""
+    source, heads = placement.source, placement.interleave_heads
+    order: NDArray[np.intp] | None = None
+    if heads is not None or wrong is not None:
+        order = np.arange(row_count(source.shape))
         if heads is not None:
-            values = interleave_heads(values[:, None], heads)
-        return values.reshape(1, -1), np.arange(1)
-    order = np.arange(len(values))
-    return values, order if heads is None else interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
+            order = interleave_heads(order[:, None], heads)[:, 0].astype(np.intp)
+        order = order if wrong is None else order[wrong]
+    if placement.is_column:
+        values = load(source).reshape(-1)
+        values = values if order is None else values[order]
+        return _Column(values.reshape(placement.shape[0] if len(placement.shape) > 1 else 1, -1))
+    return _Matrix(source, order)
 
 
 def _judge(
-    stored: StoredTensor, values: Rows, order: NDArray[np.intp], place: TensorPlacement, case: Case
+    stored: StoredTensor, wanted_rows: _Column | _Matrix, place: TensorPlacement, case: Case
 ) -> WeightJudge:
-    """The stored rows against those of the checkpoint's values that each of them should be."""
+    """The stored rows against those that each of them should be."""
     dtype, coverage, seed = place.binding.source.dtype, case.options.coverage, case.options.seed
     judge = WeightJudge(stored.tensor_type.name, BLOCKS[stored.tensor_type][0])
-    count, width = values.shape
-    for rows in sampled_rows(count, width, coverage, seed):
-        wanted = to_float32(np.ascontiguousarray(values[order[rows]]), dtype)
+    for rows in sampled_rows(stored.row_count, stored.shape[-1], coverage, seed):
+        wanted = to_float32(np.ascontiguousarray(wanted_rows.take(rows)), dtype)
         if place.added != 0.0:
             wanted = wanted + np.float32(place.added)
         steps = value_steps(stored.packed(rows), stored.tensor_type)
@@ -74,12 +96,12 @@ def _compare_tensor(placement: TensorPlacement, stored: StoredTensor | None, cas
         return replace(comparison, problem=f"has shape {list(stored.shape)}, not {list(placement.shape)}")
     if kind not in FLOAT_TYPES and kind not in BLOCK_TYPES:
         return replace(comparison, known=False)
-    values, order = _source(placement)
-    judge = _judge(stored, values, order, placement, case)
+    judge = _judge(stored, _wanted(placement), placement, case)
     if judge.problem is not None:
         for wrong in wrong_orders(case.plan, placement.binding.expected):
-            moved = (values[:, wrong], order) if len(placement.shape) == 1 else (values, order[wrong])
-            if _judge(stored, *moved, placement, case).problem is None:
+            if len(wrong) != row_count(placement.source.shape):
+                continue  # of a fused matrix a part
+            if _judge(stored, _wanted(placement, wrong), placement, case).problem is None:
                 return replace(
                     comparison, judged=judge.judged, relative=judge.relative, problem=MOVED, moved=True
                 )

@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import Rows
 from yarnconv.checkpoint.safetensors_file import TensorRef
+from yarnconv.checkpoint.sources import row_bytes
 from yarnconv.verify.case import CheckOptions
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.hypotheses import wrong_orders
@@ -21,8 +21,10 @@ def _is_the_same_place(one: TensorRef, other: TensorRef) -> bool:
     return one.offset == other.offset and one.file.path.samefile(other.file.path)
 
 
-def _are_moved(source: Rows, found: Rows, wrong: Sequence[NDArray[np.intp]]) -> bool:
-    return any(np.array_equal(source[order].view(np.uint8), found.view(np.uint8)) for order in wrong)
+def _are_moved(source: TensorRef, found: TensorRef, wrong: Sequence[NDArray[np.intp]]) -> bool:
+    """A bias's values move as a matrix's rows do."""
+    wanted, stored = (row_bytes(ref).reshape(ref.shape[0], -1) for ref in (source, found))
+    return any(np.array_equal(wanted[order], stored) for order in wrong)
 
 
 def _compare(
@@ -37,14 +39,14 @@ def _compare(
         return replace(comparison, problem=problem)
     if _is_the_same_place(source, found):
         return replace(comparison, judged=prod(source.shape), relative=0.0)
-    wanted, stored = (tensor.load().reshape(-1, source.shape[-1]) for tensor in (source, found))
+    wanted, stored = (row_bytes(tensor) for tensor in (source, found))
     judged = 0
     for rows in sampled_rows(len(wanted), source.shape[-1], options.coverage, options.seed):
         # as bits, so that a NaN is itself
-        same = (wanted[rows].view(np.uint8) == stored[rows].view(np.uint8)).all(axis=-1)
+        same = (wanted[rows] == stored[rows]).all(axis=-1)
         judged += len(rows) * source.shape[-1]
         if not same.all():
-            if _are_moved(source.load(), found.load(), wrong):
+            if _are_moved(source, found, wrong):
                 return replace(comparison, judged=judged, problem=MOVED, moved=True)
             first = int(rows[np.argmin(same)])
             problem = f"{int((~same).sum())} rows are not the checkpoint's, the first is row {first}"
@@ -57,12 +59,12 @@ def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     if (verdict := left_out(case.plan, case.options.coverage)) is not None:
         return verdict, []
     compared = []
-    bindings = case.plan.bindings
-    with case.progress.stage("Comparing weights", len(bindings)) as advance:
-        for binding in bindings:
-            found = case.artefact.tensors.get(binding.expected.name)
-            wrong = wrong_orders(case.plan, binding.expected)
-            compared.append(_compare(binding.source, found, wrong, case.options))
+    expected = {binding.expected.name: binding.expected for binding in case.plan.bindings}
+    stored = {ref.name: ref for binding in case.plan.bindings for ref in binding.source.refs}
+    with case.progress.stage("Comparing weights", len(stored)) as advance:
+        for name, source in stored.items():
+            wrong = wrong_orders(case.plan, expected[name]) if name in expected else ()
+            compared.append(_compare(source, case.artefact.tensors.get(name), wrong, case.options))
             advance(1)
     for tensors in (case.artefact.tensors, case.plan.checkpoint.tensors):
         for file in {id(ref.file): ref.file for ref in tensors.values()}.values():

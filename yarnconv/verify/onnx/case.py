@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from yarnconv.checkpoint.mapped_file import MappedFile
+from yarnconv.checkpoint.sources import files_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
 from yarnconv.targets.onnx.placement import StoredWeight
@@ -32,8 +33,8 @@ class Case:
     @property
     def files(self) -> tuple[MappedFile, ...]:
         """The artefact's and the checkpoint's."""
-        sources = {id(b.held.file): b.held.file for b in self.plan.bindings if b.held is not None}
-        return (*self.artefact.files, *sources.values())
+        held = [binding.held for binding in self.plan.bindings]
+        return (*self.artefact.files, *files_of(source for source in held if source is not None))
 
     @property
     def is_dynamic(self) -> bool:

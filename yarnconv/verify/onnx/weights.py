@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from yarnconv.checkpoint.floats import Rows, to_float32
+from yarnconv.checkpoint.floats import to_float32
+from yarnconv.checkpoint.sources import row_count, take
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.targets.onnx.quantisation import INT4_BLOCK
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES
+from yarnconv.targets.onnx.weights import matrix_shape
 from yarnconv.verify.hypotheses import wrong_orders
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.verdict import Verdict
@@ -29,10 +32,23 @@ COARSEST = 2.0
 LEAST_NORMAL = 2.0**-126
 
 
-def _source(weight: StoredWeight, values: Rows, first: int, last: int) -> Float32Array:
-    """Of the checkpoint's values those for stored rows first..last-1, in the stored layout."""
-    rows = np.ascontiguousarray(values[:, first:last].T if weight.stored.transposed else values[first:last])
-    return np.asarray(to_float32(rows, weight.binding.source.dtype))
+def _source(weight: StoredWeight, order: NDArray[np.intp] | None, first: int, last: int) -> Float32Array:
+    """Of the checkpoint's values those for stored rows first..last-1, in the stored layout. order: of the
+    checkpoint's rows, where it is not their own.
+    """
+    source = weight.matrix
+    if len(source.shape) == 1:
+        values = source.block(slice(None)).reshape(-1)
+        rows = (values if order is None else values[order])[first:last]
+    elif weight.stored.transposed:
+        values = source.block(slice(None), slice(first, last))
+        rows = (values if order is None else values[order]).T
+    elif order is None:
+        height = row_count(source.shape[1:]) if len(source.shape) > 2 else 1
+        rows = source.block(slice(first * height, last * height)).reshape(-1, *source.shape[1:])
+    else:
+        rows = take(source, order[first:last])
+    return np.asarray(to_float32(np.ascontiguousarray(rows), source.dtype))
 
 
 def _flat(weight: StoredWeight, values: Float32Array) -> Float32Array:
@@ -46,13 +62,13 @@ def _coarse_column(weight: StoredWeight, coverage: Coverage, seed: int) -> str |
     """What is wrong with the first column whose scale is larger than its values need; of some columns, which
     are the checkpoint's rows, unless all are covered.
     """
-    scales, scheme, source = weight.column_scales, weight.stored.scheme, weight.binding.source
+    scales, scheme, source = weight.column_scales, weight.stored.scheme, weight.matrix
     if scales is None or scheme is None or weight.stored.scales is None:
         return None
-    outputs, inputs = source.shape
+    outputs, inputs = matrix_shape(source)
     _, rounding = FLOAT_TYPES[FLOAT_DTYPES[weight.stored.scales.element]]
     for chosen in sampled_rows(outputs, inputs, coverage, seed):
-        values = to_float32(np.ascontiguousarray(source.load()[chosen]), source.dtype)
+        values = to_float32(np.ascontiguousarray(take(source, chosen)), source.dtype)
         largest = np.abs(values).max(axis=1).astype(np.float64)
         allowed = COARSEST * largest / scheme.largest + max(rounding, LEAST_NORMAL)
         coarse = np.flatnonzero((largest > 0) & ~(np.abs(scales[chosen]) <= allowed))
@@ -62,8 +78,10 @@ def _coarse_column(weight: StoredWeight, coverage: Coverage, seed: int) -> str |
     return None
 
 
-def _judge(weight: StoredWeight, source: Rows, coverage: Coverage, seed: int) -> WeightJudge:
-    """The stored values against the checkpoint's."""
+def _judge(
+    weight: StoredWeight, coverage: Coverage, seed: int, order: NDArray[np.intp] | None = None
+) -> WeightJudge:
+    """The stored values against the checkpoint's. order: as in `_source`."""
     judge = WeightJudge(weight.stored.kind, INT4_BLOCK)
     unit = weight.stored.unit
     width = int(np.prod(weight.shape[1:], dtype=np.int64)) * unit
@@ -71,7 +89,7 @@ def _judge(weight: StoredWeight, source: Rows, coverage: Coverage, seed: int) ->
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             first, last = int(run[0]) * unit, (int(run[-1]) + 1) * unit
             values = _flat(weight, weight.float32(first, last))
-            wanted = _source(weight, source, first, last)
+            wanted = _source(weight, order, first, last)
             steps = weight.steps(first, last, wanted)
             own_steps = None if steps is None else _flat(weight, steps)
             judge.add(values, _flat(weight, wanted), run * unit, own_steps)
@@ -88,15 +106,15 @@ def _compare_tensor(name: str, weight: StoredWeight | None, case: Case) -> Tenso
         return replace(comparison, known=False)
     if not weight.fits:
         shape_problem = (
-            f"has shape {list(weight.shape)}, for {list(weight.binding.source.shape)} of the checkpoint"
+            f"has shape {list(weight.shape)}, for {list(weight.binding.expected.shape)} of the checkpoint"
         )
         return replace(comparison, problem=shape_problem)
-    coverage, seed, source = case.options.coverage, case.options.seed, weight.binding.source.load()
-    judge = _judge(weight, source, coverage, seed)
+    coverage, seed = case.options.coverage, case.options.seed
+    judge = _judge(weight, coverage, seed)
     problem, moved = judge.problem, False
     if problem is not None:
         orders = wrong_orders(case.plan, weight.binding.expected)
-        moved = any(_judge(weight, source[o], coverage, seed).problem is None for o in orders)
+        moved = any(_judge(weight, coverage, seed, order).problem is None for order in orders)
         problem = MOVED if moved else problem
     else:
         problem = _coarse_column(weight, coverage, seed)
