@@ -55,8 +55,13 @@ def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0, kind=transform
                 scale = deviation or parameter.shape[1] ** -0.5
                 scale *= sharpness if "q_proj" in name or "k_proj" in name else 1.0
                 parameter.copy_(torch.randn_like(parameter) * scale)
+            elif parameter.ndim == 3:  # of experts, a matrix each
+                parameter.copy_(torch.randn_like(parameter) * (deviation or parameter.shape[-1] ** -0.5))
             else:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn_like(buffer))
     return model
 
 

@@ -1,9 +1,9 @@
-"""A mixture of experts as nodes of a graph: all experts as one wide MLP, of whose parts each token counts those
-that its router chose.
+"""A mixture of experts as nodes of a graph: all experts as one wide MLP, of whose parts each token counts
+those that its router chose.
 
-Every expert is computed for every token, which is exact, has no control flow, and is two matrix products of the
-fast kind; what it costs beside the chosen ones alone is `spare_work`. To gather the chosen experts' matrices
-costs a copy of them for each token (`python -m tests.bench.experts_bench`).
+Every expert is computed for every token, which is exact, has no control flow, and is two matrix products of
+the fast kind; what it costs beside the chosen ones alone is `spare_work`. To gather the chosen experts'
+matrices costs a copy of them for each token (`python -m tests.bench.experts_bench`).
 
 Shapes: B batch, S new tokens, E experts, I an expert's intermediate size, k chosen experts.
 """
@@ -119,7 +119,8 @@ def mixture(
     weighted = graph.node("Reshape", weighted, graph.constant([0, 0, -1]))
     made = parameters.linear(weighted, "experts_down", index, biased=False)
     if mlp.bias:
-        own = graph.node("MatMul", counted, parameters.value("experts_down_bias", index))
+        biases = graph.node("Unsqueeze", parameters.value("experts_down_bias", index), graph.constant([0]))
+        own = graph.node("MatMul", counted, biases)
         made = graph.node("Add", made, own)
     if mlp.shared is None:
         return made

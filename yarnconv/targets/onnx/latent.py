@@ -3,8 +3,8 @@ which the keys and values of all heads could be made, and behind it the rotated 
 
 Queries are multiplied by what would make keys, and what attention gives by what would make values: the same
 sums in another order (DeepSeek-V2, arXiv:2405.04434, section 2.1.2), over a cache smaller by a factor of
-2 H D / (rank + rotary_dim). Attention takes the one vector for key and value both, so that head sizes are equal,
-as TensorRT wants them.
+H D / (rank + rotary_dim). Attention takes the one vector for key and value both, so that head sizes are
+equal, as TensorRT wants them.
 
 Shapes: B batch, S new tokens, H heads, R the latent vector's rank.
 """
@@ -51,8 +51,8 @@ class Latent:
         return linear(norm(linear(x, "query_down", index), "query_latent_norm", index), "query_up", index)
 
     def heads(self, x: str, norm: Norm, rotate: Rotate) -> tuple[str, str, str]:
-        """Absorbed queries [B, H, S, R + rotary_dim], and keys [B, 1, S, R + rotary_dim], which are the values
-        as well.
+        """Absorbed queries [B, H, S, R + rotary_dim], and keys [B, 1, S, R + rotary_dim], which are the
+        values as well.
         """
         graph, latent = self._graph, self._latent
         width = latent.plain_dim + latent.rotary_dim
