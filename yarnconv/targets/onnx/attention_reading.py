@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
 _PASSES = frozenset({"Cast", "CastLike", "Identity"})
+HEAD_SINKS = 11  # the input of GroupQueryAttention that has them
 MOST_STEPS = 16  # from scores to their softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAttention:
-    """One layer's attention. query, key: the values that come into it. softcap: c of c tanh(score / c), None
-    for none, NaN for something else that bends scores. window: slots that a query looks back over.
+    """One layer's attention. query, key: the values that come into it. scale: of the scores, where one number
+    says it. softcap: c of c tanh(score / c), None for none, NaN for something else that bends scores. window:
+    slots that a query looks back over. sinks: whether something beside the keys' scores takes a share.
     """
 
     query: str
     key: str
+    scale: float | None
     softcap: float | None
     window: int | None
+    sinks: bool
 
 
 def _number(node: "onnx.NodeProto", name: str) -> float:
@@ -54,6 +58,8 @@ def _of_node(model: OnnxModel, node: "onnx.NodeProto") -> ReadAttention:
     return ReadAttention(
         query=node.input[0],
         key=node.input[1],
+        scale=_number(node, "scale") or None,
+        sinks=any(node.input[HEAD_SINKS:]) if node.op_type == "GroupQueryAttention" else False,
         softcap=_number(node, "softcap") or None,
         window=_mask_window(model, node.input[3:4]) if by_mask else own if own > 0 else None,
     )
@@ -87,12 +93,24 @@ def _to_softmax(model: OnnxModel, scores: str) -> Iterator["onnx.NodeProto"]:
 
 def _bend(model: OnnxModel, nodes: Sequence["onnx.NodeProto"]) -> float | None:
     """The softcap that nodes between scores and softmax make."""
-    bends = [node for node in nodes if node.op_type not in {*_PASSES, "Where", "Add"}]
+    bends = [node for node in nodes if node.op_type not in {*_PASSES, "Where", "Add", "Concat"}]
     if not bends:
         return None
     numbers = {number for node in (bends[0], bends[-1]) if (number := _constant(model, node.input))}
     as_made = [node.op_type for node in bends] == ["Div", "Tanh", "Mul"] and len(numbers) == 1
     return numbers.pop() if as_made else math.nan
+
+
+def _scaled(model: OnnxModel, query: str) -> float | None:
+    """The number that queries are multiplied by before their product with keys."""
+    for _ in range(MOST_STEPS):
+        node = model.producers.get(query)
+        if node is None or node.op_type not in {*_PASSES, "Reshape", "Mul"}:
+            return None
+        if node.op_type == "Mul":
+            return _constant(model, node.input)
+        query = node.input[0]
+    return None
 
 
 def _of_primitives(model: OnnxModel, present: str) -> ReadAttention | None:
@@ -106,6 +124,8 @@ def _of_primitives(model: OnnxModel, present: str) -> ReadAttention | None:
             return ReadAttention(
                 query=product.input[0],
                 key=present,
+                scale=_scaled(model, product.input[0]),
+                sinks=any(node.op_type == "Concat" for node in nodes),
                 softcap=_bend(model, nodes),
                 window=_mask_window(model, masks),
             )

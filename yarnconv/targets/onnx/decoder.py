@@ -25,19 +25,27 @@ from yarnconv.targets.onnx.latent import Latent
 from yarnconv.targets.onnx.operators import OPERATORS, Operators, Slots
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.parameters import Parameters
-from yarnconv.targets.onnx.rope import is_dynamic, lay_out_tables, rotation
+from yarnconv.targets.onnx.rope import (
+    is_dynamic,
+    lay_out_tables,
+    request_bucket,
+    rotation,
+    softmax_multiplier,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turning:
     """By what a layer rotates. cos, sin: the rows of the positions asked for. rotary_dim: dimensions of a
-    head. softmax_multiplier: of the scores' scale.
+    head. softmax_multiplier: of the scores' scale. by_request: what queries are multiplied by besides, which
+    depends on the request's context.
     """
 
     cos: str
     sin: str
     rotary_dim: int
     softmax_multiplier: float
+    by_request: str | None
 
 
 class _Decoder:
@@ -164,6 +172,10 @@ class _Decoder:
         else:
             latent = Latent(self._graph, self._parameters, attention, attention.latent, index)
             heads = latent.heads(x, self._norm, lambda part: self._rotated(part, turning, attention))
+        if turning is not None and turning.by_request is not None:
+            query, *others = heads
+            factor = self._graph.node("CastLike", turning.by_request, query)
+            heads = self._graph.node("Mul", query, factor), others[0], others[1]
         scale = attention.scale * (1.0 if turning is None else turning.softmax_multiplier)
         slots = Slots(
             past_key=self._slot(f"past_key_values.{index}.key", attention, past=True),
@@ -208,12 +220,15 @@ class _Decoder:
 
     def _turning(self, group: RopeGroup, scaling: Scaling, context: str | None, suffix: str) -> _Turning:
         layout = lay_out_tables(group, self._plan.rope.original_context, self._options.max_context)
-        cos, sin = rotation(self._graph, layout, context, suffix)
+        bucket = request_bucket(self._graph, layout, context)
+        cos, sin = rotation(self._graph, layout, bucket, suffix)
+        by_request = softmax_multiplier(self._graph, layout, bucket)
         return _Turning(
             cos=cos,
             sin=sin,
             rotary_dim=scaling.rotary_dim,
-            softmax_multiplier=group.buckets[-1].softmax_multiplier,
+            softmax_multiplier=layout.buckets[-1].softmax_multiplier if by_request is None else 1.0,
+            by_request=by_request,
         )
 
     def _turnings(self) -> list[_Turning | None]:

@@ -88,7 +88,7 @@ def _by_hand(
     sinks: str | None,
 ) -> str:
     """Attention of primitive nodes: [B, heads, S, D]. heads: queries, and as many heads of all keys and
-    values. softcap: c of scores c tanh(score / c). sinks: [1, heads, S, 1]. From the scores on it computes in
+    values. softcap: c of scores c tanh(score / c). sinks: [B, heads, S, 1]. From the scores on it computes in
     float32, as Attention's softmax does.
     """
     query, keys, values = heads
@@ -99,26 +99,23 @@ def _by_hand(
         cap = graph.constant(softcap, "float32")
         scores = graph.node("Mul", graph.node("Tanh", graph.node("Div", scores, cap)), cap)
     masked = graph.node("Where", mask, scores, graph.constant(float("-inf"), "float32"))
-    if sinks is None:
-        shares = graph.node("Softmax", masked, axis=-1)
-    else:
-        most = graph.node("ReduceMax", masked, graph.constant([3]), keepdims=1)
-        most = graph.node("Max", most, sinks)
-        powers = graph.node("Exp", graph.node("Sub", masked, most))
-        total = graph.node("ReduceSum", powers, graph.constant([3]), keepdims=1)
-        total = graph.node("Add", total, graph.node("Exp", graph.node("Sub", sinks, most)))
-        shares = graph.node("Div", powers, total)
+    if sinks is not None:
+        masked = graph.node("Concat", masked, sinks, axis=3)
+    shares = graph.node("Softmax", masked, axis=-1)
+    if sinks is not None:
+        first, last = graph.constant([0]), graph.constant([-1])
+        shares = graph.node("Slice", shares, first, last, graph.constant([3]))
     return graph.node("MatMul", graph.node("CastLike", shares, query), values)
 
 
 def _sink_column(graph: Graph, sinks: str, query: str, few: int, groups: int) -> str:
-    """[1, few, groups S, 1]: of every query its head's sink, where those that share a key head are folded.
+    """[B, few, groups S, 1]: of every query its head's sink, where those that share a key head are folded.
     query: [B, few groups, S, D].
     """
     by_group = graph.node("Reshape", sinks, graph.constant([1, few, groups, 1]))
-    size = graph.node("Concat", graph.constant([1, few, groups]), graph.size(query, 2), axis=0)
-    every = graph.node("Expand", by_group, size)
-    return graph.node("Reshape", every, graph.constant([1, few, -1, 1]))
+    count = graph.constant([few, groups])
+    size = graph.node("Concat", graph.size(query, 0), count, graph.size(query, 2), axis=0)
+    return graph.node("Reshape", graph.node("Expand", by_group, size), graph.constant([0, few, -1, 1]))
 
 
 class _Standard:

@@ -136,17 +136,27 @@ def _per_bucket(graph: Graph, values: Sequence[int], bucket: str | None) -> str:
     return graph.node("Gather", graph.constant(list(values)), bucket)
 
 
-def rotation(graph: Graph, layout: TableLayout, context: str | None, suffix: str = "") -> tuple[str, str]:
-    """(cos, sin) of the positions asked for: float32[B, S, pairs].
-
-    context: int64[1], the context the request declared; it chooses the bucket, None where there is one only.
+def request_bucket(graph: Graph, layout: TableLayout, context: str | None) -> str | None:
+    """int64[1]: which bucket a request is of; None where there is one only. context: int64[1], the context
+    that the request declared.
     """
-    bucket = None
-    if len(layout.buckets) > 1:
-        assert context is not None
-        beyond = graph.node("Less", graph.constant(list(layout.positions[:-1])), context)
-        counted = graph.cast(beyond, "INT64")
-        bucket = graph.node("ReduceSum", counted, graph.constant([0]), keepdims=1)
+    if len(layout.buckets) == 1:
+        return None
+    assert context is not None
+    beyond = graph.node("Less", graph.constant(list(layout.positions[:-1])), context)
+    return graph.node("ReduceSum", graph.cast(beyond, "INT64"), graph.constant([0]), keepdims=1)
+
+
+def softmax_multiplier(graph: Graph, layout: TableLayout, bucket: str | None) -> str | None:
+    """float32[1]: what the request's bucket multiplies scores by; None where all buckets do it alike."""
+    values = [tables.softmax_multiplier for tables in layout.buckets]
+    if bucket is None or len(set(values)) == 1:
+        return None
+    return graph.node("Gather", graph.constant(values, "float32"), bucket)
+
+
+def rotation(graph: Graph, layout: TableLayout, bucket: str | None, suffix: str = "") -> tuple[str, str]:
+    """(cos, sin) of the positions asked for: float32[B, S, pairs]. bucket: as `request_bucket`."""
     rows = graph.node("Add", "position_ids", _per_bucket(graph, layout.offsets, bucket))
     limit = _per_bucket(graph, layout.positions, bucket)
     within = graph.node(

@@ -71,7 +71,7 @@ def _compare_rotations(
             if group.scaling is not None:
                 wanted = f"{group.scaling.rotary_dim} dimensions, pairs {attention.pairing}"
             kinds = [
-                rotation.described(attention.head_dim) if rotation else "none" for rotation in found[layer]
+                rotation.described(attention.turning_dim) if rotation else "none" for rotation in found[layer]
             ]
             yield FactComparison(
                 key=f"rotation of layer {layer}",

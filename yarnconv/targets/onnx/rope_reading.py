@@ -81,6 +81,14 @@ def _compare_scores(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComp
     for index, layer in enumerate(plan.description.layers):
         read, wanted = read_attention(model, index), layer.attention
         window, softcap = (read.window, read.softcap) if read is not None else (None, None)
+        sinks = None if read is None else read.sinks
+        if wanted.sinks or sinks:
+            yield FactComparison(
+                key=f"sinks of layer {index}",
+                expected=_said(wanted.sinks),
+                found=_said(sinks),
+                agrees=wanted.sinks == sinks,
+            )
         numbers: tuple[tuple[str, float | None, float | None], ...] = (
             ("window", wanted.window, window),
             ("softcap", wanted.softcap, softcap),
@@ -97,7 +105,7 @@ def _compare_scores(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComp
             )
 
 
-def _said(number: float | None) -> str:
+def _said(number: float | bool | None) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 

@@ -7,7 +7,7 @@ from yarnconv.targets.onnx.files import TABLES_FILE
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.operators import OPERATORS
 from yarnconv.targets.onnx.reader import OnnxModel, StoredTensor
-from yarnconv.targets.onnx.rope import TableLayout, rotation
+from yarnconv.targets.onnx.rope import TableLayout, request_bucket, rotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ def rotation_part(model: OnnxModel, layout: TableLayout, max_context: int) -> Ro
     if len(layout.buckets) > 1:
         operators = OPERATORS["standard", "in-place" if model.in_place else "concat"]()
         context = operators.context(graph, None if model.requires_context else max_context)
-    rows = rotation(graph, layout, context)
+    rows = rotation(graph, layout, request_bucket(graph, layout, context))
     cos, sin = graph.tensors
     proto = graph.model(TABLES_FILE, {})
     small = {

@@ -99,20 +99,22 @@ class NetworkTable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkAttention:
     """One attention. layer: whose keys it reads, None where those are no layer's. needed: whether any output
-    is made of it. causal: whether it masks by itself, upper left. mask: whether it takes one. scale: on the
-    scores. window: slots that a query looks back over, by the mask. softcap: of the scores, NaN for something
-    else that bends them. growth: beta and context of queries that grow with their position, NaN for something
-    else that they are multiplied with. turns: how often its queries, keys and values are rotated. rotations:
-    of its queries and keys.
+    is made of it. causal: whether it masks by itself, upper left. mask: whether it takes one. scales: on the
+    scores, of each of a dynamic plan's buckets where they differ. window: slots that a query looks back over,
+    by the mask. softcap: of the scores, NaN for something else that bends them. sinks: whether something
+    beside the keys' scores takes a share. growth: beta and context of queries that grow with their position,
+    NaN for something else that they are multiplied with. turns: how often its queries, keys and values are
+    rotated. rotations: of its queries and keys.
     """
 
     layer: int | None
     needed: bool
     causal: bool
     mask: bool
-    scale: float
+    scales: tuple[float, ...]
     window: int | None
     softcap: float | None
+    sinks: bool
     growth: tuple[float, float] | None
     turns: tuple[int, ...]
     rotations: Rotations
@@ -166,11 +168,15 @@ def _rotation(found: Mapping[str, Any] | None) -> Rotation | None:
     return None if found is None else Rotation(**found)
 
 
+PLAIN_FACTS = ("layer", "needed", "causal", "mask", "window", "softcap", "sinks")
+
+
 def _attention(found: Mapping[str, Any]) -> NetworkAttention:
-    plain = {key: found[key] for key in ("layer", "needed", "causal", "mask", "scale", "window", "softcap")}
+    plain = {key: found[key] for key in PLAIN_FACTS}
     turns, growth = tuple(found["turns"]), found["growth"]
     return NetworkAttention(
         **plain,
+        scales=tuple(found["scales"]),
         growth=None if growth is None else tuple(growth),
         turns=turns,
         rotations=(_rotation(found["query"]), _rotation(found["key"])),

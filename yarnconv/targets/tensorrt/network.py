@@ -5,14 +5,15 @@ upper left (wrong beside a cache), one without a mask, an input that was baked i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from yarnconv.model.description import AttentionDescription, ModelDescription
 from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.facts import FactComparison
 from yarnconv.targets.onnx.operators import ROPE_CONTEXT
-from yarnconv.targets.onnx.rope import is_dynamic
+from yarnconv.targets.onnx.rope import is_dynamic, lay_out_tables
 from yarnconv.targets.onnx.rope_comparison import compare_rope
 from yarnconv.targets.tensorrt.builder import Network, NetworkAttention
 
@@ -45,12 +46,12 @@ def _compare_names(key: str, expected: list[str], found: list[str], missing: str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What a layer's attention should be. scale: of the scores, with what RoPE multiplies it by. turns: how
-    often its queries, keys and values are rotated.
+    """What a layer's attention should be. scales: of the scores, with what RoPE multiplies them by, of each
+    bucket where those differ. turns: how often its queries, keys and values are rotated.
     """
 
     attention: AttentionDescription
-    scale: float
+    scales: tuple[float, ...]
     turns: tuple[int, ...]
 
 
@@ -60,10 +61,16 @@ def _near(number: float, wanted: float | None, rounding: float) -> float | None:
 
 
 def _said(
-    mask: str, scale: float, window: int | None, softcap: float | None, growth: tuple[float, ...] | None
+    mask: str,
+    scales: Sequence[float],
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    growth: tuple[float, ...] | None,
 ) -> str:
     """For people."""
-    said = f"{mask}, scores times {scale:.6g}"
+    said = f"{mask}, scores times {', '.join(f'{scale:.6g}' for scale in scales)}"
+    said += " beside sinks" if sinks else ""
     said += "" if softcap is None else f", capped at {softcap:.6g}"
     said += "" if window is None else f", over {window} positions"
     return said if growth is None else f"{said}, queries growing by {growth[0]:.6g} every {growth[1]:g}"
@@ -72,7 +79,8 @@ def _said(
 def _expected(wanted: _Wanted) -> str:
     attention, growth = wanted.attention, wanted.attention.query_growth
     grows = None if growth is None else (growth.beta, growth.context)
-    return _said("masked by the graph", wanted.scale, attention.window, attention.softcap, grows)
+    own = attention.window, attention.softcap, attention.sinks, grows
+    return _said("masked by the graph", wanted.scales, *own)
 
 
 def _described(found: NetworkAttention, wanted: _Wanted) -> str:
@@ -85,9 +93,14 @@ def _described(found: NetworkAttention, wanted: _Wanted) -> str:
         grows = tuple(_near(own, other, NUMBER_ROUNDING) or 0.0 for own, other in pairs)  # type: ignore[assignment]
     said = _said(
         kind if found.mask or found.causal else "not masked",
-        _near(found.scale, wanted.scale, SCALE_ROUNDING) or 0.0,
+        [
+            _near(scale, expected, SCALE_ROUNDING) or 0.0
+            for scale, expected in zip_longest(found.scales, wanted.scales)
+            if scale is not None
+        ],
         found.window,
         None if found.softcap is None else _near(found.softcap, attention.softcap, NUMBER_ROUNDING),
+        found.sinks,
         grows,
     )
     if found.turns != wanted.turns:
@@ -98,16 +111,21 @@ def _described(found: NetworkAttention, wanted: _Wanted) -> str:
 
 
 def _compare_attentions(
-    rope: RopePlan, model: ModelDescription, network: Network
+    rope: RopePlan, model: ModelDescription, network: Network, max_context: int
 ) -> Iterator[FactComparison]:
     groups = {layer: group for group in rope.groups for layer in group.layers}
     for index, layer in enumerate(model.layers):
-        buckets = groups[index].buckets
-        multiplier = buckets[-1].softmax_multiplier if buckets else 1.0
+        attention, group = layer.attention, groups[index]
+        turns, multipliers = (0, 0, 0), {1.0: None}
+        if group.buckets:
+            layout = lay_out_tables(group, rope.original_context, max_context)
+            multipliers = dict.fromkeys(tables.softmax_multiplier for tables in layout.buckets)
+            # of latent attention the keys are the values
+            turns = (1, 1, 0 if attention.latent is None else 1)
         wanted = _Wanted(
-            attention=layer.attention,
-            scale=multiplier * layer.attention.scale,
-            turns=(1, 1, 0) if buckets else (0, 0, 0),
+            attention=attention,
+            scales=tuple(multiplier * attention.scale for multiplier in multipliers),
+            turns=turns,
         )
         found = [_described(a, wanted) for a in network.attentions if a.layer == index]
         yield FactComparison(
@@ -154,6 +172,6 @@ def compare_network(
         _compare_names("inputs", input_names(layers, dynamic=dynamic), inputs, "is unused or baked in"),
         _compare_names("outputs", output_names(layers), outputs, "is missing"),
         *_compare_shapes(model, network),
-        *_compare_attentions(rope, model, network),
+        *_compare_attentions(rope, model, network, max_context),
         *compare_rope(rope, model, rotations, network.tables, max_context),
     )

@@ -84,6 +84,14 @@ class NetworkLayers:
             float(weights.reshape(-1)[0]) if isinstance(weights, np.ndarray) and weights.size == 1 else None
         )
 
+    def numbers(self, tensor: Any) -> list[float] | None:
+        """The values of a constant of one dimension; None of anything else."""
+        layer = self.maker(self.passed(tensor))
+        if layer is None or not self.is_of(layer, "CONSTANT"):
+            return None
+        weights = self.as_kind(layer, "IConstantLayer").weights
+        return weights.tolist() if isinstance(weights, np.ndarray) and weights.ndim == 1 else None
+
     def passed(self, tensor: Any) -> Any:
         """A tensor before its type and shape were changed."""
         layer = self.maker(tensor)

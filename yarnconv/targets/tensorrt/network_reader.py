@@ -107,11 +107,11 @@ class NetworkReader:
         """What every form of it has. ends: query, key and value."""
         query, key, _ = ends
         (turns_query, _), (turns_key, index), (turns_value, _) = map(self._before, ends)
-        scale, growth = self._scores.factors(query, key)
+        scales, growth = self._scores.factors(query, key)
         return {
             "layer": index,
             "needed": output.name in needed,
-            "scale": scale,
+            "scales": scales,
             "growth": None if growth is None else list(growth),
             "turns": [len(turns_query), len(turns_key), len(turns_value)],
             "query": self._rotation(turns_query, tables, out),
@@ -128,7 +128,16 @@ class NetworkReader:
             "mask": mask is not None,
             "window": None if mask is None else self._scores.window(mask),
             "softcap": None,
+            "sinks": False,
         }
+
+    def _without_sinks(self, shares: Any) -> Any:
+        """What the softmax made, of which sinks' shares may have been cut off."""
+        tensor = self._layers.passed(shares)
+        layer = self._layers.maker(tensor)
+        if layer is None or not self._layers.is_of(layer, "SLICE"):
+            return tensor
+        return self._layers.passed(layer.get_input(0))
 
     def _of_primitives(
         self, softmax: Layer, needed: set[str], tables: dict[str, Any], out: Path
@@ -139,11 +148,11 @@ class NetworkReader:
             layer
             for layer in self._layers
             if self._layers.is_of(layer, "MATRIX_MULTIPLY")
-            and self._layers.passed(layer.get_input(0)).name == shares.name
+            and self._without_sinks(layer.get_input(0)).name == shares.name
         ]
         if found is None or len(products) != 1:
             return None
-        scores, mask, softcap = found
+        scores, mask, softcap, sinks = found
         ends = scores.get_input(0), scores.get_input(1), products[0].get_input(1)
         return {
             **self._attention(ends, products[0].get_output(0), needed, tables, out),
@@ -151,6 +160,7 @@ class NetworkReader:
             "mask": mask is not None,
             "window": None if mask is None else self._scores.window(mask),
             "softcap": softcap,
+            "sinks": sinks,
         }
 
     def _attentions(self, needed: set[str], tables: dict[str, Any], out: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from yarnconv.targets.tensorrt.network_layers import PASSES, Layer, NetworkLayers
+from yarnconv.targets.tensorrt.network_layers import PASSES, TOKENS_AND_POSITIONS, Layer, NetworkLayers
 
 MOST_STEPS = 24  # from a softmax back to the scores, and from queries to what rotates them
 LOWEST = -1e30  # what hides a score is no larger
@@ -18,27 +18,33 @@ class ScoresReader:
     def __init__(self, layers: NetworkLayers) -> None:
         self._layers = layers
 
-    def factors(self, query: Any, key: Any) -> tuple[float, tuple[float, float] | None]:
-        """(scale, growth): what queries and keys are multiplied with between their projections, or norms, and
-        their product.
+    def factors(self, query: Any, key: Any) -> tuple[list[float], tuple[float, float] | None]:
+        """(scales, growth): what queries and keys are multiplied with between their projections, or norms,
+        and their product.
 
-        scale: all numbers on the way; NaN where something else than numbers and positions is among them.
+        scales: all numbers on the way, once for each of those that a request's context chooses from; NaN
+        where something else than numbers and positions is among them.
         growth: (beta, context) of queries times 1 + beta ln(1 + floor(position / context)); of anything else
         made of positions that they or keys are multiplied with NaN; None where they are not.
         """
         of_query, of_key = (list(self._factors(tensor)) for tensor in (query, key))
-        scale = math.prod(factor for factor in (*of_query, *of_key) if isinstance(factor, float))
-        grown, keys = ([f for f in some if not isinstance(f, float)] for some in (of_query, of_key))
+        every = (*of_query, *of_key)
+        scale = math.prod(factor for factor in every if isinstance(factor, float))
+        chosen = [factor for factor in every if isinstance(factor, list)]
+        scales = [scale * one for one in chosen[0]] if chosen else [scale]
+        scales = scales if len(chosen) < 2 else [math.nan]
+        grown, keys = ([f for f in some if not isinstance(f, float | list)] for some in (of_query, of_key))
         if not grown and not keys:
-            return scale, None
+            return scales, None
         unknown = math.nan, math.nan
         known = None if keys or len(grown) != 1 else self._growth_itself(grown[0])
-        return scale, known or unknown
+        return scales, known or unknown
 
-    def _factors(self, tensor: Any) -> Iterator[float | Any]:
-        """What a tensor is multiplied with, the last first: numbers, tensors made of positions, and NaN for
-        anything else. Rotations are linear: what stands in front of them counts as what stands behind. A norm
-        takes back whatever stands in front of it.
+    def _factors(self, tensor: Any) -> Iterator[float | list[float] | Any]:
+        """What a tensor is multiplied with, the last first: numbers, lists of numbers of which a request's
+        context chooses one, tensors made of positions, and NaN for anything else. Rotations are linear: what
+        stands in front of them counts as what stands behind. A norm takes back whatever stands in front of
+        it.
         """
         layers = self._layers
         for _ in range(MOST_STEPS):
@@ -50,7 +56,7 @@ class ScoresReader:
             elif layers.is_of(layer, "CONCATENATION"):  # new keys behind those of the cache
                 made = [one for one in layers.inputs(layer) if layers.maker(one) is not None]
                 if len(made) != 1:
-                    yield math.nan
+                    yield from self._alike(made)
                     return
                 tensor = made[0]
             elif (found := layers.with_number(tensor)) is not None:
@@ -67,6 +73,11 @@ class ScoresReader:
                 tensor = own[0]
             elif layers.operation(layer) == "PROD":
                 both = layers.inputs(layer)
+                chosen = [self._chosen_by_context(one) for one in both]
+                if any(chosen):
+                    yield chosen[0] or chosen[1]
+                    tensor = both[1] if chosen[0] else both[0]
+                    continue
                 grown = [one for one in both if self._is_of_positions(one)]
                 if len(grown) != 1:
                     if not any(self._is_division(layers.passed(one)) for one in both):
@@ -78,6 +89,22 @@ class ScoresReader:
                 yield math.nan
                 return
         yield math.nan
+
+    def _chosen_by_context(self, tensor: Any) -> list[float] | None:
+        """The numbers that a tensor is one of, where no token and no position chooses among them."""
+        layers, tensor = self._layers, self._layers.passed(tensor)
+        layer = layers.maker(tensor)
+        if layer is None or not layers.is_of(layer, "GATHER"):
+            return None
+        numbers = layers.numbers(layer.get_input(0))
+        if numbers is None or layers.made_of(layer.get_input(1)) & TOKENS_AND_POSITIONS:
+            return None
+        return numbers
+
+    def _alike(self, parts: list[Any]) -> Iterator[float | Any]:
+        """What parts of heads that stand side by side are multiplied with, all by the same."""
+        found = [math.prod(f if isinstance(f, float) else math.nan for f in self._factors(p)) for p in parts]
+        yield found[0] if found and len(set(found)) == 1 else math.nan
 
     def _of_number(self, layer: Layer, operation: str, number: float) -> Iterator[float]:
         """By what a layer that joins a tensor and a number multiplies the tensor."""
@@ -134,11 +161,13 @@ class ScoresReader:
             return None
         return numbers[1], numbers[3]
 
-    def primitives(self, softmax: Layer) -> tuple[Layer, Any | None, float | None] | None:
-        """(the product that the scores are, what hides some of them, their softcap) of an attention made of
-        primitive layers; None where none leads to this softmax. softcap: c of c tanh(score / c), None for
-        none, NaN for something else. What does not hide them wholly is no mask.
+    def primitives(self, softmax: Layer) -> tuple[Layer, Any | None, float | None, bool] | None:
+        """(the product that the scores are, what hides some of them, their softcap, whether sinks stand
+        beside them) of an attention made of primitive layers; None where none leads to this softmax. softcap:
+        c of c tanh(score / c), None for none, NaN for something else. What does not hide them wholly is no
+        mask.
         """
+        sinks = False
         masks, bends = list[Any](), list[tuple[str, float | None]]()
         tensor = softmax.get_input(0)
         for _ in range(MOST_STEPS):
@@ -147,12 +176,16 @@ class ScoresReader:
                 return None
             found = self._layers.with_number(tensor)
             if self._layers.is_of(layer, "MATRIX_MULTIPLY"):
-                return layer, masks[0] if len(masks) == 1 else None, _softcap(bends)
+                return layer, masks[0] if len(masks) == 1 else None, _softcap(bends), sinks
             if self._layers.is_of(layer, "SELECT"):
                 hidden = self._layers.number(layer.get_input(2))
                 masks += [layer.get_input(0)] if hidden is not None and hidden <= LOWEST else []
                 tensor = layer.get_input(1)
             elif self._layers.is_of(layer, *PASSES):
+                tensor = layer.get_input(0)
+            elif self._layers.is_of(layer, "CONCATENATION") and not sinks:
+                # made of no input's values, at most of their sizes
+                sinks = len(self._layers.inputs(layer)) == 2
                 tensor = layer.get_input(0)
             elif found is not None:
                 bends.append((found[0], found[2]))
