@@ -25,6 +25,7 @@ from yarnconv.targets.gguf.deployment.from_checkpoint import carried_plan, deplo
 from yarnconv.targets.gguf.deployment.names import stale_notes
 from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
+from yarnconv.targets.gguf.split import SplitPart, beside_part
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
@@ -43,13 +44,14 @@ def convert_to_gguf(
     outtype: str,
     pre: str | None,
     split_max_size: int | None,
+    part: SplitPart | None,
     wanted: Collection[str],
     imatrix: Path | None,
     output: Path | None,
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """`yarnconv gguf`."""
+    """`yarnconv gguf`. part: the only file to write."""
     outtype = outtype.lower()  # llama.cpp and the Hub write Q4_K_M
     quantisation = choose_type(outtype, imatrix, split_max_size)
     if quantisation is not None:
@@ -66,6 +68,8 @@ def convert_to_gguf(
         served = plan_conversion(checkpoint, request)
         plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
+        if part is not None:
+            job = job.part(part)
         kind, notes = quantisation.type if quantisation else job.file_type.name.lower(), job.notes
         destination = destination_of(output, gguf.default_name(plan, kind))
         beside = Beside(notes=stale_notes(destination))
@@ -75,6 +79,8 @@ def convert_to_gguf(
                 served, plan, job, destination, reference, wanted, kind=kind
             )
             beside = files_beside(deployment)
+        if part is not None:
+            beside = beside_part(part, beside)
         progress = TerminalProgress(enabled=not as_json)
         if quantisation is not None:
             made = emit_quantised(plan, job, destination, quantisation, options, progress, beside.files)
