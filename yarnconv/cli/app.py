@@ -116,6 +116,14 @@ def gguf(
             help="Write the K-th of the N files only, in a job of its own; the first writes --emit's too.",
         ),
     ] = None,
+    split_jobs: Annotated[
+        str | None,
+        typer.Option(
+            "--split-jobs",
+            metavar="FORM",
+            help="Convert nothing: list the files, or write a job file for slurm or kubernetes, a job each.",
+        ),
+    ] = None,
     trust_generic_keys: Annotated[
         bool,
         typer.Option(
@@ -148,6 +156,7 @@ def gguf(
         return
     refuse_extension_options(context)
     from yarnconv.cli.convert import convert_to_gguf
+    from yarnconv.cli.split_jobs import parse_jobs
     from yarnconv.targets.gguf.split import parse_part
 
     most = parse_size(split_max_size, "--split-max-size")
@@ -158,6 +167,7 @@ def gguf(
         pre=pre,
         split_max_size=most,
         part=parse_part(only_split, most),
+        jobs=parse_jobs(context, most),
         wanted=parse_emission(emit, "gguf"),
         imatrix=imatrix,
         output=parse_place(output),

@@ -269,6 +269,7 @@ BAD_OPTIONS = {
     "--pre": ("--pre", "llama-bpe"),
     "--split-max-size": ("--split-max-size", "1M"),
     "--only-split": ("--only-split", "1/2"),
+    "--split-jobs": ("--split-jobs", "list"),
     "--revision": ("--revision", "main"),
 }
 
