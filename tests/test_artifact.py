@@ -53,6 +53,19 @@ def test_a_handler_that_is_not_pythons_is_no_failure_after_the_rename(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
 
 
+def test_two_processes_of_one_number_do_not_write_into_the_same_file(tmp_path):
+    """As two containers on a shared disk, in each of which yarnconv is process 1."""
+    path = tmp_path / "a"
+    with staged([path]) as first:
+        first[0].write_text("first, whole")
+        with staged([path]) as second:
+            assert second != first
+            second[0].write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_each_signal_that_was_held_back_arrives_once(noted):
     with held_back():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -133,6 +133,13 @@ def _failures_as_bad_input(place: Path) -> Iterator[None]:
         ) from error
 
 
+def _own_name(path: Path) -> str:
+    """A hidden name beside the path that no other process takes. Its number is not enough: on a shared disk
+    there are other machines' processes, and in a container every program is process 1.
+    """
+    return f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}"
+
+
 @contextmanager
 def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     """A directory to fill in place of `destination`, renamed to it on success.
@@ -148,8 +155,8 @@ def staged_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
             where=str(destination),
             fix="Give another -o, or --force to replace it when the new one is whole.",
         )
-    path = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    own = _own_name(destination)
+    path, old = destination.with_name(f"{own}.partial"), destination.with_name(f"{own}.old")
     try:
         with termination_as_interrupt(), _failures_as_bad_input(destination):
             path.mkdir()
@@ -173,7 +180,7 @@ def staged(destinations: Sequence[Path]) -> Iterator[list[Path]]:
     """
     directory = destinations[0].parent
     check_directory(directory)
-    paths = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in destinations]
+    paths = [path.with_name(f"{_own_name(path)}.partial") for path in destinations]
     try:
         with termination_as_interrupt(), _failures_as_bad_input(directory):
             yield paths

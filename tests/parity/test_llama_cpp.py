@@ -5,6 +5,8 @@ rounds its activations to multiply with them, so the file as it is stands within
 float32 copy of it (its own metadata, its own weights) shows whether it means the right thing.
 """
 
+import json
+
 import gguf
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from tests.support.models import (
     relative_error,
     sample_tokens,
 )
+from yarnconv.worker import RuntimeRefused
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}
@@ -261,6 +264,23 @@ def test_a_split_model_loads(checkpoints, llama_cpp, yarnconv, tmp_path):
     assert len(parts) > 2
     assert parts[0] == f"model-00001-of-{len(parts):05d}.gguf"
     found = llama_cpp.run(tmp_path / parts[0], tokens(), first=ORIGINAL_CONTEXT)
+    wanted = reference_logits(checkpoints("llama"), tokens(), YARN, select=BEYOND)
+    assert relative_error(found, wanted) <= F32_TOLERANCE
+
+
+def test_a_model_that_independent_jobs_wrote_loads(checkpoints, llama_cpp, yarnconv, tmp_path):
+    """Once all of its parts are there, and no sooner."""
+    options = ("--factor", "4", "--split-max-size", "1M", "-o", tmp_path / "model.gguf")
+    listed = yarnconv("gguf", checkpoints("llama"), *options, "--split-jobs", "list", "--json")[1]
+    parts = [part["only_split"] for part in json.loads(listed)["parts"]]
+    assert len(parts) > 2
+    first = tmp_path / f"model-00001-of-{len(parts):05d}.gguf"
+    for part in (parts[1], parts[0], *parts[3:]):
+        assert yarnconv("gguf", checkpoints("llama"), *options, "--only-split", part)[0] == 0
+    with pytest.raises(RuntimeRefused):
+        llama_cpp.run(first, tokens(), first=ORIGINAL_CONTEXT)
+    assert yarnconv("gguf", checkpoints("llama"), *options, "--only-split", parts[2])[0] == 0
+    found = llama_cpp.run(first, tokens(), first=ORIGINAL_CONTEXT)
     wanted = reference_logits(checkpoints("llama"), tokens(), YARN, select=BEYOND)
     assert relative_error(found, wanted) <= F32_TOLERANCE
 

@@ -1,8 +1,11 @@
 """Commands of ours as processes that can be interrupted."""
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 
 def start(*arguments, **options) -> subprocess.Popen:
@@ -18,3 +21,13 @@ def start(*arguments, **options) -> subprocess.Popen:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+
+
+def with_yarnconv(directory: Path, **variables: str) -> dict[str, str]:
+    """An environment on whose PATH `yarnconv` is this interpreter's. directory: for the program."""
+    directory.mkdir(exist_ok=True)
+    program = directory / "yarnconv"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m yarnconv "$@"\n')
+    program.chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[2]), **variables}

@@ -132,6 +132,7 @@ def test_a_wheel_brings_the_templates(tmp_path):
             *("onnx/README.md.jinja", "onnx/extended.md.jinja"),
             *("onnx/genai_config.json.jinja", "onnx/generate.py"),
             *("ci/parity.yml.jinja", "ci/setup.yml.jinja"),
+            *("cluster/kubernetes.yaml.jinja", "cluster/slurm.sh.jinja"),
             *("report/check.html.jinja", "report/rope.html.jinja", "report/style.css"),
             *("report/figure.html.jinja", "report/summary.md.jinja"),
             *("shared/generation.py", "shared/check.yml.jinja"),

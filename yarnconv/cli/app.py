@@ -108,6 +108,22 @@ def gguf(
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Most tensor bytes in one file, such as 5G.")
     ] = None,
+    only_split: Annotated[
+        str | None,
+        typer.Option(
+            "--only-split",
+            metavar="K/N",
+            help="Write the K-th of the N files only, in a job of its own; the first writes --emit's too.",
+        ),
+    ] = None,
+    split_jobs: Annotated[
+        str | None,
+        typer.Option(
+            "--split-jobs",
+            metavar="FORM",
+            help="Convert nothing: list the files, or write a job file for slurm or kubernetes, a job each.",
+        ),
+    ] = None,
     trust_generic_keys: Annotated[
         bool,
         typer.Option(
@@ -140,13 +156,18 @@ def gguf(
         return
     refuse_extension_options(context)
     from yarnconv.cli.convert import convert_to_gguf
+    from yarnconv.cli.split_jobs import parse_jobs
+    from yarnconv.targets.gguf.split import parse_part
 
+    most = parse_size(split_max_size, "--split-max-size")
     convert_to_gguf(
         model,
         request,
         outtype=outtype,
         pre=pre,
-        split_max_size=parse_size(split_max_size, "--split-max-size"),
+        split_max_size=most,
+        part=parse_part(only_split, most),
+        jobs=parse_jobs(context, most),
         wanted=parse_emission(emit, "gguf"),
         imatrix=imatrix,
         output=parse_place(output),

@@ -10,6 +10,7 @@ from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.hub import ALL_FILES, WHOLE, locate, model_name
 from yarnconv.cli.existing import is_onnx
 from yarnconv.cli.processors import processors
+from yarnconv.cli.split_jobs import write_jobs
 from yarnconv.console.engine_view import engine_document, print_engine
 from yarnconv.console.messages import print_json, print_runtime_message
 from yarnconv.console.progress import TerminalProgress
@@ -25,6 +26,8 @@ from yarnconv.targets.gguf.deployment.from_checkpoint import carried_plan, deplo
 from yarnconv.targets.gguf.deployment.names import stale_notes
 from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
+from yarnconv.targets.gguf.split import SplitPart, beside_part
+from yarnconv.targets.gguf.split_jobs import SplitJobs
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
@@ -43,13 +46,15 @@ def convert_to_gguf(
     outtype: str,
     pre: str | None,
     split_max_size: int | None,
+    part: SplitPart | None,
+    jobs: SplitJobs | None,
     wanted: Collection[str],
     imatrix: Path | None,
     output: Path | None,
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """`yarnconv gguf`."""
+    """`yarnconv gguf`. part: the only file to write. jobs: who is to write the files, instead of this run."""
     outtype = outtype.lower()  # llama.cpp and the Hub write Q4_K_M
     quantisation = choose_type(outtype, imatrix, split_max_size)
     if quantisation is not None:
@@ -66,6 +71,8 @@ def convert_to_gguf(
         served = plan_conversion(checkpoint, request)
         plan = carried_plan(served, wanted)
         job = gguf.prepare(plan, options)
+        if part is not None:
+            job = job.part(part)
         kind, notes = quantisation.type if quantisation else job.file_type.name.lower(), job.notes
         destination = destination_of(output, gguf.default_name(plan, kind))
         beside = Beside(notes=stale_notes(destination))
@@ -75,6 +82,11 @@ def convert_to_gguf(
                 served, plan, job, destination, reference, wanted, kind=kind
             )
             beside = files_beside(deployment)
+        if jobs is not None:
+            write_jobs(jobs, model, directory, job, destination, kind=kind, as_json=as_json)
+            return
+        if part is not None:
+            beside = beside_part(part, beside)
         progress = TerminalProgress(enabled=not as_json)
         if quantisation is not None:
             made = emit_quantised(plan, job, destination, quantisation, options, progress, beside.files)

@@ -10,7 +10,8 @@ from yarnconv.errors import BadInput
 # what of a command is for a conversion only: an artefact's own form, weights and vocabulary stay
 OF_CONVERSIONS = (
     *("dtype", "kv", "dialect", "last_token_only", "int4_head", "int4_embeddings", "link_weights"),
-    *("outtype", "imatrix", "pre", "split_max_size", "pretraining_tokens", "revision"),
+    *("outtype", "imatrix", "pre", "split_max_size", "only_split", "split_jobs"),
+    *("pretraining_tokens", "revision"),
 )
 OF_EXTENSIONS = ("trust_generic_keys",)
 

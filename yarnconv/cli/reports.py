@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from yarnconv.artifact import check_directory, staged
+from yarnconv.cli.again import given_words
 from yarnconv.console.html_report import html_report
 from yarnconv.console.junit import junit_xml
 from yarnconv.console.marks import is_report
@@ -79,16 +80,5 @@ class ReportFiles:
 
 def command_again(context: typer.Context) -> str:
     """What of a command line decides the result, quoted for a shell."""
-    words, operands = [], []
-    for parameter in context.command.params:
-        name, value = parameter.name or "", context.params.get(parameter.name or "")
-        source = context.get_parameter_source(name)
-        if name in _TELLING or source is None or source.name != "COMMANDLINE":
-            continue
-        if parameter.param_type_name == "argument":
-            operands.append(str(value))
-        elif isinstance(value, bool):
-            words.append((parameter.opts if value else parameter.secondary_opts)[0])
-        else:
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(["yarnconv", context.command.name or "", *operands, *words])
+    operands, options = given_words(context, _TELLING)
+    return shlex.join(["yarnconv", context.command.name or "", *operands, *options])

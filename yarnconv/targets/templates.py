@@ -23,17 +23,26 @@ def markdown(text: object) -> str:
     return _MARKUP.sub(r"\\\1", "".join(letter if letter.isprintable() else "?" for letter in line))
 
 
-def workflow_text(text: str) -> str:
-    """A stranger's text as a string of YAML in which GitHub Actions sees no expression."""
+def yaml_text(text: str) -> str:
+    """A stranger's text as a string of YAML."""
 
     def escaped(letter: str) -> str:
         if letter in '"\\':
             return f"\\{letter}"
         return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
 
+    return f'"{"".join(map(escaped, text))}"'
+
+
+def workflow_text(text: str) -> str:
+    """A stranger's text as a string of YAML in which GitHub Actions sees no expression."""
     # an expression that gives what begins one
-    whole = text.replace("${{", "${{ '${{' }}")
-    return f'"{"".join(map(escaped, whole))}"'
+    return yaml_text(text.replace("${{", "${{ '${{' }}"))
+
+
+def kubernetes_text(text: str) -> str:
+    """A stranger's text as a string of YAML, a word of a command in which Kubernetes sees no variable."""
+    return yaml_text(text.replace("$", "$$"))
 
 
 def plain_name(name: str) -> str:
@@ -59,7 +68,9 @@ def _environment() -> "jinja2.Environment":
     )
     environment.filters["markdown"] = markdown
     environment.filters["shell"] = shlex.quote
+    environment.filters["yaml"] = yaml_text
     environment.filters["workflow"] = workflow_text
+    environment.filters["kubernetes"] = kubernetes_text
     return environment
 
 

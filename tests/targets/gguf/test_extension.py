@@ -268,6 +268,8 @@ BAD_OPTIONS = {
     "--outtype": ("--outtype", "q8_0"),
     "--pre": ("--pre", "llama-bpe"),
     "--split-max-size": ("--split-max-size", "1M"),
+    "--only-split": ("--only-split", "1/2"),
+    "--split-jobs": ("--split-jobs", "list"),
     "--revision": ("--revision", "main"),
 }
 

@@ -37,7 +37,7 @@ def output_paths(destination: Path, count: int) -> list[Path]:
     return [path.resolve() if path.is_symlink() else path for path in paths]
 
 
-def _check_paths(paths: Sequence[Path], sources: Set[Path], what: str) -> None:
+def _check_paths(paths: Sequence[Path], sources: Set[Path], what: str, *, is_whole: bool) -> None:
     for path in paths:
         if path.exists() and any(source.exists() and path.samefile(source) for source in sources):
             raise BadInput(f"the destination is {what}", where=str(path), fix="Give another -o.")
@@ -51,7 +51,7 @@ def _check_paths(paths: Sequence[Path], sources: Set[Path], what: str) -> None:
                         where=str(path),
                         fix="Delete it first if it is not needed.",
                     )
-        if len(paths) == 1 and is_shard(path):
+        if is_whole and is_shard(path):
             raise BadInput(
                 "the name is that of a part of a split model, and this is a whole one",
                 where=str(path),
@@ -69,18 +69,26 @@ class Publication:
 
 @contextmanager
 def published(
-    destination: Path, count: int, sources: Set[Path], what: str, beside: Sequence[FileBeside]
+    destination: Path,
+    count: int,
+    sources: Set[Path],
+    what: str,
+    beside: Sequence[FileBeside],
+    only: int | None = None,
 ) -> Iterator[Publication]:
     """Places for a GGUF of `count` files; they and what lies beside them appear at the end, all or none.
 
-    sources: what must stay, and what a message calls them. Raises BadInput for a destination that is one of
-    them or no GGUF, and for files beside it that others wrote.
+    sources: what must stay, and what a message calls them. only: the number of the one file that is written,
+    counted from 1; the others are left as they are. Raises BadInput for a destination that is one of the
+    sources or no GGUF, and for files beside it that others wrote.
     """
     paths = output_paths(destination, count)
+    if only is not None:
+        paths = [paths[only - 1]]
     others = [destination.with_name(file.name) for file in beside]
-    _check_paths(paths, sources, what)
+    _check_paths(paths, sources, what, is_whole=count == 1)
     check_beside(others, sources)
     with staged([*paths, *others]) as temporary:
-        yield Publication(temporary=temporary[:count], files=[*paths, *others])
-        for path, text in zip(temporary[count:], beside, strict=True):
+        yield Publication(temporary=temporary[: len(paths)], files=[*paths, *others])
+        for path, text in zip(temporary[len(paths) :], beside, strict=True):
             text.write(path)

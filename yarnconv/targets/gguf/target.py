@@ -26,6 +26,7 @@ from yarnconv.targets.gguf.placement import TensorPlacement, made_tensors, place
 from yarnconv.targets.gguf.refusals import runtime_of, runtimes_of, structure_refusals
 from yarnconv.targets.gguf.rope import RopeEncoding
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture
+from yarnconv.targets.gguf.split import SplitPart, check_count
 from yarnconv.targets.gguf.vocabulary import write_vocabulary
 from yarnconv.targets.gguf.writer import (
     OutputFile,
@@ -55,17 +56,31 @@ class GgufOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufJob:
-    """Everything that is to be written, laid out; nothing has touched the disk yet."""
+    """Everything that is to be written, laid out; nothing has touched the disk yet.
+
+    files: the whole model's. only: the number of the one that is written, counted from 1; None: all are.
+    """
 
     files: tuple[OutputFile, ...]
     file_type: TensorType
     rope: RopeEncoding
     notes: tuple[str, ...]
+    only: int | None = None
+
+    @property
+    def written(self) -> tuple[OutputFile, ...]:
+        """The files that are written."""
+        return self.files if self.only is None else (self.files[self.only - 1],)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        """Bytes of them."""
+        return sum(file.size for file in self.written)
+
+    def part(self, part: SplitPart) -> "GgufJob":
+        """The job of one file. Raises BadInput where the plan gives another number of them."""
+        check_count(part, len(self.files))
+        return replace(self, only=part.number)
 
 
 # that stay in float32 whatever is asked: a router decides between experts, and is small
@@ -196,8 +211,8 @@ def emit(
 ) -> list[Path]:
     """Write the job's files and those beside them; all of them appear, or none. Returns their paths."""
     sources, count = checkpoint_files(plan), len(job.files)
-    with published(destination, count, sources, OWN_FILE, beside) as place:
+    with published(destination, count, sources, OWN_FILE, beside, job.only) as place:
         check_free_space(destination, job.nbytes)
-        for path, file in zip(place.temporary, job.files, strict=True):
+        for path, file in zip(place.temporary, job.written, strict=True):
             write_file(path, file, advance, options.workers)
     return place.files
