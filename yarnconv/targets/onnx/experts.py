@@ -126,6 +126,9 @@ def mixture(
         return made
     besides = shared(x)
     if mlp.shared_gate:
-        opened = graph.node("Sigmoid", parameters.float32_product(wide, "shared_router", index))
+        # one row: a sum of products, which no runtime takes together with the router's matrix
+        scores = graph.node("Mul", wide, parameters.float32("shared_router", index))
+        opened = graph.node("ReduceSum", scores, graph.constant([2]), keepdims=1)
+        opened = graph.node("Sigmoid", opened)
         besides = graph.node("Mul", besides, graph.node("CastLike", opened, besides))
     return graph.node("Add", made, besides)

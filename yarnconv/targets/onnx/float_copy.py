@@ -140,8 +140,22 @@ class FloatCopy:
             value
             for node in self._model.proto.graph.node
             for value in node.input[POSITION_INPUTS.get(node.op_type, slice(0))]
+            if node.op_type != "Where" or not self._is_of_tokens(value)
         ]
         return {id(node) for node in nodes_between(self._model, "", made)}
+
+    def _is_of_tokens(self, value: str) -> bool:
+        """Whether a choice follows from what the model computes, as that of experts does."""
+        seen, waiting = set[str](), [value]
+        while waiting:
+            node = self._model.producers.get(waiting.pop())
+            if node is None or node.output[0] in seen:
+                continue
+            if node.op_type == "MatMul":
+                return True
+            seen.add(node.output[0])
+            waiting += node.input
+        return False
 
     def _node(
         self, source: "onnx.NodeProto", renamed: Mapping[str, str], *, widens: bool
