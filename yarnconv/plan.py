@@ -41,12 +41,23 @@ class TensorBinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """What an artefact computes otherwise than was asked, because that was allowed. said: for people. facts:
+    what was measured of it, to be recorded.
+    """
+
+    name: str
+    said: str
+    facts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionPlan:
     """Everything a target needs: what to compute with, and with which tensors.
 
     request: the rope options that `rope` was made with.
     config: config.json with the family's defaults filled in.
-    bindings: in the checkpoint's own order.
+    bindings: in the checkpoint's own order. departure: from what was asked, if any.
     """
 
     request: RopeRequest
@@ -56,6 +67,7 @@ class ConversionPlan:
     config: Mapping[str, Any]
     checkpoint: Checkpoint
     bindings: tuple[TensorBinding, ...]
+    departure: Departure | None = None
 
     def with_untied_head(self) -> "ConversionPlan":
         """The plan of a tied model for an artefact that holds the embedding a second time, as its head."""
@@ -70,7 +82,10 @@ class ConversionPlan:
     @property
     def provenance(self) -> dict[str, Any]:
         """What an artefact records of how it was made. It is never evidence for the artefact."""
-        return provenance(self.request, self.rope)
+        made = provenance(self.request, self.rope)
+        if self.departure is not None:
+            made["departures"] = {self.departure.name: dict(self.departure.facts)}
+        return made
 
 
 def _ties_embeddings(checkpoint: Checkpoint, family: Family, description: ModelDescription) -> bool:
