@@ -10,7 +10,7 @@ import numpy as np
 
 from yarnconv.errors import Inexpressible
 from yarnconv.plan import ConversionPlan, Departure
-from yarnconv.rope.scaling import Scaling, Yarn
+from yarnconv.rope.scaling import Yarn
 from yarnconv.rope.tables import buckets
 from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.gguf.layered_rope import layered_encodings
@@ -20,10 +20,10 @@ from yarnconv.targets.gguf.rope import FREQUENCY_TOLERANCE
 OPTION = "--allow-runtime-truncation"
 
 
-def _rounded(group: RopeGroup, scaling: Scaling) -> RopeGroup:
+def _rounded(group: RopeGroup, scaling: Yarn) -> RopeGroup:
     if group.scaling != scaling:
         return group
-    made = replace(scaling, truncate=True)  # type: ignore[call-arg]
+    made = replace(scaling, truncate=True)
     return replace(group, scaling=made, buckets=buckets(made))
 
 
@@ -45,7 +45,7 @@ def with_runtime_truncation(plan: ConversionPlan) -> ConversionPlan:
     wrong = int((np.abs(off) > FREQUENCY_TOLERANCE).sum())
     worst = float(off[np.argmax(np.abs(off))])
     said = (
-        f"llama.cpp rounds the correction range, and config.json says truncate = false: {wrong} of {len(off)} "
+        f"llama.cpp rounds the correction range, and the plan has truncate = false: {wrong} of {len(off)} "
         f"frequencies are off, by up to {100 * worst:+.1f} %, as {OPTION} allows. `yarnconv check` judges "
         "the file against that with --truncate, and says without it that it is another model."
     )
