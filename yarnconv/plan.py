@@ -239,6 +239,16 @@ def bind_tensors(
     return tuple(sorted(bindings, key=lambda binding: order[binding.source.refs[0].name]))
 
 
+def sources_of(plan: "ConversionPlan", checkpoint: Checkpoint) -> dict[str, TensorSource]:
+    """Where another checkpoint of the plan's model holds each tensor, by the plan's names. Raises BadInput as
+    `bind_tensors`.
+    """
+    quantisation = read_quantisation(checkpoint.config)
+    extra = counted(plan.config, plan.family.structure.extra_layers)
+    bindings = bind_tensors(checkpoint, plan.family, plan.description, quantisation, extra)
+    return {binding.expected.name: binding.source for binding in bindings}
+
+
 # What stands in front of the tensors of a text model among other parts, as transformers 4 has it (and 5, on
 # disk) and 5 (in memory); and of those parts.
 TEXT_PREFIXES = {

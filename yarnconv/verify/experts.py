@@ -10,9 +10,26 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.floats import Rows
+from yarnconv.checkpoint.sources import TensorSource, load, row_count, take
 from yarnconv.model.description import ExpertsDescription, LayerDescription
 from yarnconv.model.tensors import expected_tensors
 from yarnconv.plan import ConversionPlan
+
+# with a matrix, a row or a value per expert, which comes first
+ROLES = frozenset(
+    {"router", "router_bias", "router_correction"}
+    | {f"experts_{name}" for name in ("gate_up", "down", "gate_up_bias", "down_bias")}
+)
+
+
+def rows_of(source: TensorSource, kept: NDArray[np.intp]) -> Rows:
+    """What a tensor holds of these experts, in its own shape."""
+    if len(source.shape) == 1:
+        return load(source)[kept]
+    size = row_count(source.shape[1:]) if len(source.shape) > 2 else 1
+    rows = (kept[:, None] * size + np.arange(size)).reshape(-1)
+    return take(source, rows).reshape(len(kept), *source.shape[1:])
 
 
 def _mixture(layers: tuple[LayerDescription, ...]) -> ExpertsDescription | None:
