@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import Rows
 from yarnconv.checkpoint.sources import TensorSource, load, row_count, take
-from yarnconv.model.description import ExpertsDescription, LayerDescription
+from yarnconv.model.description import ExpertsDescription
 from yarnconv.model.tensors import expected_tensors
 from yarnconv.plan import ConversionPlan
-
-# with a matrix, a row or a value per expert, which comes first
-ROLES = frozenset(
-    {"router", "router_bias", "router_correction"}
-    | {f"experts_{name}" for name in ("gate_up", "down", "gate_up_bias", "down_bias")}
-)
 
 
 def rows_of(source: TensorSource, kept: NDArray[np.intp]) -> Rows:
@@ -32,15 +26,11 @@ def rows_of(source: TensorSource, kept: NDArray[np.intp]) -> Rows:
     return take(source, rows).reshape(len(kept), *source.shape[1:])
 
 
-def _mixture(layers: tuple[LayerDescription, ...]) -> ExpertsDescription | None:
-    return next((layer.mlp for layer in layers if isinstance(layer.mlp, ExpertsDescription)), None)
-
-
 def kept_experts(plan: ConversionPlan, used: int = 0) -> NDArray[np.intp] | None:
     """Which experts a small copy keeps, in order; None where it keeps all. used: how many an artefact takes,
     which may be more than the plan's.
     """
-    mixture = _mixture(plan.description.layers)
+    mixture = plan.description.mixture
     if mixture is None:
         return None
     routing, count = mixture.routing, mixture.experts

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from yarnconv.model.description import AttentionDescription, LatentAttention, ModelDescription
-from yarnconv.targets.gguf.experts import expert_keys, first_mixture, leading_dense
+from yarnconv.targets.gguf.experts import expert_keys, leading_dense
 from yarnconv.targets.gguf.file_format import Metadata, same
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.refusals import slides
@@ -41,7 +41,7 @@ def _windows(model: ModelDescription, windows: RuntimeWindows, sliding: list[boo
 
 
 def _experts(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
-    mixture = first_mixture(model)
+    mixture = model.mixture
     if mixture is None or runtime.experts is None:
         return []
     found = [

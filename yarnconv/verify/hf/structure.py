@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import to_float32
 from yarnconv.checkpoint.sources import load
 from yarnconv.errors import BadInput
+from yarnconv.model.tensors import EXPERT_ROLES
 from yarnconv.plan import ConversionPlan, sources_of
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dynamic
 from yarnconv.rope.tables import Float32Array, RopeTables, buckets, frozen_scalings, ntk_base
 from yarnconv.verify.case import kept_vocabulary
 from yarnconv.verify.computing import LazyWeights, held, shape_of, writable
-from yarnconv.verify.experts import ROLES, kept_experts, rows_of, with_experts
+from yarnconv.verify.experts import kept_experts, rows_of, with_experts
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import TransformersModel, read_directory_config
@@ -60,7 +61,7 @@ class _Kept:
         """Of a tensor of this role, by its first dimension."""
         if role in VOCABULARY_ROLES:
             return self.vocabulary
-        return self.experts if role in ROLES else None
+        return self.experts if role in EXPERT_ROLES else None
 
 
 def _weights(case: Case, kept: _Kept) -> Mapping[str, Float32Array]:
