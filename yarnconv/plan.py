@@ -4,6 +4,7 @@ A `RopePlan` is all that editing an existing artefact needs; a `ConversionPlan` 
 and a binding for every tensor.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from yarnconv.model.tensors import ExpectedTensor, expected_tensors
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope_plan import RopePlan, plan_rope, provenance
 
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 CONVERTIBLE_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -206,6 +208,12 @@ def _bound(
     return TensorBinding(expected=expected, held=source)
 
 
+def _is_beyond(name: str, layers: int, extra: int) -> bool:
+    """Whether a tensor is of one of the layers behind the model's."""
+    found = LAYER.match(name)
+    return found is not None and layers <= int(found[1]) < layers + extra
+
+
 def bind_tensors(
     checkpoint: Checkpoint,
     family: Family,
@@ -225,9 +233,8 @@ def bind_tensors(
         for expected in expected_tensors(family, description)
     ]
     used = {ref.name for binding in bindings for ref in binding.source.refs}
-    beyond = tuple(f"model.layers.{layers + index}." for index in range(extra_layers))
     for name in checkpoint.tensors:
-        if name in used or name.startswith(beyond):
+        if name in used or _is_beyond(name, layers, extra_layers):
             continue
         if not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(
@@ -287,6 +294,10 @@ def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionP
     config = with_defaults(family, checkpoint.config)
     extra = family.structure.extra_layers
     extra_layers = counted(config, extra)
+    layers = len(description.layers)
+    if beyond := sum(_is_beyond(name, layers, extra_layers) for name in checkpoint.tensors):
+        warning = f"Left out: {beyond} tensors of layers that predict further tokens, behind the {layers}."
+        rope = replace(rope, warnings=(*rope.warnings, warning))
     return ConversionPlan(
         request=request,
         rope=rope,
