@@ -1,5 +1,5 @@
-"""The float64 reference tables of published mixtures (fixtures/golden), read back from every artefact that can
-carry them: what `inspect` finds in keys, tables and nodes, of tiny models with the published RoPE.
+"""The float64 reference tables of published mixtures (fixtures/golden), read back from every artefact that
+can carry them: what `inspect` finds in keys, tables and nodes, of tiny models with the published RoPE.
 """
 
 import json
@@ -87,7 +87,9 @@ def test_read_back(name, kind, published, yarnconv, tmp_path):
         assert found["softmax_scale_multiplier"] == pytest.approx(multiplier, rel=TOLERANCE)
 
 
-def test_a_network_that_leaves_the_softmax_factor_out_is_not_built(published, yarnconv, tmp_path, monkeypatch):
+def test_a_network_that_leaves_the_softmax_factor_out_is_not_built(
+    published, yarnconv, tmp_path, monkeypatch
+):
     """The engine's own bytes do not show it: the network that TensorRT parsed does."""
     import yarnconv.targets.onnx.decoder as decoder
 
