@@ -1,8 +1,8 @@
 """Checkpoints of DeepSeek-V3's build and any size whose files are holes but for what is asked for: headers,
 index and config are real, so everything that is not a read of weights costs what it costs with the real ones.
 
-Every linear weight is FP8 with a float32 factor for each 128 x 128 block, as published; embeddings, head, norms
-and routers are bfloat16, and corrections of routers float32.
+Every linear weight is FP8 with a float32 factor for each 128 x 128 block, as published; embeddings, head,
+norms and routers are bfloat16, and corrections of routers float32.
 """
 
 import json

@@ -6,7 +6,7 @@ Every source is a matrix here: its last dimension are the columns, all others to
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from math import prod
@@ -55,6 +55,10 @@ class StackedTensor:
     name: str
     shape: tuple[int, ...]
     parts: tuple[TensorSource, ...]
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # of the parts' rows
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", tuple(accumulate(row_count(part.shape) for part in self.parts)))
 
     @property
     def dtype(self) -> str:
@@ -68,7 +72,7 @@ class StackedTensor:
 
     def runs(self, rows: range) -> Iterator[tuple[TensorSource, range]]:
         """The parts that rows stand in, and which of their own they are."""
-        ends = list(accumulate(row_count(part.shape) for part in self.parts))
+        ends = self._ends
         while rows:
             index = bisect_right(ends, rows.start)
             begin = ends[index - 1] if index else 0
@@ -185,7 +189,7 @@ class Fp8Tensor:
         import numpy as np
 
         height, width = self.block_size
-        values = _from_e4m3(row_bytes(self.codes)[rows, columns])
+        values = _from_e4m3(_read_rows(self.codes, rows, columns))
         factors = self.factors.load()
         of = np.arange(self.shape[0])[rows] // height
         first = 0
@@ -332,6 +336,19 @@ def row_bytes(ref: TensorRef) -> "NDArray[np.uint8]":
 
     data = np.frombuffer(ref.file.view(ref.offset, ref.nbytes), np.uint8)
     return data.reshape(row_count(ref.shape), -1)
+
+
+def _read_rows(ref: TensorRef, rows: slice, columns: slice) -> "NDArray[np.uint8]":
+    """[rows, columns] of a matrix of bytes: read where whole rows stand together, else a view."""
+    import numpy as np
+
+    count, width = ref.shape
+    first, last, step = rows.indices(count)
+    if step != 1 or columns.indices(width) != (0, width, 1):
+        return row_bytes(ref)[rows, columns]
+    read = np.empty((max(last - first, 0), width), np.uint8)
+    ref.file.read(ref.offset + first * width, read.reshape(-1).data)
+    return read
 
 
 @cache
