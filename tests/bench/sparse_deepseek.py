@@ -42,7 +42,7 @@ def laid_out(model: Path, out: Path, size: str) -> list[dict]:
 
 
 def processor_seconds() -> float:
-    """Of all processes that this one started and that have ended: what others on the machine do is not in it."""
+    """Of all processes that this one started and that have ended, whatever others on the machine do."""
     spent = os.times()
     return spent.children_user + spent.children_system
 
