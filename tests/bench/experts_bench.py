@@ -25,7 +25,7 @@ Measured (5 rounds, ONNX Runtime 1.32, two cores that others used too; x: how ma
                       4      321   0.9x   399 MB     2.5x
                     256     4956   (51 GB)           4.7x
 
-Gathering pays up to about experts / chosen / 2 tokens in a step, and cannot read a prompt. The operator does
+Gathering breaks even at about experts / chosen / 2 tokens a step, and cannot read a prompt. The operator does
 both, with no copies.
 """
 
@@ -91,7 +91,7 @@ class Shape:
         )
 
 
-# Mixtral 8x7B at half of both sizes and gpt-oss-20b at half the hidden size, for the memory of a small machine
+# Mixtral 8x7B at half of both sizes, gpt-oss-20b at half the hidden size: for a small machine's memory
 SHAPES = {
     "mixtral/2": Shape(8, 2, 2048, 7168),
     "qwen3-30b": Shape(128, 8, 2048, 768),
