@@ -9,6 +9,9 @@ and the process's anonymous memory (RssAnon), polled. It needs 12 GB of disk, an
 
 The whole is that many bytes at the rate of the largest part, whose 3.8 GB of codes are real and were written
 just before: a disk or a network that is slower than the rate decides instead.
+
+Measured on two cores: the plan 0.9 s and 32 MB; the layout in 35 parts 3.7 s and 170 MB; a part of 7.52 GB
+170 MB, with nothing mapped beside, and 62 s while others kept both cores busy (122 MB/s, 3.1 hours for all).
 """
 
 import argparse
