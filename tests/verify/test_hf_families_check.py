@@ -11,7 +11,8 @@ from yarnconv.model.family import families
 
 FAMILIES = (
     *("gemma2", "gemma3_text", "glm4", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3"),
-    *("phi3", "smollm3"),
+    *("phi3", "smollm3", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v3"),
+    "gpt_oss",
 )
 OPTIONS = {
     "none": ("--method", "none"),
