@@ -153,7 +153,7 @@ class ColumnTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Tensor:
     """E4M3 codes [out, in] with a factor for each square block (DeepSeek-V3, arXiv:2412.19437, section 3.3):
-    float32 values, exact.
+    float32 values, of one rounding.
     """
 
     codes: TensorRef
@@ -184,11 +184,14 @@ class Fp8Tensor:
         """Dequantised."""
         import numpy as np
 
+        from yarnconv.checkpoint.floats import to_float32
+
         height, width = self.block_size
         row, column = (np.arange(n)[s] for n, s in zip(self.shape, (rows, columns), strict=True))
         values = _e4m3()[row_bytes(self.codes)[rows, columns]]
-        factors = self.factors.load()[row // height]
-        values *= np.asarray(factors[:, column // width], np.float32)
+        factors = to_float32(self.factors.load()[row // height][:, column // width], self.factors.dtype)
+        with np.errstate(over="ignore"):
+            values *= factors
         return values
 
 
@@ -232,7 +235,8 @@ class Mxfp4Tensor:
         begin, end = first // MXFP4_BLOCK, -(-last // MXFP4_BLOCK)
         codes, exponents = codes[:, begin:end], exponents[:, begin:end]
         halves = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(*exponents.shape, MXFP4_BLOCK)
-        values = np.ldexp(_e2m1()[halves], (exponents.astype(np.int32) - LEAST_EXPONENT)[..., None])
+        with np.errstate(over="ignore"):  # exponents that no number has
+            values = np.ldexp(_e2m1()[halves], (exponents.astype(np.int32) - LEAST_EXPONENT)[..., None])
         bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         offset = begin * MXFP4_BLOCK
         return bits.reshape(len(bits), -1)[:, first - offset : last - offset : step]
