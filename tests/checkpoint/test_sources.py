@@ -1,5 +1,4 @@
-"""Values that stand in parts, in another order or in blocks of codes, over any rows and columns, against NumPy.
-"""
+"""Values that stand in parts, in another order or in blocks of codes: any rows and columns, against NumPy."""
 
 from pathlib import Path
 

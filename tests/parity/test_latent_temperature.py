@@ -58,7 +58,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", TEMPERATURES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("deepseek_v2", marks=pytest.mark.slow), "deepseek_v3"])
 def test_of_the_config(family, case, model, theirs, yarnconv, llama_cpp, tmp_path):
     extra, same = TEMPERATURES[case]
     directory, ours = model(family, extra), tmp_path / "ours.gguf"

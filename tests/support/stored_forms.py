@@ -1,5 +1,5 @@
-"""The forms in which checkpoints store weights: a tiny checkpoint's file rewritten in another, from a seed, with
-what torch makes of it.
+"""The forms in which checkpoints store weights: a tiny checkpoint's file rewritten in another, from a seed,
+with what torch makes of it.
 """
 
 import json
@@ -58,8 +58,8 @@ def to_fp8(directory: Path, block=(32, 32), factor_dtype=torch.float32, seed=11)
 
 
 def to_mxfp4(directory: Path, seed=12) -> dict[str, torch.Tensor]:
-    """The matrices of gpt-oss's experts in MXFP4, as it was published. Returns the values that they stand for,
-    as transformers has them: [experts, in, out].
+    """The matrices of gpt-oss's experts in MXFP4, as it was published. Returns the values that they stand
+    for, as transformers has them: [experts, in, out].
     """
     random = torch.Generator().manual_seed(seed)
     tensors, exact = load_file(directory / WEIGHTS), {}
@@ -73,7 +73,9 @@ def to_mxfp4(directory: Path, seed=12) -> dict[str, torch.Tensor]:
         values = torch.tensor(E2M1)[pairs] * torch.exp2(scales.float() - 127)[..., None]
         exact[name] = values.flatten(-2).swapaxes(1, 2).contiguous()
     save_file(tensors, directory / WEIGHTS, {"format": "pt"})
-    edit_config(directory, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    edit_config(
+        directory, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    )
     return exact
 
 

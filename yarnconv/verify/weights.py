@@ -6,8 +6,8 @@ block and tensor by tensor to bounds that stand above what ggml's quantisers wer
 distributions of weights, with and without an importance matrix, and below what a block of other weights shows
 (1.0 and more); and value by value to their own block's step, from which rounding stays half a step away but
 for a few. So weights that were fine-tuned or scaled by a few per cent are noticed too.
-`python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot hold fail: all but zero
-in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
+`python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot hold fail: all but
+zero in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,5 @@
-"""Mixtures and latent attention that llama.cpp would abort on or compute otherwise: refused before anything is
-written, with exit code 3; a config that describes no model, with 2.
+"""Mixtures and latent attention that llama.cpp would abort on or compute otherwise: refused before anything
+is written, with exit code 3; a config that describes no model, with 2.
 """
 
 import shutil
@@ -17,7 +17,7 @@ def experts(tensors, count):
     def change(name, value):
         if "experts." in name and "shared" not in name:
             return None
-        if name.endswith("mlp.gate.weight") or name.endswith("e_score_correction_bias"):
+        if name.endswith(("mlp.gate.weight", "e_score_correction_bias")):
             return value[:1].expand(count, *value.shape[1:]).contiguous()
         return value
 
@@ -60,8 +60,20 @@ CASES = {
         3,
         "takes 2 to 1024 experts, not 1025",
     ),
-    "more experts than there can be": ("mixtral", {"num_local_experts": 10**6}, nothing, 2, "num_local_experts"),
-    "takes more than there are": ("mixtral", {"num_experts_per_tok": 5}, nothing, 2, "5 experts are chosen of 4"),
+    "more experts than there can be": (
+        "mixtral",
+        {"num_local_experts": 10**6},
+        nothing,
+        2,
+        "num_local_experts",
+    ),
+    "takes more than there are": (
+        "mixtral",
+        {"num_experts_per_tok": 5},
+        nothing,
+        2,
+        "5 experts are chosen of 4",
+    ),
     "takes none": ("mixtral", {"num_experts_per_tok": 0}, nothing, 2, "num_experts_per_tok is 0"),
     "takes more than the groups have": (
         "deepseek_v3",
@@ -120,7 +132,13 @@ CASES = {
         3,
         "pairs of neighbours, not halves",
     ),
-    "biases of latent attention": ("deepseek_v3", {"attention_bias": True}, None, 3, "loads no bias of the attention output"),
+    "biases of latent attention": (
+        "deepseek_v3",
+        {"attention_bias": True},
+        None,
+        3,
+        "loads no bias of the attention output",
+    ),
     "27 layers with a latent vector of queries": (
         "deepseek_v3",
         {"num_hidden_layers": 27},
@@ -135,7 +153,13 @@ CASES = {
         3,
         "of 48 layers and 128256 vocabulary entries",
     ),
-    "gpt-oss without biases": ("gpt_oss", {"attention_bias": False}, None, 3, "wants a bias of the attention"),
+    "gpt-oss without biases": (
+        "gpt_oss",
+        {"attention_bias": False},
+        None,
+        3,
+        "wants a bias of the attention",
+    ),
     "a narrow window of Mixtral": ("mixtral", {"sliding_window": 64}, nothing, 3, "reads no window"),
     "another activation": ("deepseek_v3", {"hidden_act": "gelu"}, nothing, 3, "computes silu, not gelu"),
     "no shared experts": ("deepseek_v3", {"n_shared_experts": 0}, without_shared, 3, "not no shared expert"),

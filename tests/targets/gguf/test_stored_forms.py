@@ -1,5 +1,5 @@
-"""Checkpoints whose weights are fused or codes: the same GGUF as of their plain float form, by the real runtime
-and by the check too.
+"""Checkpoints whose weights are fused or codes: the same GGUF as of their plain float form, by the real
+runtime and by the check too.
 """
 
 import shutil

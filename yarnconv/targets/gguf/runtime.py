@@ -42,7 +42,7 @@ class RuntimeExperts:
     """How an architecture computes a mixture of experts (`build_moe_ffn`). A router's bias, the experts' own
     and clamped gates are there together, or not at all: `clamped`.
 
-    scores: what it makes of the router's logits; None: as `expert_gating_func` says.
+    scores: what it makes of the router's logits; None: as `expert_gating_func` says, usual_scores without.
     normalised: whether it divides the scores of the chosen by their sum; None: as `expert_weights_norm` says.
     scaled: reads `expert_weights_scale`. correction: loads a bias that counts in choosing, or must.
     leading_dense: reads `leading_dense_block_count`; else every layer has experts.
@@ -54,6 +54,7 @@ class RuntimeExperts:
 
     scores: Literal["softmax", "sigmoid"] | None
     normalised: bool | None
+    usual_scores: Literal["softmax", "sigmoid"] = "softmax"
     scaled: bool = False
     correction: Literal["never", "either", "always"] = "never"
     leading_dense: bool = False
@@ -90,8 +91,8 @@ class RuntimeArchitecture:
     query_growth: reads attention.temperature_scale.
     sinks: wants a tensor of attention sinks in every layer.
     experts: how it mixes them; None where it does not. latent: computes multi-head latent attention.
-    lite_at: the numbers of layers at which it makes queries of latent attention without a latent vector, and the
-        size of the vocabulary that there has to be; None for any.
+    lite_at: the numbers of layers at which it makes queries of latent attention without a latent vector, and
+        the size that the vocabulary has then; None for any.
     mlp_norm: what the norm before the MLP is called.
     """
 
@@ -180,6 +181,7 @@ ARCHITECTURES = {
             mlp_norm="post_attention_norm",
             experts=RuntimeExperts(
                 scores=None,
+                usual_scores="sigmoid",
                 normalised=None,
                 scaled=True,
                 correction="always",
