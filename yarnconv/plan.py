@@ -4,6 +4,7 @@ A `RopePlan` is all that editing an existing artefact needs; a `ConversionPlan` 
 and a binding for every tensor.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from yarnconv.model.tensors import ExpectedTensor, expected_tensors
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope_plan import RopePlan, plan_rope, provenance
 
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 CONVERTIBLE_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -41,12 +43,23 @@ class TensorBinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """What an artefact computes otherwise than was asked, because that was allowed. said: for people. facts:
+    what was measured of it, to be recorded.
+    """
+
+    name: str
+    said: str
+    facts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionPlan:
     """Everything a target needs: what to compute with, and with which tensors.
 
     request: the rope options that `rope` was made with.
     config: config.json with the family's defaults filled in.
-    bindings: in the checkpoint's own order.
+    bindings: in the checkpoint's own order. departure: from what was asked, if any.
     """
 
     request: RopeRequest
@@ -56,6 +69,7 @@ class ConversionPlan:
     config: Mapping[str, Any]
     checkpoint: Checkpoint
     bindings: tuple[TensorBinding, ...]
+    departure: Departure | None = None
 
     def with_untied_head(self) -> "ConversionPlan":
         """The plan of a tied model for an artefact that holds the embedding a second time, as its head."""
@@ -70,7 +84,10 @@ class ConversionPlan:
     @property
     def provenance(self) -> dict[str, Any]:
         """What an artefact records of how it was made. It is never evidence for the artefact."""
-        return provenance(self.request, self.rope)
+        made = provenance(self.request, self.rope)
+        if self.departure is not None:
+            made["departures"] = {self.departure.name: dict(self.departure.facts)}
+        return made
 
 
 def _ties_embeddings(checkpoint: Checkpoint, family: Family, description: ModelDescription) -> bool:
@@ -193,6 +210,12 @@ def _bound(
     return TensorBinding(expected=expected, held=source)
 
 
+def _is_beyond(name: str, layers: int, extra: int) -> bool:
+    """Whether a tensor is of one of the layers behind the model's."""
+    found = LAYER.match(name)
+    return found is not None and layers <= int(found[1]) < layers + extra
+
+
 def bind_tensors(
     checkpoint: Checkpoint,
     family: Family,
@@ -212,9 +235,8 @@ def bind_tensors(
         for expected in expected_tensors(family, description)
     ]
     used = {ref.name for binding in bindings for ref in binding.source.refs}
-    beyond = tuple(f"model.layers.{layers + index}." for index in range(extra_layers))
     for name in checkpoint.tensors:
-        if name in used or name.startswith(beyond):
+        if name in used or _is_beyond(name, layers, extra_layers):
             continue
         if not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(
@@ -224,6 +246,16 @@ def bind_tensors(
             )
     order = {name: number for number, name in enumerate(checkpoint.tensors)}
     return tuple(sorted(bindings, key=lambda binding: order[binding.source.refs[0].name]))
+
+
+def sources_of(plan: "ConversionPlan", checkpoint: Checkpoint) -> dict[str, TensorSource]:
+    """Where another checkpoint of the plan's model holds each tensor, by the plan's names. Raises BadInput as
+    `bind_tensors`.
+    """
+    quantisation = read_quantisation(checkpoint.config)
+    extra = counted(plan.config, plan.family.structure.extra_layers)
+    bindings = bind_tensors(checkpoint, plan.family, plan.description, quantisation, extra)
+    return {binding.expected.name: binding.source for binding in bindings}
 
 
 # What stands in front of the tensors of a text model among other parts, as transformers 4 has it (and 5, on
@@ -264,6 +296,10 @@ def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionP
     config = with_defaults(family, checkpoint.config)
     extra = family.structure.extra_layers
     extra_layers = counted(config, extra)
+    layers = len(description.layers)
+    if beyond := sum(_is_beyond(name, layers, extra_layers) for name in checkpoint.tensors):
+        warning = f"Left out: {beyond} tensors of layers that predict further tokens, behind the {layers}."
+        rope = replace(rope, warnings=(*rope.warnings, warning))
     return ConversionPlan(
         request=request,
         rope=rope,

@@ -96,7 +96,7 @@ def config_of_a_gigabyte(directory):
         file.truncate(2**30)
 
 
-@case("Converted are: exaone4", code=3)
+@case("Converted are: deepseek_v2", code=3)
 def unknown_architecture(directory):
     config(directory, model_type="mamba", architectures=["MambaForCausalLM"])
 

@@ -87,6 +87,26 @@ OWN = {
         config={"rope_parameters": GEMMA_LINEAR},
     ),
 }
+OWN |= {
+    "gpt_oss": Variant(
+        name="gpt_oss, as published",
+        family="gpt_oss",
+        scaled="yarn",
+        config={
+            "max_position_embeddings": 1024,
+            "rope_parameters": {**YARN, "rope_theta": 10000.0, "truncate": False},
+        },
+    ),
+    "deepseek_v3": Variant(
+        name="deepseek_v3, mscales",
+        family="deepseek_v3",
+        scaled="yarn",
+        config={
+            "max_position_embeddings": 1024,
+            "rope_parameters": {**YARN, "rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+}
 NARROW = Variant(name="mistral, window", family="mistral", config={"sliding_window": 64})
 # llama.cpp's architecture has windows in models of 64 layers, and in no others
 EXAONE_WINDOWS = Variant(
@@ -100,7 +120,8 @@ def variants() -> list[Variant]:
     """Of every data file one, and those whose config brings a scaling or a narrow window."""
     found = []
     for name, family in families().items():
-        scaled = "yarn" if "rope_parameters" in family.tiny else None
+        own = family.tiny.get("rope_parameters", {}).get("rope_type", "default")
+        scaled = own if own != "default" else None
         found.append(Variant(name=name, family=name, scaled=scaled))
         found += [OWN[name]] if name in OWN else []
         found += [one for one in (NARROW, EXAONE_WINDOWS) if one.family == name]

@@ -55,6 +55,8 @@ def sharp_model(config, *, seed=0, deviation=None, sharpness=1.0, kind=transform
                 scale = deviation or parameter.shape[1] ** -0.5
                 scale *= sharpness if "q_proj" in name or "k_proj" in name else 1.0
                 parameter.copy_(torch.randn_like(parameter) * scale)
+            elif name.endswith("sinks"):  # as high as the scores of the keys that are looked at
+                parameter.copy_(4.0 + torch.randn_like(parameter))
             elif parameter.ndim == 3:  # of experts, a matrix each
                 parameter.copy_(torch.randn_like(parameter) * (deviation or parameter.shape[-1] ** -0.5))
             else:

@@ -37,8 +37,12 @@ def to_float32(rows: Rows, source: str) -> NDArray[np.float32]:
 def _float32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round to nearest even; a NaN stays one (and becomes quiet), as in ggml_compute_fp32_to_bf16."""
     bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    is_nan = np.isnan(values)
     if is_nan.any():
         rounded[is_nan] = (bits[is_nan] >> 16) | 64
     return rounded.astype(np.uint16)

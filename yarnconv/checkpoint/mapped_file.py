@@ -4,6 +4,8 @@ import mmap
 import os
 from pathlib import Path
 
+from yarnconv.errors import BadInput
+
 
 class MappedFile:
     """A read-only file and its memory map. Closed by whoever opened it."""
@@ -21,6 +23,16 @@ class MappedFile:
     def view(self, offset: int, length: int) -> memoryview:
         """Bytes of the map, without a copy."""
         return memoryview(self._map)[offset : offset + length]
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into` with bytes of the file without its map, so that a file that became shorter is an error
+        and not the end of the process. Raises BadInput for it.
+        """
+        while into:
+            count = os.preadv(self.descriptor, [into], offset)
+            if count == 0:
+                raise BadInput("the file became shorter while it was read", where=self.path.name)
+            into, offset = into[count:], offset + count
 
     def forget(self) -> None:
         """Let go of the pages that were looked at; they are read again when they are asked for."""

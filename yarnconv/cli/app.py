@@ -130,6 +130,13 @@ def gguf(
             "--trust-generic-keys", help="Extend a GGUF of an architecture whose keys are not known here."
         ),
     ] = False,
+    allow_runtime_truncation: Annotated[
+        bool,
+        typer.Option(
+            "--allow-runtime-truncation",
+            help="Where llama.cpp cannot be told truncate = false (gpt-oss): write what it rounds to.",
+        ),
+    ] = False,
     emit: Emit = None,
     output: Annotated[
         str | None,
@@ -170,6 +177,7 @@ def gguf(
         jobs=parse_jobs(context, most),
         wanted=parse_emission(emit, "gguf"),
         imatrix=imatrix,
+        allow_runtime_truncation=allow_runtime_truncation,
         output=parse_place(output),
         revision=revision,
         as_json=as_json,

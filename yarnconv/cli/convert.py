@@ -28,6 +28,7 @@ from yarnconv.targets.gguf.output import destination_of
 from yarnconv.targets.gguf.quantiser import choose_type, emit_quantised
 from yarnconv.targets.gguf.split import SplitPart, beside_part
 from yarnconv.targets.gguf.split_jobs import SplitJobs
+from yarnconv.targets.gguf.truncation import with_runtime_truncation
 from yarnconv.targets.hf import target as hf
 from yarnconv.targets.onnx import target as onnx
 from yarnconv.targets.onnx.reader import open_onnx
@@ -50,6 +51,7 @@ def convert_to_gguf(
     jobs: SplitJobs | None,
     wanted: Collection[str],
     imatrix: Path | None,
+    allow_runtime_truncation: bool,
     output: Path | None,
     revision: str | None,
     as_json: bool,
@@ -70,6 +72,8 @@ def convert_to_gguf(
     with open_checkpoint(directory) as checkpoint:
         served = plan_conversion(checkpoint, request)
         plan = carried_plan(served, wanted)
+        if allow_runtime_truncation:
+            plan = with_runtime_truncation(plan)
         job = gguf.prepare(plan, options)
         if part is not None:
             job = job.part(part)

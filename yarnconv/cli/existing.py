@@ -11,6 +11,7 @@ from yarnconv.errors import BadInput
 OF_CONVERSIONS = (
     *("dtype", "kv", "dialect", "last_token_only", "int4_head", "int4_embeddings", "link_weights"),
     *("outtype", "imatrix", "pre", "split_max_size", "only_split", "split_jobs"),
+    "allow_runtime_truncation",
     *("pretraining_tokens", "revision"),
 )
 OF_EXTENSIONS = ("trust_generic_keys",)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.console.messages import print_warnings, printable
-from yarnconv.model.description import ModelDescription
+from yarnconv.model.description import ExpertsDescription, ModelDescription
 from yarnconv.model.family import families
 from yarnconv.model.tensors import expected_tensors
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
@@ -146,11 +146,24 @@ def _cache(plan: RopePlan, description: ModelDescription) -> str:
     return text
 
 
+def _experts(description: ModelDescription, mixture: ExpertsDescription) -> str:
+    routing = mixture.routing
+    text = f"{routing.chosen} of {mixture.experts} for each token"
+    if routing.is_limited:
+        text += f", out of {routing.chosen_groups} of {routing.groups} groups"
+    if mixture.shared is not None:
+        text += ", and shared ones"
+    layers = [i for i, layer in enumerate(description.layers) if isinstance(layer.mlp, ExpertsDescription)]
+    return text if len(layers) == len(description.layers) else f"{text}, in layers {layer_ranges(layers)}"
+
+
 def _facts_table(
     plan: RopePlan, description: ModelDescription | None, pretraining_tokens: float | None
 ) -> Table:
     table = rope_table(plan, description)
     if description is not None:
+        if description.mixture is not None:
+            table.add_row("experts", _experts(description, description.mixture))
         table.add_row("KV cache", _cache(plan, description))
     if not isinstance(plan.main, Unscaled) and not plan.finetuned:
         table.add_row("fine-tune", _finetune_budget(plan, pretraining_tokens))

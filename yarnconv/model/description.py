@@ -199,6 +199,17 @@ class ModelDescription:
     layers: tuple[LayerDescription, ...]
 
     @property
+    def mixture(self) -> ExpertsDescription | None:
+        """What the layers with experts have, all alike; None where no layer has any."""
+        mixtures = (layer.mlp for layer in self.layers if isinstance(layer.mlp, ExpertsDescription))
+        return next(mixtures, None)
+
+    @property
+    def dense(self) -> MlpDescription | None:
+        """What the layers without experts have, all alike; None where every layer has some."""
+        return next((layer.mlp for layer in self.layers if isinstance(layer.mlp, MlpDescription)), None)
+
+    @property
     def key_value_bytes_per_token(self) -> int:
         """Bytes of KV cache per position at 16 bits per value."""
         return sum(2 * layer.attention.cached_values for layer in self.layers)

@@ -309,7 +309,7 @@ def find_family(config: JsonObject) -> Family:
     names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     for family in families().values():
         known = set(family.architectures)
-        own = {family.model_type, *family.also}
+        own = [family.model_type, *family.also]  # of anything, which need not be hashable
         if model_type in own if model_type is not None else known & set(names):
             if names and not known & set(names):
                 break

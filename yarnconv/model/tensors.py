@@ -27,6 +27,12 @@ class ExpectedTensor:
     shape: tuple[int, ...]
 
 
+# those with a matrix, a row or a value per expert, which comes first
+EXPERT_ROLES = frozenset(
+    {"router", "router_bias", "router_correction"}
+    | {f"experts_{name}" for name in ("gate_up", "down", "gate_up_bias", "down_bias")}
+)
+
 Shapes = dict[str, tuple[int, ...]]
 
 

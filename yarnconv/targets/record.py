@@ -63,8 +63,10 @@ def recorded_request(record: str) -> RopeRequest | None:
 def recorded_scaling(record: Mapping[str, Any], rotary_dim: int, *, latent: bool = False) -> Scaling | None:
     """The scaling that a record names, of as many rotating dimensions; None where that cannot be read.
 
-    latent: whether the model has multi-head latent attention.
+    latent: whether the model has multi-head latent attention, as a recorded config may say too.
     """
+    recorded = record.get("config")
+    latent = latent or (isinstance(recorded, Mapping) and recorded.get("kv_lora_rank") is not None)
     parameters = record.get("rope_parameters")
     if not isinstance(parameters, Mapping):
         return None

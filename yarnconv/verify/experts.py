@@ -10,20 +10,27 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from yarnconv.model.description import ExpertsDescription, LayerDescription
+from yarnconv.checkpoint.floats import Rows
+from yarnconv.checkpoint.sources import TensorSource, load, row_count, take
+from yarnconv.model.description import ExpertsDescription
 from yarnconv.model.tensors import expected_tensors
 from yarnconv.plan import ConversionPlan
 
 
-def _mixture(layers: tuple[LayerDescription, ...]) -> ExpertsDescription | None:
-    return next((layer.mlp for layer in layers if isinstance(layer.mlp, ExpertsDescription)), None)
+def rows_of(source: TensorSource, kept: NDArray[np.intp]) -> Rows:
+    """What a tensor holds of these experts, in its own shape."""
+    if len(source.shape) == 1:
+        return load(source)[kept]
+    size = row_count(source.shape[1:]) if len(source.shape) > 2 else 1
+    rows = (kept[:, None] * size + np.arange(size)).reshape(-1)
+    return take(source, rows).reshape(len(kept), *source.shape[1:])
 
 
 def kept_experts(plan: ConversionPlan, used: int = 0) -> NDArray[np.intp] | None:
     """Which experts a small copy keeps, in order; None where it keeps all. used: how many an artefact takes,
     which may be more than the plan's.
     """
-    mixture = _mixture(plan.description.layers)
+    mixture = plan.description.mixture
     if mixture is None:
         return None
     routing, count = mixture.routing, mixture.experts

@@ -143,6 +143,9 @@ def read_directory_config(
     rope = {*_ROPE_KEYS, "partial_rotary_factor", _ORIGINAL}
     known = computed_keys(plan.family) | rope | {theta.key for theta in by_type.values()}
     own = {key: value for key, value in config.items() if key in known}
+    experts = plan.family.structure.experts
+    if experts is not None:  # of which the plan may have fewer than the file
+        own[experts.count] = plan.config[experts.count]
     kept = {
         **_first_layers(own, len(plan.description.layers), layers),
         "model_type": plan.family.model_type,

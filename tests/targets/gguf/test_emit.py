@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.models import edit_config
 from yarnconv import artifact
-from yarnconv.targets.gguf import writer
+from yarnconv.targets import output_file
 
 
 def contents(directory):
@@ -89,7 +89,7 @@ def test_a_disk_that_fills_up_leaves_nothing(checkpoints, yarnconv, tmp_path, mo
             raise OSError(28, os.strerror(28))
         return genuine(descriptor, data, offset)
 
-    monkeypatch.setattr(writer.os, "pwrite", failing)
+    monkeypatch.setattr(output_file.os, "pwrite", failing)
     code, _, stderr = yarnconv("gguf", checkpoints("llama"), *split, "-o", older)
     assert code == 2
     assert "No space left on device" in stderr
@@ -100,13 +100,13 @@ def test_a_disk_that_fills_up_leaves_nothing(checkpoints, yarnconv, tmp_path, mo
 SLOW_WRITER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from yarnconv.targets.gguf import writer
-genuine = writer.os.pwrite
+from yarnconv.targets import output_file
+genuine = output_file.os.pwrite
 def slow(descriptor, data, offset):
     print("writing", file=sys.stderr, flush=True)
     time.sleep(0.1)
     return genuine(descriptor, data, offset)
-writer.os.pwrite = slow
+output_file.os.pwrite = slow
 sys.argv = ["yarnconv", *sys.argv[1:]]
 from yarnconv.cli import main
 main()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import processes
 from yarnconv import artifact
-from yarnconv.targets.gguf import writer
+from yarnconv.targets import output_file
 
 SPLIT = ("--split-max-size", "1M")
 
@@ -178,7 +178,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(split, only, out, monkeypatc
             raise OSError(28, os.strerror(28))
         return genuine(descriptor, data, offset)
 
-    monkeypatch.setattr(writer.os, "pwrite", failing)
+    monkeypatch.setattr(output_file.os, "pwrite", failing)
     code, _, stderr = only(f"2/{len(names)}", *SPLIT)
     assert code == 2
     assert "No space left on device" in stderr

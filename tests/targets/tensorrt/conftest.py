@@ -1,6 +1,15 @@
+import onnx
 import pytest
 
 from tests.conftest import FIXTURES
+from yarnconv.checkpoint.checkpoint import open_checkpoint
+from yarnconv.plan import plan_conversion
+from yarnconv.rope.request import RopeRequest
+from yarnconv.targets.tensorrt.builder import Builder
+from yarnconv.targets.tensorrt.files import MODEL_FILE
+from yarnconv.targets.tensorrt.network import compare_network
+from yarnconv.targets.tensorrt.source import from_checkpoint
+from yarnconv.targets.tensorrt.target import TensorRtOptions, graph_options
 from yarnconv.verify.runners.tensorrt import why_not_here
 
 PASSKEY = FIXTURES / "passkey-llama"
@@ -73,3 +82,29 @@ def passkey_engines(tmp_path_factory):
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def builder():
+    with Builder("tensorrt-rtx") as made:
+        yield made
+
+
+@pytest.fixture
+def network_facts(builder, tmp_path):
+    """The facts of a checkpoint's network. change: of the graph before it is parsed."""
+
+    def run(directory, dtype="fp16", change=None, *, method="auto", factor=4.0):
+        with open_checkpoint(directory) as checkpoint:
+            plan = plan_conversion(checkpoint, RopeRequest(factor=factor, method=method))
+            options = graph_options(plan, TensorRtOptions(dtype=dtype))
+            source = from_checkpoint(plan, options, "model")
+            initialisers = source.write(tmp_path, lambda nbytes: None, 1)
+            if change is not None:
+                model = onnx.load(tmp_path / MODEL_FILE, load_external_data=False)
+                change(model.graph)
+                (tmp_path / MODEL_FILE).write_bytes(model.SerializeToString())
+            network = builder.parse(tmp_path / MODEL_FILE, initialisers, level=1, listen=lambda event: None)
+            return compare_network(source.rope, source.model, network, source.max_context)
+
+    return run

@@ -5,53 +5,24 @@ network with another window, scale, softcap, growth or pairing is not taken for 
 import itertools
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from tests.parity.test_dense_onnx import MODELS
-from yarnconv.checkpoint.checkpoint import open_checkpoint
-from yarnconv.plan import plan_conversion
-from yarnconv.rope.request import RopeRequest
-from yarnconv.targets.tensorrt.builder import Builder
-from yarnconv.targets.tensorrt.files import MODEL_FILE
-from yarnconv.targets.tensorrt.network import compare_network
+from tests.support.network_changes import disagreeing, double, set_attribute, set_constant, skip
 from yarnconv.targets.tensorrt.network_reader import halves_first
-from yarnconv.targets.tensorrt.source import from_checkpoint
-from yarnconv.targets.tensorrt.target import TensorRtOptions, graph_options
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 
 
-@pytest.fixture(scope="module")
-def builder():
-    with Builder("tensorrt-rtx") as made:
-        yield made
-
-
 @pytest.fixture
-def read_back(builder, checkpoints, tmp_path):
-    """The facts of a family's network. change: of the graph before it is parsed."""
+def read_back(network_facts, checkpoints):
+    """The facts of a model's network."""
 
     def run(name, dtype="fp16", change=None, method="auto"):
         family, overrides = MODELS[name]
-        with open_checkpoint(checkpoints(family, **overrides)) as checkpoint:
-            plan = plan_conversion(checkpoint, RopeRequest(factor=4.0, method=method))
-            options = graph_options(plan, TensorRtOptions(dtype=dtype))
-            source = from_checkpoint(plan, options, "model")
-            initialisers = source.write(tmp_path, lambda nbytes: None, 1)
-            if change is not None:
-                model = onnx.load(tmp_path / MODEL_FILE, load_external_data=False)
-                change(model.graph)
-                (tmp_path / MODEL_FILE).write_bytes(model.SerializeToString())
-            network = builder.parse(tmp_path / MODEL_FILE, initialisers, level=1, listen=lambda event: None)
-            return compare_network(source.rope, source.model, network, source.max_context)
+        return network_facts(checkpoints(family, **overrides), dtype, change, method=method)
 
     return run
-
-
-def disagreeing(facts):
-    return {fact.key: fact for fact in facts if not fact.agrees}
 
 
 def cases():
@@ -71,71 +42,11 @@ def test_every_family_is_read_back(name, dtype, method, read_back):
     assert layers == sum(fact.key.startswith("rotation of layer") for fact in facts) > 1
 
 
-def set_constant(old, new, shape):
-    """Another number in the place of a constant of the graph."""
-
-    def change(graph):
-        found = [
-            t
-            for t in graph.initializer
-            if not t.external_data
-            and tuple(t.dims) == shape
-            and np.allclose(numpy_helper.to_array(t), np.asarray(old, numpy_helper.to_array(t).dtype))
-        ]
-        assert len(found) == 1
-        dtype = numpy_helper.to_array(found[0]).dtype
-        found[0].CopyFrom(numpy_helper.from_array(np.full(shape, new, dtype), found[0].name))
-
-    return change
-
-
-def set_attribute(operator, name, value):
-    def change(graph):
-        node = next(node for node in graph.node if node.op_type == operator)
-        kept = [attribute for attribute in node.attribute if attribute.name != name]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-    return change
-
-
-def skip(operator):
-    """Nodes of this kind give what they are given."""
-
-    def change(graph):
-        for node in graph.node:
-            if node.op_type == operator:
-                node.op_type = "Identity"
-                del node.input[1:], node.attribute[:]
-
-    return change
-
-
 def unmask_layer(graph):
     """The scores of one layer are all taken."""
     node = next(node for node in graph.node if node.op_type == "Where" and node.input[0].startswith("Tile"))
     node.op_type = "Identity"
     node.input[:] = [node.input[1]]
-
-
-def double(operator, *, behind, value=2.0):
-    """The first tensor that such a node is given or gives, times a number or a vector, in the node's type."""
-
-    def change(graph):
-        index = next(index for index, node in enumerate(graph.node) if node.op_type == operator)
-        node = graph.node[index]
-        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), "by"))
-        own, new = (node.output, "twice") if behind else (node.input, "twice")
-        given, made = (new, own[0]) if behind else (own[0], new)
-        own[0] = new
-        nodes = [
-            helper.make_node("CastLike", ["by", given], ["by like it"]),
-            helper.make_node("Mul", [given, "by like it"], [made]),
-        ]
-        for number, one in enumerate(nodes):
-            graph.node.insert(index + number + behind, one)
-
-    return change
 
 
 CHANGES = {

@@ -9,7 +9,7 @@ from yarnconv.model.description import (
     LatentAttention,
     ModelDescription,
 )
-from yarnconv.targets.gguf.experts import GATING, first_mixture, leading_dense
+from yarnconv.targets.gguf.experts import GATING, leading_dense
 from yarnconv.targets.gguf.file_format import Metadata, same
 from yarnconv.targets.gguf.reader import GgufFile
 from yarnconv.targets.gguf.refusals import slides
@@ -75,7 +75,7 @@ def _mixture_keys(mlp: ExpertsDescription, runtime: RuntimeExperts) -> Iterator[
 
 
 def _experts(model: ModelDescription, runtime: RuntimeArchitecture) -> list[BlockKey]:
-    mixture = first_mixture(model)
+    mixture = model.mixture
     if mixture is None or runtime.experts is None:
         return []
     found = list(_mixture_keys(mixture, runtime.experts))

@@ -8,7 +8,6 @@ from yarnconv.errors import Inexpressible
 from yarnconv.model.description import (
     ClampedGate,
     ExpertsDescription,
-    LayerDescription,
     MlpDescription,
     ModelDescription,
     Routing,
@@ -19,12 +18,6 @@ MOST_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 GROUP_BEST = 2  # by the sum of how many scores it chooses groups
 CLAMP = ClampedGate(alpha=1.702, limit=7.0)  # the only one that it computes
 GATING = {"softmax": 1, "sigmoid": 2}  # its `llama_expert_gating_func_type`
-
-
-def first_mixture(model: ModelDescription) -> ExpertsDescription | None:
-    """What the layers with experts have, all alike; None where no layer has any."""
-    mixtures = (layer.mlp for layer in model.layers if isinstance(layer.mlp, ExpertsDescription))
-    return next(mixtures, None)
 
 
 def leading_dense(model: ModelDescription) -> int:
@@ -113,11 +106,6 @@ def experts_refusals(model: ModelDescription, runtime: RuntimeArchitecture) -> I
     """What of the model's mixtures an architecture would not compute."""
     whose = f"llama.cpp's {runtime.name} architecture"
     yield from _layers(model, runtime, whose)
-    mlp = first_mixture(model)
+    mlp = model.mixture
     if mlp is not None and runtime.experts is not None:
-        yield from _mixture(mlp, runtime.experts, first_dense(model.layers), whose)
-
-
-def first_dense(layers: tuple[LayerDescription, ...]) -> MlpDescription | None:
-    """What the layers without experts have; None where all have some."""
-    return next((layer.mlp for layer in layers if isinstance(layer.mlp, MlpDescription)), None)
+        yield from _mixture(mlp, runtime.experts, model.dense, whose)

@@ -7,7 +7,6 @@ from yarnconv.checkpoint.hub import model_name
 from yarnconv.model.config_values import MAXIMUM_DIMENSION
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.block_keys import write_block_keys
-from yarnconv.targets.gguf.experts import first_dense, first_mixture
 from yarnconv.targets.gguf.file_format import Metadata, TensorType
 from yarnconv.targets.gguf.rope import RopeEncoding
 from yarnconv.targets.gguf.rope_keys import rope_keys
@@ -38,7 +37,7 @@ def write_general(
     """
     import gguf
 
-    mixture = first_mixture(plan.description)
+    mixture = plan.description.mixture
     experts = 0 if mixture is None else mixture.experts
     one = expert_parameters // max(experts, 1)
 
@@ -55,11 +54,11 @@ def _feed_forward_length(plan: ConversionPlan) -> int:
     """Of the layers without experts; where there are none, what config.json says of them, as llama.cpp's
     converter has it, or the experts' own.
     """
-    dense = first_dense(plan.description.layers)
+    dense = plan.description.dense
     if dense is not None:
         return dense.intermediate_size
     said = plan.config.get(plan.family.structure.intermediate_size)
-    mixture = first_mixture(plan.description)
+    mixture = plan.description.mixture
     assert mixture is not None
     return said if isinstance(said, int) and 0 < said < MAXIMUM_DIMENSION else mixture.intermediate_size
 

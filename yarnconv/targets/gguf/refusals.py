@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from yarnconv.errors import Inexpressible
 from yarnconv.model.description import AttentionDescription, LayerDescription, ModelDescription
 from yarnconv.plan import ConversionPlan
-from yarnconv.targets.gguf.experts import experts_refusals, first_dense, first_mixture
+from yarnconv.targets.gguf.experts import experts_refusals
 from yarnconv.targets.gguf.file_format import same
 from yarnconv.targets.gguf.runtime import ARCHITECTURES, RuntimeArchitecture
 
@@ -97,7 +97,7 @@ def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[In
 def _mlp(model: ModelDescription, runtime: RuntimeArchitecture) -> Iterator[Inexpressible]:
     """Of the layers without experts, and the activation of those with them."""
     whose = f"llama.cpp's {runtime.name} architecture"
-    mlp, mixture = first_dense(model.layers), first_mixture(model)
+    mlp, mixture = model.dense, model.mixture
     plain = mlp if mixture is None or mixture.clamp is not None else mixture
     if mlp is not None and mlp.bias and not runtime.mlp_bias:
         yield Inexpressible(f"{whose} loads no bias of the MLP", where="config.json: mlp_bias")

@@ -69,5 +69,6 @@ def refuse_frequencies(
         f"frequencies would be wrong, by up to {100 * worst.max():.1f} %",
         where=f"method {method_name(scaling)}",
         fix="Leave out --beta-fast, --beta-slow and --no-truncate, choose --method linear or ntk, or "
-        "write another target.",
+        "write another target."
+        + ("" if scaling.truncate else " Or accept what it rounds to, with --allow-runtime-truncation."),
     )

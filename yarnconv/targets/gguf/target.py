@@ -172,6 +172,8 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     tensors = [*map(_made, rope.tensors.items()), *tensors, *map(_made, made.items())]
     if rope.note is not None:
         notes.append(rope.note)
+    if plan.departure is not None:
+        notes.append(plan.departure.said)
     if (warning := key_shift_warning(plan.rope)) is not None:
         notes.append(warning)
     metadata = Metadata()

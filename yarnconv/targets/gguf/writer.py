@@ -1,6 +1,5 @@
 """From bindings to bytes: where every tensor goes, and the copying and converting on all cores."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, Rows, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.checkpoint.sources import Mxfp4Tensor, TensorSource, leaves, row_count
-from yarnconv.errors import BadInput
 from yarnconv.progress import Advance
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows, interleave_heads, mxfp4_rows
 from yarnconv.targets.gguf.file_format import (
@@ -146,16 +144,6 @@ def _pieces(tensor: OutputTensor, source: TensorSource, offset: int) -> Iterator
             offset += len(own) * row_bytes
 
 
-def _read(source: TensorRef, start: int, into: memoryview) -> None:
-    """Bytes of the source from `start` on, as many as `into` holds."""
-    position = source.offset + start
-    while into:
-        count = os.preadv(source.file.descriptor, [into], position)
-        if count == 0:
-            raise BadInput("the file became shorter while it was read", where=source.file.path.name)
-        into, position = into[count:], position + count
-
-
 def _bytes_of(source: TensorRef, rows: range) -> tuple[int, int]:
     """(where they begin, how many they are) of rows that stand together."""
     row_bytes = tensor_bytes((source.shape[-1],), SOURCE_TYPES[source.dtype])
@@ -167,7 +155,7 @@ def _copy_piece(piece: _Piece, output: Output, buffer: Buffer) -> None:
     start, size = _bytes_of(piece.source, piece.rows)
     for done in range(0, size, READ_BYTES):
         data = buffer.view(min(READ_BYTES, size - done))
-        _read(piece.source, start + done, data)
+        piece.source.file.read(piece.source.offset + start + done, data)
         output.write(data, piece.offset + done)
 
 
@@ -180,7 +168,7 @@ def _values(piece: _Piece, buffer: Buffer) -> Rows:
         return source.block(slice(rows.start, rows.stop, rows.step))
     start, size = _bytes_of(source, rows)
     data = buffer.view(size)
-    _read(source, start, data)
+    source.file.read(source.offset + start, data)
     return np.frombuffer(data, dtype=NUMPY_DTYPES[source.dtype]).reshape(len(rows), -1)
 
 

@@ -53,7 +53,7 @@ def _finetuned(plan: ConversionPlan) -> dict[str, bool]:
 
 
 def _partial(scaling: Scaling, plan: ConversionPlan) -> dict[str, float]:
-    share = scaling.rotary_dim / plan.rope.head_dim
+    share = scaling.rotary_dim / plan.description.layers[0].attention.turning_dim
     return {} if share == 1.0 else {"partial_rotary_factor": share}
 
 

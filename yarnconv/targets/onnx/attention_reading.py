@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
-_PASSES = frozenset({"Cast", "CastLike", "Identity"})
+PASSES = frozenset({"Cast", "CastLike", "Identity"})
 HEAD_SINKS = 11  # the input of GroupQueryAttention that has them
 MOST_STEPS = 16  # from scores to their softmax
 
@@ -69,7 +69,7 @@ def _constant(model: OnnxModel, names: Sequence[str]) -> float | None:
     """The only number among a node's inputs, through what changes its type."""
     for name in names:
         value, node = name, model.producers.get(name)
-        while node is not None and node.op_type in _PASSES:
+        while node is not None and node.op_type in PASSES:
             value, node = node.input[0], model.producers.get(node.input[0])
         tensor = model.tensors.get(value)
         if tensor is not None and tensor.element in FLOAT_DTYPES and math.prod(tensor.shape) == 1:
@@ -93,7 +93,7 @@ def _to_softmax(model: OnnxModel, scores: str) -> Iterator["onnx.NodeProto"]:
 
 def _bend(model: OnnxModel, nodes: Sequence["onnx.NodeProto"]) -> float | None:
     """The softcap that nodes between scores and softmax make."""
-    bends = [node for node in nodes if node.op_type not in {*_PASSES, "Where", "Add", "Concat"}]
+    bends = [node for node in nodes if node.op_type not in {*PASSES, "Where", "Add", "Concat"}]
     if not bends:
         return None
     numbers = {number for node in (bends[0], bends[-1]) if (number := _constant(model, node.input))}
@@ -105,7 +105,7 @@ def _scaled(model: OnnxModel, query: str) -> float | None:
     """The number that queries are multiplied by before their product with keys."""
     for _ in range(MOST_STEPS):
         node = model.producers.get(query)
-        if node is None or node.op_type not in {*_PASSES, "Reshape", "Mul"}:
+        if node is None or node.op_type not in {*PASSES, "Reshape", "Mul"}:
             return None
         if node.op_type == "Mul":
             return _constant(model, node.input)

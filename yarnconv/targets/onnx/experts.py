@@ -8,19 +8,38 @@ matrices costs a copy of them for each token (`python -m tests.bench.experts_ben
 Shapes: B batch, S new tokens, E experts, I an expert's intermediate size, k chosen experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from yarnconv.model.description import ClampedGate, ExpertsDescription, Routing
+from yarnconv.model.description import ClampedGate, ExpertsDescription, ModelDescription, Routing
 from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.parameters import Parameters
 
+NOTEWORTHY_TOKENS = 1024  # of which a prompt has as many, and more
 TINY = 1e-20  # by which transformers keeps a sum of sigmoids from zero
 
 
 def spare_work(mlp: ExpertsDescription) -> float:
     """How many times the work of the chosen experts all of them are."""
     return mlp.experts / mlp.routing.chosen
+
+
+def cost_notes(model: ModelDescription, bits: int) -> Iterator[str]:
+    """What a graph of this model costs beside what a runtime needs that is built for it. bits: of a value."""
+    mlp, attention = model.mixture, model.layers[0].attention
+    if mlp is not None:
+        kept = NOTEWORTHY_TOKENS * mlp.experts * 3 * mlp.intermediate_size * bits // 8
+        yield (
+            f"Every token computes all {mlp.experts} experts of a layer and counts the {mlp.routing.chosen} "
+            f"that its router chose: {spare_work(mlp):.3g} times their work, and {kept / 1e9:.3g} GB between "
+            f"the matrices for {NOTEWORTHY_TOKENS} tokens at once (feed long prompts in parts)."
+        )
+    if attention.latent is not None:
+        token = 2 * len(model.layers) * attention.head_dim * bits // 8
+        yield (
+            "Latent attention caches one vector for all heads, as key and as value once more, since clients "
+            f"expect both: {token / 1e3:.4g} kB a token."
+        )
 
 
 def _among_chosen_groups(graph: Graph, choice: str, routing: Routing) -> str:
@@ -126,6 +145,9 @@ def mixture(
         return made
     besides = shared(x)
     if mlp.shared_gate:
-        opened = graph.node("Sigmoid", parameters.float32_product(wide, "shared_router", index))
+        # one row: a sum of products, which no runtime takes together with the router's matrix
+        scores = graph.node("Mul", wide, parameters.float32("shared_router", index))
+        opened = graph.node("ReduceSum", scores, graph.constant([2]), keepdims=1)
+        opened = graph.node("Sigmoid", opened)
         besides = graph.node("Mul", besides, graph.node("CastLike", opened, besides))
     return graph.node("Add", made, besides)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.errors import NotJudged
+from yarnconv.model.tensors import EXPERT_ROLES
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope.tables import Float32Array
@@ -59,7 +60,7 @@ def _is_kept(output: str, layers: int) -> bool:
 
 class FloatCopy:
     """A copy to be written. layers: how many are kept. vocabulary: the ids that are kept, in order; they
-    become 0, 1, ... weights: the artefact's, by the checkpoint's names.
+    become 0, 1, ... experts: likewise, None for all. weights: the artefact's, by the checkpoint's names.
 
     Raises NotJudged where the graph does not show its layers.
     """
@@ -72,7 +73,9 @@ class FloatCopy:
         *,
         layers: int,
         vocabulary: NDArray[np.intp],
+        experts: NDArray[np.intp] | None = None,
     ) -> None:
+        self._experts = experts
         self._plan, self._model, self._weights = plan, model, weights
         self._layers, self._vocabulary = layers, vocabulary
         # several weights may stand in one tensor; those that depend on the vocabulary stand alone
@@ -140,8 +143,22 @@ class FloatCopy:
             value
             for node in self._model.proto.graph.node
             for value in node.input[POSITION_INPUTS.get(node.op_type, slice(0))]
+            if node.op_type != "Where" or not self._is_of_tokens(value)
         ]
         return {id(node) for node in nodes_between(self._model, "", made)}
+
+    def _is_of_tokens(self, value: str) -> bool:
+        """Whether a choice follows from what the model computes, as that of experts does."""
+        seen, waiting = set[str](), [value]
+        while waiting:
+            node = self._model.producers.get(waiting.pop())
+            if node is None or node.output[0] in seen:
+                continue
+            if node.op_type == "MatMul":
+                return True
+            seen.add(node.output[0])
+            waiting += node.input
+        return False
 
     def _node(
         self, source: "onnx.NodeProto", renamed: Mapping[str, str], *, widens: bool
@@ -204,8 +221,22 @@ class FloatCopy:
 
     # its tensors
 
-    def _selected(self, weight: StoredWeight | None) -> bool:
-        return weight is not None and weight.binding.expected.role in VOCABULARY_ROLES
+    def _kept(self, weight: StoredWeight | None) -> tuple[int, NDArray[np.intp]] | None:
+        """(axis, which of its entries) that the copy keeps of a weight as it is stored; None for all."""
+        if weight is None:
+            return None
+        expected, turned = weight.binding.expected, weight.stored.transposed
+        if expected.role in VOCABULARY_ROLES:
+            return (1 if turned else 0), self._vocabulary
+        if self._experts is None or expected.role not in EXPERT_ROLES:
+            return None
+        # side by side, or one below the other: each expert's own rows or columns stand together
+        down = expected.role == "experts_down"
+        size = 1
+        if turned and len(expected.shape) == 3:
+            size = expected.shape[2] if down else expected.shape[1]
+        own = (self._experts[:, None] * size + np.arange(size)).reshape(-1)
+        return (1 if turned and not down else 0), own
 
     def _take(self, tensor: StoredTensor) -> None:
         weight = self._by_tensor.get(tensor.name) or self._by_scales.get(tensor.name)
@@ -213,7 +244,7 @@ class FloatCopy:
             stored = weight.stored
             self._add(tensor.name, "FLOAT", stored.shape, stored.float32, weight, stored.unit)
         elif tensor.element in FLOAT_DTYPES:
-            if len(tensor.data) < LARGE and not self._selected(weight):
+            if len(tensor.data) < LARGE and self._kept(weight) is None:
                 self._keep(tensor)
             else:
                 self._add(tensor.name, "FLOAT", tensor.shape, tensor.float32, weight)
@@ -248,16 +279,16 @@ class FloatCopy:
         weight: StoredWeight | None,
         unit: int = 1,
     ) -> None:
-        """A tensor of the data file, with the kept part of the vocabulary."""
-        vocabulary = self._vocabulary
-        if weight is not None and self._selected(weight):
-            if weight.stored.transposed:
+        """A tensor of the data file, with what is kept of the vocabulary and the experts."""
+        if (kept := self._kept(weight)) is not None:
+            axis, own = kept
+            if axis == 1:
                 everything = rows
-                rows = lambda first, last: everything(first, last)[:, vocabulary]  # noqa: E731
-                shape = (shape[0], len(vocabulary))
+                rows = lambda first, last: everything(first, last)[:, own]  # noqa: E731
+                shape = (shape[0], len(own))
             else:
-                rows = _by_row(rows, vocabulary)
-                shape = (len(vocabulary), *shape[1:])
+                rows = _by_row(rows, own, unit)
+                shape = (len(own), *shape[1:])
         width = int(np.prod(shape[1:], dtype=np.int64)) or 1
         self._tensors.append(
             ExternalTensor(
@@ -312,7 +343,14 @@ class FloatCopy:
         return found
 
 
-def _by_row(rows: Rows, vocabulary: NDArray[np.intp]) -> Rows:
-    return lambda first, last: np.concatenate(
-        [rows(int(row), int(row) + 1) for row in vocabulary[first:last]]
-    )
+def _by_row(rows: Rows, own: NDArray[np.intp], unit: int) -> Rows:
+    """Some rows, each run of neighbours at once; of rows that can be read together only, whole units."""
+
+    def picked(first: int, last: int) -> NDArray[np.generic]:
+        chosen = own[first:last]
+        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1)
+        found = [rows(int(run[0]), int(run[-1]) + 1) for run in runs]
+        assert not any(len(run) % unit or run[0] % unit for run in runs), "experts do not divide into blocks"
+        return np.concatenate(found)
+
+    return picked

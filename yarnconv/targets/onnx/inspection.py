@@ -25,6 +25,7 @@ from yarnconv.targets.inspection.rope_findings import (
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.observed import ObservedRope, claimed_context, maker, observe
 from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.softmax_reading import with_softmax
 from yarnconv.targets.record import RECORD_KEY, read_record, recorded_claims, recorded_request
 
 MODEL_CONFIG = "config.json"
@@ -191,7 +192,7 @@ def carried_groups(found: tuple[ObservedRope, ...], claims: tuple[Claims, ...]) 
 
 def inspect_onnx(model: OnnxModel, references: tuple[Claims, ...] = ()) -> Inspected:
     """What it carries. Raises BadInput for a graph that cannot be walked."""
-    found = tuple(sorted(observe(model), key=_is_main))
+    found = with_softmax(model, tuple(sorted(observe(model), key=_is_main)))
     pairs = next((len(t.observation.inv_freq) for rope in found for t in rope.buckets), 1)
     own = _own_claims(model, pairs)
     groups = carried_groups(found, (*references, *own))

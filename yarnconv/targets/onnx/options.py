@@ -9,8 +9,10 @@ from yarnconv.targets.onnx.weights import FLOAT_TYPES, ElementType
 DTYPES = (*FLOAT_TYPES, *SCHEMES)
 
 
-# that stay floats: what decides between experts, their biases, and what latent attention is absorbed by
-NEVER = frozenset({"router", "shared_router", "experts_gate_up_bias", "experts_down_bias", "key_value_up"})
+# of what is computed in float32 whatever the graph's type: what decides between experts, and sinks
+FLOAT32_ROLES = frozenset({"router", "router_bias", "router_correction", "shared_router", "sinks"})
+# that no scheme quantises: these, biases of experts, and what latent attention is absorbed by
+NEVER = FLOAT32_ROLES | {"experts_gate_up_bias", "experts_down_bias", "key_value_up"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

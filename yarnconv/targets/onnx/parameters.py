@@ -44,10 +44,15 @@ class Parameters:
         """Whether the model has such a tensor."""
         return (role, layer) in self._sources
 
-    def _linked(self, name: str, source: TensorRef, element: ElementType | None = None) -> str:
+    def _links(self, name: str, source: TensorSource) -> bool:
+        """Whether a tensor stays in the checkpoint's file, where it is one of that name."""
+        return self._options.link_weights and isinstance(source, TensorRef) and source.name == name
+
+    def _linked(self, name: str, source: TensorSource, element: ElementType | None = None) -> str:
         """A tensor in the checkpoint's own file; the runtime converts it, once, where the dtypes differ.
         element: the type it is wanted in, None for what the graph computes in.
         """
+        assert isinstance(source, TensorRef)
         wanted = element or self._element
         tensor = LinkedTensor(
             name=name,
@@ -66,7 +71,7 @@ class Parameters:
             name, source = self._sources[role, layer]
             self._values[role, layer] = (
                 self._linked(name, source)
-                if self._options.link_weights and isinstance(source, TensorRef)
+                if self._links(name, source)
                 else self._graph.tensor(as_it_lies(name, source, self._element))
             )
         return self._values[role, layer]
@@ -75,7 +80,7 @@ class Parameters:
         """A small tensor in float32, whatever the graph computes in; asked for once."""
         name, source = self._sources[role, layer]
         wide = FLOAT_TYPES["fp32"]
-        if self._options.link_weights and isinstance(source, TensorRef):
+        if self._links(name, source):
             return self._linked(name, source, wide)
         return self._graph.tensor(as_it_lies(name, source, wide))
 
@@ -83,7 +88,7 @@ class Parameters:
         """X times a matrix, both float32, whatever the graph computes in: what decides is not rounded."""
         name, source = self._sources[role, layer]
         wide = FLOAT_TYPES["fp32"]
-        if self._options.link_weights and isinstance(source, TensorRef):
+        if self._links(name, source):
             matrix = self._graph.node("Transpose", self._linked(name, source, wide), perm=[1, 0])
         else:
             matrix = self._graph.tensor(transposed(name, source, wide))
@@ -97,9 +102,8 @@ class Parameters:
             pairs = [quantised(name, source, scheme, self._element) for name, source in named]
             codes, scales = (graph.tensor(side_by_side(kind)) for kind in zip(*pairs, strict=True))
             return graph.node("DequantizeLinear", codes, scales, **scheme.attributes)
-        files = [(name, source) for name, source in named if isinstance(source, TensorRef)]
-        if self._options.link_weights and len(files) == len(named) and len(files[0][1].shape) == 2:
-            linked = [self._linked(name, source) for name, source in files]
+        if all(self._links(name, source) and len(source.shape) == 2 for name, source in named):
+            linked = [self._linked(name, source) for name, source in named]
             whole = graph.node("Concat", *linked, axis=0) if len(linked) > 1 else linked[0]
             return graph.node("Transpose", whole, perm=[1, 0])
         return graph.tensor(side_by_side([transposed(*one, self._element) for one in named]))

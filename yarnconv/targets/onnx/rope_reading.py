@@ -11,7 +11,9 @@ from yarnconv.targets.onnx.attention_reading import read_attention
 from yarnconv.targets.onnx.files import CONFIG_FILE
 from yarnconv.targets.onnx.layers import nodes_between
 from yarnconv.targets.onnx.reader import OnnxModel
+from yarnconv.targets.onnx.rope import lay_out_tables
 from yarnconv.targets.onnx.rope_comparison import Rotation, Rotations, compare_rope
+from yarnconv.targets.onnx.softmax_reading import read_scales
 
 SOFTCAP_ROUNDING = 2.0**-20  # of a number of the config in float32
 
@@ -105,6 +107,29 @@ def _compare_scores(plan: ConversionPlan, model: OnnxModel) -> Iterator[FactComp
             )
 
 
+def _compare_softmax(plan: ConversionPlan, model: OnnxModel, max_context: int) -> Iterator[FactComparison]:
+    """What latent attention multiplies scores by, which depends on the factor."""
+    for group in plan.rope.groups:
+        for index in group.layers:
+            attention = plan.description.layers[index].attention
+            if attention.latent is None or not group.buckets:
+                continue
+            layout = lay_out_tables(group, plan.rope.original_context, max_context)
+            multipliers = dict.fromkeys(tables.softmax_multiplier for tables in layout.buckets)
+            wanted = [attention.scale * multiplier for multiplier in multipliers]
+            found = read_scales(model, index) or ()
+            yield FactComparison(
+                key=f"scale of the scores of layer {index}",
+                expected=", ".join(map(_said, wanted)),
+                found=", ".join(map(_said, found)) or "none",
+                agrees=len(found) == len(wanted)
+                and all(
+                    math.isclose(one, other, rel_tol=SOFTCAP_ROUNDING)
+                    for one, other in zip(found, wanted, strict=True)
+                ),
+            )
+
+
 def _said(number: float | bool | None) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
@@ -151,5 +176,6 @@ def compare_metadata(plan: ConversionPlan, model: OnnxModel, max_context: int) -
     return (
         *compare_rope(plan.rope, plan.description, rotations, model.tensors, max_context),
         *_compare_scores(plan, model),
+        *_compare_softmax(plan, model, max_context),
         *_compare_client(plan, model, max_context),
     )

@@ -21,6 +21,7 @@ from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.card import model_card
 from yarnconv.targets.onnx.decoder import build_decoder
+from yarnconv.targets.onnx.experts import cost_notes
 from yarnconv.targets.onnx.external_data import data_bytes, pieces
 from yarnconv.targets.onnx.files import CARD_FILE, CONFIG_FILE, DATA_FILE, MODEL_FILE
 from yarnconv.targets.onnx.genai import copy_tokenizer, genai_config
@@ -119,6 +120,7 @@ def _notes(plan: ConversionPlan, options: GraphOptions) -> tuple[str, ...]:
         notes.append("The checkpoint's files are hard-linked: who changes them in place changes this model.")
         if any(b.source.dtype != options.element.dtype for b in plan.bindings):
             notes.append(f"The runtime converts what is linked to {options.element.name} when it loads it.")
+    notes += cost_notes(plan.description, options.element.bits)
     if options.dialect == "ort-cuda" and options.element.name == "FLOAT":
         notes.append("CUDA's GroupQueryAttention takes fp16 and bf16; in fp32 it runs on the CPU.")
     return tuple(notes)

@@ -21,8 +21,9 @@ from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.checkpoint.sources import ColumnTensor, PickedTensor, TensorSource, load, row_count
 from yarnconv.plan import ConversionPlan
 from yarnconv.targets.onnx.external_data import ExternalTensor
+from yarnconv.targets.onnx.options import FLOAT32_ROLES
 from yarnconv.targets.onnx.quantisation import INT4, INT4_BLOCK, SCHEMES, quantised, quantised_rows
-from yarnconv.targets.onnx.weights import ElementType, as_matrix, matrix_shape
+from yarnconv.targets.onnx.weights import FLOAT_TYPES, ElementType, as_matrix, matrix_shape
 
 ALIGNED = 8  # bytes; rows are looked for where they begin on such a boundary
 ROW_STEP = 4  # rows of two-byte values lie so far apart on it
@@ -48,6 +49,7 @@ class Sought:
     source: TensorSource
     fused: tuple[int, ...] = ()
     adds_one: bool = False
+    in_float32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +88,22 @@ def sought_weights(plan: ConversionPlan) -> tuple[Sought, ...]:
         fused: tuple[int, ...] = ()
         if expected.layer is not None:
             layer = model.layers[expected.layer]
-            attention, width = layer.attention, layer.attention.head_dim
+            attention, width, latent = layer.attention, layer.attention.head_dim, layer.attention.latent
             few = attention.key_value_heads * width
-            fused = {
+            parts: dict[str, tuple[int, ...]] = {
                 "query_key_value": (attention.heads * width, few, few),
                 "gate_up": (expected.shape[0] // 2,) * 2,
-            }.get(expected.role.removesuffix("_bias"), ())
+            }
+            if latent is not None:
+                parts["key_value_down"] = latent.rank, latent.rotary_dim
+                parts["key_value_up"] = attention.heads * (latent.plain_dim, latent.value_dim)
+            fused = parts.get(expected.role.removesuffix("_bias"), ())
         adds_one = model.norms_add_one and expected.role.endswith("_norm")
         source = as_matrix(expected.role, binding.source)
-        found.append(Sought(name=expected.name, source=source, fused=fused, adds_one=adds_one))
+        wide = expected.role in FLOAT32_ROLES
+        found.append(
+            Sought(name=expected.name, source=source, fused=fused, adds_one=adds_one, in_float32=wide)
+        )
     return tuple(found)
 
 
@@ -238,9 +247,10 @@ def find_weights(
     element: the type that the engine computes in. dtype: of its matrices. file: let go of afterwards.
     """
     sought = [one for one in tensors if one.source.shape and one.source.shape[-1] >= SHORTEST_ROW]
-    whole: dict[str, TensorSource] = {one.name: one.source for one in sought}
-    found = dict.fromkeys(whole, False)
-    found |= dict.fromkeys(_in_some_form(file, whole, element, dtype), True)
+    found = dict.fromkeys((one.name for one in sought), False)
+    for in_float32, own, stored in ((False, element, dtype), (True, FLOAT_TYPES["fp32"], "")):
+        whole = {one.name: one.source for one in sought if one.in_float32 == in_float32}
+        found |= dict.fromkeys(_in_some_form(file, whole, own, stored), True)
     missing = [one for one in sought if not found[one.name]]
     apart = {one.name: dict(_matrices(one)) for one in missing if one.fused}
     every = {name: source for inside in apart.values() for name, source in inside.items()}

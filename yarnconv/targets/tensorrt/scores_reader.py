@@ -103,7 +103,10 @@ class ScoresReader:
 
     def _alike(self, parts: list[Any]) -> Iterator[float | Any]:
         """What parts of heads that stand side by side are multiplied with, all by the same."""
-        found = [math.prod(f if isinstance(f, float) else math.nan for f in self._factors(p)) for p in parts]
+        found = [
+            math.prod((f if isinstance(f, float) else math.nan for f in self._factors(part)), start=1.0)
+            for part in parts
+        ]
         yield found[0] if found and len(set(found)) == 1 else math.nan
 
     def _of_number(self, layer: Layer, operation: str, number: float) -> Iterator[float]:

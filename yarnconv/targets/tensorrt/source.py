@@ -24,6 +24,7 @@ from yarnconv.targets.check_workflow import WORKFLOW_FILE
 from yarnconv.targets.destination import kept_places
 from yarnconv.targets.digest import file_digest
 from yarnconv.targets.onnx.decoder import build_decoder
+from yarnconv.targets.onnx.experts import cost_notes
 from yarnconv.targets.onnx.external_data import data_bytes, lay_out, pieces
 from yarnconv.targets.onnx.files import DATA_FILE as ONNX_DATA_FILE
 from yarnconv.targets.onnx.files import TABLES_FILE
@@ -139,7 +140,7 @@ def from_checkpoint(plan: ConversionPlan, options: GraphOptions, name: str) -> S
     graph = build_decoder(plan, options)
     made = data_bytes(graph.tensors)
     converted = sorted({FLOAT_DTYPES[tensor.element] for tensor in graph.linked} - {options.element.dtype})
-    notes = []
+    notes = list(cost_notes(plan.description, options.element.bits))
     if converted:
         note = f"TensorRT converts the checkpoint's {' and '.join(converted)} to {options.element.dtype}"
         faster = ": the checkpoint's own --dtype builds in half the time."

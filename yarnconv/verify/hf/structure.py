@@ -4,7 +4,7 @@ weights in float32, against the model that the plan describes.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarnconv.checkpoint.floats import to_float32
-from yarnconv.plan import ConversionPlan
+from yarnconv.checkpoint.sources import load
+from yarnconv.errors import BadInput
+from yarnconv.model.tensors import EXPERT_ROLES
+from yarnconv.plan import ConversionPlan, sources_of
 from yarnconv.progress import Advance
 from yarnconv.rope.scaling import DynamicNtk, LongRope, Scaling, Unscaled, is_dynamic
 from yarnconv.rope.tables import Float32Array, RopeTables, buckets, frozen_scalings, ntk_base
 from yarnconv.verify.case import kept_vocabulary
 from yarnconv.verify.computing import LazyWeights, held, shape_of, writable
+from yarnconv.verify.experts import kept_experts, rows_of, with_experts
 from yarnconv.verify.hf.case import Case
 from yarnconv.verify.passages import Passage, make_passages
 from yarnconv.verify.reference import TransformersModel, read_directory_config
@@ -43,27 +47,51 @@ FLOAT32_ROUNDING = 2.0**-24  # of a frequency: both sides compute them alike
 VOCABULARY_ROLES = frozenset({"token_embedding", "output_head"})
 
 
-def _weights(case: Case, layers: int, vocabulary: NDArray[np.intp] | None) -> Mapping[str, Float32Array]:
-    """The artefact's own, of its first layers, by the checkpoint's names. vocabulary: rows to keep of the
-    embedding and the head, None for all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What is kept of an artefact: its first layers, of the vocabulary and the experts those that are named;
+    None for all.
     """
-    kept = [b.expected for b in case.plan.bindings if b.expected.layer is None or b.expected.layer < layers]
-    shapes = {one.name: one.shape for one in kept}
-    cut = {one.name for one in kept if one.role in VOCABULARY_ROLES and vocabulary is not None}
-    if vocabulary is not None:
-        shapes |= {name: (len(vocabulary), shapes[name][1]) for name in cut}
+
+    layers: int
+    vocabulary: NDArray[np.intp] | None = None
+    experts: NDArray[np.intp] | None = None
+
+    def of(self, role: str) -> NDArray[np.intp] | None:
+        """Of a tensor of this role, by its first dimension."""
+        if role in VOCABULARY_ROLES:
+            return self.vocabulary
+        return self.experts if role in EXPERT_ROLES else None
+
+
+def _weights(case: Case, kept: _Kept) -> Mapping[str, Float32Array]:
+    """The artefact's own, by the checkpoint's names."""
+    sources = sources_of(case.plan, case.artefact)
+    expected = {
+        one.name: one
+        for one in (binding.expected for binding in case.plan.bindings)
+        if one.layer is None or one.layer < kept.layers
+    }
+    cut = {name: kept.of(one.role) for name, one in expected.items()}
+    shapes = {
+        name: one.shape if (rows := cut[name]) is None else (len(rows), *one.shape[1:])
+        for name, one in expected.items()
+    }
 
     def make(name: str) -> Float32Array:
-        tensor = case.artefact.tensors[name]
-        values = tensor.load()
-        return writable(to_float32(values[vocabulary] if name in cut else values, tensor.dtype))
+        source, rows = sources[name], cut[name]
+        values = load(source) if rows is None else rows_of(source, rows)
+        return writable(to_float32(values, source.dtype))
 
     return held(LazyWeights(shapes, make), case.options.computing)
 
 
-def _loaded(case: Case, weights: Mapping[str, Float32Array], layers: int) -> TransformersModel:
-    """What transformers makes of the artefact's config.json. Raises RuntimeRefused where it makes nothing."""
-    plan = case.plan
+def _loaded(
+    case: Case, plan: ConversionPlan, weights: Mapping[str, Float32Array], layers: int
+) -> TransformersModel:
+    """What transformers makes of the artefact's config.json. plan: with as many experts as the weights are
+    of. Raises RuntimeRefused where it makes nothing.
+    """
     vocab_size, _ = shape_of(weights, plan.family.tensors["token_embedding"])
     try:
         with tempfile.TemporaryDirectory(prefix="yarnconv-check-") as directory:
@@ -77,16 +105,16 @@ def _loaded(case: Case, weights: Mapping[str, Float32Array], layers: int) -> Tra
         raise RuntimeRefused(f"transformers does not load it ({type(error).__name__}: {said})") from None
 
 
-def _run(case: Case, weights: Mapping[str, Float32Array], layers: int) -> Run:
+def _run(case: Case, plan: ConversionPlan, weights: Mapping[str, Float32Array], layers: int) -> Run:
     """One model for all passages; afresh for each where its frequencies follow what it was asked before."""
     scaled_by_length = is_dynamic(case.plan.rope.main) or _says_dynamic(case)
 
     def run(passages: Sequence[Passage], advance: Advance) -> list[Float32Array]:
-        model, found = _loaded(case, weights, layers), []
+        model, found = _loaded(case, plan, weights, layers), []
         for passage in passages:
             found.append(model.logits(passage))
             if scaled_by_length:
-                model = _loaded(case, weights, layers)
+                model = _loaded(case, plan, weights, layers)
             advance(1)
         return found
 
@@ -135,11 +163,10 @@ def _passages(case: Case, tokens: NDArray[np.int64], **sizes: int) -> tuple[Pass
 
 
 def _unusable(case: Case) -> str | None:
-    for binding in case.plan.bindings:
-        found = case.artefact.tensors.get(binding.expected.name)
-        if found is None or found.shape != binding.expected.shape:
-            how = "is missing" if found is None else "has another shape"
-            return f"{binding.expected.name} {how}"
+    try:
+        sources_of(case.plan, case.artefact)
+    except BadInput as error:
+        return error.what
     return None
 
 
@@ -148,10 +175,12 @@ def judge_structure(case: Case) -> Judged:
     if (problem := _unusable(case)) is not None:
         return Judged(verdict=Verdict(outcome="not_judged", reason=problem))
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
-    weights = _weights(case, case.layers, vocabulary)
+    experts = kept_experts(case.plan)
+    plan = with_experts(case.plan, experts)
+    weights = _weights(case, _Kept(layers=case.layers, vocabulary=vocabulary, experts=experts))
     scaling_of = partial(_scaling_at, case.plan.rope.main)
     references = References(
-        case.plan,
+        plan,
         weights,
         layers=case.layers,
         scaling_of=scaling_of,
@@ -159,7 +188,7 @@ def judge_structure(case: Case) -> Judged:
     )
     try:
         evidence = compare_all(
-            _run(case, weights, case.layers),
+            _run(case, plan, weights, case.layers),
             references,
             _passages(case, np.searchsorted(vocabulary, case.tokens).astype(np.int64)),
             _sharpness_of(case.plan),
@@ -183,7 +212,8 @@ def run_as_is(case: Case) -> AsIs:
     layers = len(case.plan.description.layers)
 
     def run(passages: Sequence[Passage], advance: Advance) -> Sequence[Float32Array]:
-        return _run(case, _weights(case, layers, None), layers)(passages, advance)
+        weights = _weights(case, _Kept(layers=layers))
+        return _run(case, case.plan, weights, layers)(passages, advance)
 
     return as_is(
         run,

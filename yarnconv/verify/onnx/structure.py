@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yarnconv.artifact import check_free_space
 from yarnconv.errors import NotJudged
@@ -20,6 +21,7 @@ from yarnconv.targets.onnx.layers import difference, read_layers
 from yarnconv.targets.onnx.placement import StoredWeight
 from yarnconv.verify.case import kept_vocabulary, layer_kinds
 from yarnconv.verify.compare import Sharpness
+from yarnconv.verify.experts import kept_experts, with_experts
 from yarnconv.verify.onnx.case import Case
 from yarnconv.verify.passages import Passage, Tokens, make_passages
 from yarnconv.verify.reference import Reference
@@ -134,12 +136,23 @@ def numbers_beyond_the_tables(case: Case, run: Run, tokens: Tokens) -> str | Non
     return None
 
 
+def _kept_experts(case: Case, weights: Mapping[str, StoredWeight]) -> NDArray[np.intp] | None:
+    """Which a copy keeps; all where blocks of codes reach from one expert into the next."""
+    mixture = case.plan.description.mixture
+    units = {weight.stored.unit for weight in weights.values()}
+    if mixture is None or any(mixture.intermediate_size % unit for unit in units):
+        return None
+    return kept_experts(case.plan)
+
+
 def _judge_in(case: Case, directory: Path) -> Judged:
     """Write the float32 copy and hold what ONNX Runtime makes of it against the references."""
     weights = _usable_weights(case)
     vocabulary = kept_vocabulary(case.tokens, case.plan.description.vocab_size, case.options.seed)
     tokens = np.searchsorted(vocabulary, case.tokens).astype(np.int64)
-    copy = FloatCopy(case.plan, case.artefact, weights, layers=case.layers, vocabulary=vocabulary)
+    experts = _kept_experts(case, weights)
+    plan = with_experts(case.plan, experts)
+    copy = FloatCopy(plan, case.artefact, weights, layers=case.layers, vocabulary=vocabulary, experts=experts)
     if untaken := copy.untaken:
         return Judged(verdict=Verdict(outcome="fails", reason=f"nothing in the graph takes {untaken[0]}"))
     fix = "Free some space, set TMPDIR to another place, or lower --layers."
@@ -148,7 +161,7 @@ def _judge_in(case: Case, directory: Path) -> Judged:
         path = copy.write(directory, advance)
     run = _run(case, path)
     written, computing = copy.written_weights(directory), case.options.computing
-    references = References(case.plan, written, layers=case.layers, computing=computing)
+    references = References(plan, written, layers=case.layers, computing=computing)
     evidence = compare_all(
         run,
         references,
