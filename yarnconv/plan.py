@@ -151,15 +151,17 @@ def _stacked(
             what = f"{names[0]} is there, and {name} is missing"
             raise BadInput(what, where=str(checkpoint.directory), fix="The checkpoint is incomplete.")
         first = parts[0] if parts else part
-        if (part.dtype, part.shape[-1:]) != (first.dtype, first.shape[-1:]):
+        if (part.dtype, part.shape) != (first.dtype, first.shape):
             differ = f"{name} is {part.dtype} {list(part.shape)}, "
             differ += f"and {names[0]} {first.dtype} {list(first.shape)}"
             raise BadInput(differ, where=part.refs[0].file.path.name)
         parts.append(part)
-    if len(parts) == 1:
+    # of a misshapen part its own shape is what is wrong, and not the whole's
+    own, count = parts[0].shape, len(parts)
+    is_whole = len(own) == 2 and (count * own[0], own[1]) == (row_count(expected.shape), expected.shape[-1])
+    shape = expected.shape if is_whole else own if count == 1 else (count, *own)
+    if shape == own:
         return parts[0]
-    rows = sum(row_count(part.shape) for part in parts)
-    shape = expected.shape if rows == row_count(expected.shape) else (rows, *parts[0].shape[-1:])
     return StackedTensor(name=expected.name, shape=shape, parts=tuple(parts))
 
 

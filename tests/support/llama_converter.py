@@ -3,7 +3,8 @@
 It recognises tokenizers by the hash of what they make of a fixed text, so that every model would need a real
 vocabulary of 100 thousand tokens and more. RoPE does not depend on it: the files say `none` and how many.
 
-As a script, argv[1] is the source tree; each line on stdin is a checkpoint's directory and a file to write.
+As a script, argv[1] is the source tree; each line on stdin is a checkpoint's directory, a file to write and
+its type.
 """
 
 import subprocess
@@ -22,9 +23,9 @@ class LlamaConverter:
             text=True,
         )
 
-    def convert(self, directory: Path, destination: Path) -> Path:
-        """The checkpoint in float32, as that converter understands it."""
-        self._process.stdin.write(f"{directory}\t{destination}\n")
+    def convert(self, directory: Path, destination: Path, outtype: str = "f32") -> Path:
+        """The checkpoint, in float32 if nothing is asked, as that converter understands it."""
+        self._process.stdin.write(f"{directory}\t{destination}\t{outtype}\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline().strip()
         assert answer == "done", answer or "the converter ended"
@@ -58,8 +59,8 @@ def _serve(source):
     find, converter.get_model_class = converter.get_model_class, model_class
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        directory, destination = line.rstrip("\n").split("\t")
-        sys.argv = ["convert", directory, "--outtype", "f32", "--outfile", destination]
+        directory, destination, outtype = line.rstrip("\n").split("\t")
+        sys.argv = ["convert", directory, "--outtype", outtype, "--outfile", destination]
         try:
             converter.main()
         except (Exception, SystemExit) as error:

@@ -13,6 +13,7 @@ from yarnconv.errors import BadInput
 
 WHERE = "config.json: quantization_config"
 FP8_FACTORS = "_scale_inv"  # behind the name of a weight
+FACTOR_DTYPES = ("F32", "BF16")  # DeepSeek's, and Qwen's
 MXFP4_CODES, MXFP4_EXPONENTS = "_blocks", "_scales"
 LARGEST_BLOCK = 2**16
 
@@ -57,8 +58,9 @@ def _fp8(codes: TensorRef, factors: TensorRef, block_size: tuple[int, int]) -> F
     if len(codes.shape) != 2:
         raise _misshapen(codes, "and FP8 weights are matrices")
     wanted = tuple(-(-n // size) for n, size in zip(codes.shape, block_size, strict=True))
-    if factors.shape != wanted or factors.dtype != "F32":
-        raise _misshapen(factors, f"{factors.dtype}, and {codes.name} needs F32 {list(wanted)}")
+    if factors.shape != wanted or factors.dtype not in FACTOR_DTYPES:
+        named = " or ".join(FACTOR_DTYPES)
+        raise _misshapen(factors, f"{factors.dtype}, and {codes.name} needs {named} {list(wanted)}")
     return Fp8Tensor(codes=codes, factors=factors, block_size=block_size)
 
 
@@ -82,5 +84,10 @@ def find_source(
         return _fp8(ref, factors, quantisation.block_size)
     if ref is None and quantisation.method == "mxfp4":
         codes, exponents = (tensors.get(name + end) for end in (MXFP4_CODES, MXFP4_EXPONENTS))
-        return None if codes is None or exponents is None else _mxfp4(name, codes, exponents)
+        if codes is None or exponents is None:
+            if (only := codes or exponents) is None:
+                return None
+            missing = MXFP4_EXPONENTS if exponents is None else MXFP4_CODES
+            raise BadInput(f"{only.name} is there, and {name}{missing} is missing", where=only.file.path.name)
+        return _mxfp4(name, codes, exponents)
     return ref

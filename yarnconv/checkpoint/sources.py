@@ -157,7 +157,7 @@ class ColumnTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Tensor:
     """E4M3 codes [out, in] with a factor for each square block (DeepSeek-V3, arXiv:2412.19437, section 3.3):
-    float32 values, exact.
+    float32 values, of one rounding.
     """
 
     codes: TensorRef
@@ -188,16 +188,19 @@ class Fp8Tensor:
         """Dequantised."""
         import numpy as np
 
+        from yarnconv.checkpoint.floats import to_float32
+
         height, width = self.block_size
         values = _from_e4m3(_read_rows(self.codes, rows, columns))
-        factors = self.factors.load()
+        factors = to_float32(self.factors.load(), self.factors.dtype)
         of = np.arange(self.shape[0])[rows] // height
         first = 0
-        for last in (*(np.flatnonzero(np.diff(of)) + 1), len(of)):  # rows of one block have the same factors
-            if first < last:
-                repeated = np.repeat(factors[of[first]], width)[: self.shape[1]]
-                values[first:last] *= np.asarray(repeated[columns], np.float32)
-            first = last
+        with np.errstate(over="ignore"):
+            for last in (*(np.flatnonzero(np.diff(of)) + 1), len(of)):  # rows of one block have the same ones
+                if first < last:
+                    repeated = np.repeat(factors[of[first]], width)[: self.shape[1]]
+                    values[first:last] *= repeated[columns]
+                first = last
         return values
 
 
@@ -241,7 +244,8 @@ class Mxfp4Tensor:
         begin, end = first // MXFP4_BLOCK, -(-last // MXFP4_BLOCK)
         codes, exponents = codes[:, begin:end], exponents[:, begin:end]
         halves = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(*exponents.shape, MXFP4_BLOCK)
-        values = np.ldexp(_e2m1()[halves], (exponents.astype(np.int32) - LEAST_EXPONENT)[..., None])
+        with np.errstate(over="ignore"):  # exponents that no number has
+            values = np.ldexp(_e2m1()[halves], (exponents.astype(np.int32) - LEAST_EXPONENT)[..., None])
         bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         offset = begin * MXFP4_BLOCK
         return bits.reshape(len(bits), -1)[:, first - offset : last - offset : step]

@@ -1,12 +1,13 @@
 """The weights verdict: whether an artefact's tensors are the checkpoint's, as well as their type can say.
 
 Float types are held value by value to their own rounding, and so are codes with a scale that are floats
-themselves. Block types are held block by block and tensor by tensor to bounds that stand above what ggml's
-quantisers were seen to do to eleven distributions of weights, with and without an importance matrix, and
-below what a block of other weights shows (1.0 and more); and value by value to their own block's step, from
-which rounding stays half a step away but for a few. So weights that were fine-tuned or scaled by a few per
-cent are noticed too. `python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot
-hold fail: all but zero in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
+themselves; MXFP4 of a checkpoint in MXFP4 is held to the very values. Other block types are held block by
+block and tensor by tensor to bounds that stand above what ggml's quantisers were seen to do to eleven
+distributions of weights, with and without an importance matrix, and below what a block of other weights shows
+(1.0 and more); and value by value to their own block's step, from which rounding stays half a step away but
+for a few. So weights that were fine-tuned or scaled by a few per cent are noticed too.
+`python -m tests.bench.quantisation` prints the measurement. Weights that a type cannot hold fail: all but
+zero in nineteen of twenty places (Q2_K, IQ3_S), or of three values (Q4_0, Q5_0, Q3_K).
 """
 
 from collections.abc import Iterator, Sequence
@@ -123,9 +124,11 @@ def beyond_rounding(found: Float32Array, source: Float32Array, steps: Float32Arr
 class WeightJudge:
     """Adds up the differences of one tensor and keeps the first thing that its type does not explain."""
 
-    def __init__(self, stored_as: str, block: int) -> None:
+    def __init__(self, stored_as: str, block: int, *, exact: bool = False) -> None:
+        """exact: whether the source's values are of the very same type, so that none may differ."""
         self._type = stored_as
         self._block = block
+        self._exact = exact
         self._squared_error = self._squared_source = 0.0
         self._stepped = self._beyond = 0
         self.judged = 0
@@ -133,14 +136,16 @@ class WeightJudge:
 
     @property
     def _has_blocks(self) -> bool:
-        return self._type in BLOCK_TYPES
+        return self._type in BLOCK_TYPES and not self._exact
 
     def _unexplained(
         self, found: Float32Array, source: Float32Array, steps: Float32Array | None
     ) -> NDArray[np.intp]:
         """Indices of values (of blocks, for a block type) that the type does not explain."""
         error = np.abs(found.astype(np.float64) - source)
-        if self._type in FLOAT_TYPES:
+        if self._exact:
+            bad = found != source
+        elif self._type in FLOAT_TYPES:
             relative, absolute = FLOAT_TYPES[self._type]
             bad = ~(error <= relative * np.abs(source) + absolute)
         elif self._type in CODE_TYPES:
@@ -194,7 +199,7 @@ class WeightJudge:
 
     def conclude(self) -> None:
         """Hold the whole tensor against its type."""
-        if self.problem is not None or self._type in FLOAT_TYPES:
+        if self.problem is not None or self._exact or self._type in FLOAT_TYPES:
             return
         rms = (self._squared_source / max(self.judged, 1)) ** 0.5
         if self._has_blocks:

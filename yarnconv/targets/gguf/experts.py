@@ -18,7 +18,6 @@ MOST_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 GROUP_BEST = 2  # by the sum of how many scores it chooses groups
 CLAMP = ClampedGate(alpha=1.702, limit=7.0)  # the only one that it computes
 GATING = {"softmax": 1, "sigmoid": 2}  # its `llama_expert_gating_func_type`
-Value = int | float | bool
 
 
 def leading_dense(model: ModelDescription) -> int:
@@ -110,32 +109,3 @@ def experts_refusals(model: ModelDescription, runtime: RuntimeArchitecture) -> I
     mlp = model.mixture
     if mlp is not None and runtime.experts is not None:
         yield from _mixture(mlp, runtime.experts, model.dense, whose)
-
-
-def expert_keys(
-    mlp: ExpertsDescription, runtime: RuntimeExperts
-) -> Iterator[tuple[str, Value, Value | None]]:
-    """(key, the model's value, what llama.cpp takes where it is left out) of a mixture; None: it must be
-    there, or is better so.
-    """
-    routing = mlp.routing
-    yield "expert_count", mlp.experts, None
-    yield "expert_used_count", routing.chosen, None
-    if routing.is_limited:
-        yield "expert_group_count", routing.groups, None
-        yield "expert_group_used_count", routing.chosen_groups, None
-    else:
-        yield "expert_group_count", 1, 1  # as none
-    if runtime.own_size:
-        yield "expert_feed_forward_length", mlp.intermediate_size, None
-    if runtime.shared == "counted":
-        shared = 0 if mlp.shared is None else mlp.shared.intermediate_size // mlp.intermediate_size
-        yield "expert_shared_count", shared, None
-    if runtime.shared == "gated" and mlp.shared is not None:
-        yield "expert_shared_feed_forward_length", mlp.shared.intermediate_size, None
-    if runtime.scaled:
-        yield "expert_weights_scale", routing.scale, None
-    if runtime.normalised is None:
-        yield "expert_weights_norm", routing.normalised, None
-    if runtime.scores is None:
-        yield "expert_gating_func", GATING[routing.scores], None

@@ -6,8 +6,8 @@ type, and two layers show it as well as eighty.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -55,12 +55,14 @@ def _shortened(packed: bytes, layers: int, all_layers: int) -> bytes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """What a copy keeps of an artefact: its first layers, entries of the vocabulary and experts, in order;
-    they become 0, 1, ... experts: None for all.
+    they become 0, 1, ... experts: None for all. told: whole numbers by their keys that it has besides, where
+    the artefact has none: what llama.cpp knows of the artefact by its depth.
     """
 
     layers: int
     vocabulary: NDArray[np.intp]
     experts: NDArray[np.intp] | None = None
+    told: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, tensor: StoredTensor) -> NDArray[np.intp] | None:
         """Which entries of a tensor's first dimension; None for all."""
@@ -89,6 +91,9 @@ def _metadata(artefact: GgufFile, kept: Kept) -> Metadata:
     metadata.uint32(f"{architecture}.vocab_size", len(kept.vocabulary))
     if kept.experts is not None:
         metadata.uint32(f"{architecture}.expert_count", len(kept.experts))
+    for key, value in kept.told.items():
+        if key not in metadata.packed:
+            metadata.uint32(key, value)
     metadata.string("tokenizer.ggml.model", "no_vocab")
     return metadata
 

@@ -30,14 +30,22 @@ def write_general(
     runtime: RuntimeArchitecture,
     file_type: TensorType,
     parameters: int,
+    expert_parameters: int,
 ) -> None:
-    """What kind of file this is."""
+    """What kind of file this is. parameters: of the whole model. expert_parameters: of all its experts'
+    matrices: llama.cpp's converter names a mixture by how many there are and what one of them needs.
+    """
     import gguf
+
+    mixture = plan.description.mixture
+    experts = 0 if mixture is None else mixture.experts
+    one = expert_parameters // max(experts, 1)
 
     metadata.string("general.architecture", runtime.name)
     metadata.string("general.type", "model")
     metadata.string("general.name", model_name(plan.checkpoint.directory))
-    metadata.string("general.size_label", gguf.size_label(parameters, parameters, 0, 0))
+    label = gguf.size_label(parameters, parameters - expert_parameters, one, experts)
+    metadata.string("general.size_label", label)
     metadata.uint32("general.file_type", FILE_TYPES[file_type])
     metadata.uint32("general.quantization_version", QUANTIZATION_VERSION)
 

@@ -83,6 +83,13 @@ class TensorPlacement:
         """Whether its rows are single values: of a norm, a bias or the like."""
         return len(self.shape) == 1 or self.binding.expected.role.endswith("_bias")
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a file's tensor is of its shape. Ones in front say nothing there: llama.cpp's converter has
+        a matrix of one row for the gate of a shared expert.
+        """
+        own, other = (s[next((i for i, n in enumerate(s) if n != 1), len(s)) :] for s in (self.shape, shape))
+        return own == other
+
     @property
     def source(self) -> TensorSource:
         """Its values before heads are interleaved and anything is added, of as many rows as it has."""

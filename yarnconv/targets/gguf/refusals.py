@@ -80,6 +80,9 @@ def _block(layer: LayerDescription, runtime: RuntimeArchitecture) -> Iterator[In
         yield Inexpressible(
             f"{whose} loads no bias of the attention output", where="config.json: attention_bias"
         )
+    if runtime.output_bias == "always" and not attention.output_bias:
+        what = f"{whose} wants a bias of the attention output"
+        yield Inexpressible(what, where="config.json: attention_bias")
     if attention.softcap is None and runtime.attention_softcap:
         yield Inexpressible(f"{whose} caps scores always", where="config.json: attn_logit_softcapping")
     if attention.softcap is not None and not runtime.attention_softcap:
@@ -123,9 +126,10 @@ def _latent(model: ModelDescription, runtime: RuntimeArchitecture) -> Iterator[I
     if attention.pairing != runtime.pairing:
         what = f"{whose} rotates pairs of neighbours, not halves"
         yield Inexpressible(what, where="config.json: rope_interleave")
-    if latent.query_rank is not None and len(model.layers) in runtime.lite_at:
+    if latent.query_rank is not None and runtime.is_lite(len(model.layers), model.vocab_size):
         yield Inexpressible(
-            f"{whose} makes queries without a latent vector in a model of {len(model.layers)} layers",
+            f"{whose} makes queries without a latent vector in a model of {len(model.layers)} layers"
+            f" and {model.vocab_size} vocabulary entries",
             where="config.json: q_lora_rank",
         )
 

@@ -42,7 +42,7 @@ class RuntimeExperts:
     """How an architecture computes a mixture of experts (`build_moe_ffn`). A router's bias, the experts' own
     and clamped gates are there together, or not at all: `clamped`.
 
-    scores: what it makes of the router's logits; None: as `expert_gating_func` says.
+    scores: what it makes of the router's logits; None: as `expert_gating_func` says, usual_scores without.
     normalised: whether it divides the scores of the chosen by their sum; None: as `expert_weights_norm` says.
     scaled: reads `expert_weights_scale`. correction: loads a bias that counts in choosing, or must.
     leading_dense: reads `leading_dense_block_count`; else every layer has experts.
@@ -54,6 +54,7 @@ class RuntimeExperts:
 
     scores: Literal["softmax", "sigmoid"] | None
     normalised: bool | None
+    usual_scores: Literal["softmax", "sigmoid"] = "softmax"
     scaled: bool = False
     correction: Literal["never", "either", "always"] = "never"
     leading_dense: bool = False
@@ -73,7 +74,7 @@ class RuntimeArchitecture:
     norms, query_key_norm: those that its block has, as in the description; the latter it may do without where
         query_key_norm_optional.
     fused_gate_up: wants gate and up as one matrix, as its ffn_up.
-    output_bias, mlp_bias: loads the biases of the attention output and of the MLP.
+    output_bias, mlp_bias: loads the biases of the attention output and of the MLP; "always": must.
     head_size_free: the query heads may span more or less than the hidden size.
     partial_rotary: may rotate less than whole heads.
     activation: the one MLP activation its graph is built with, by transformers' name.
@@ -90,7 +91,8 @@ class RuntimeArchitecture:
     query_growth: reads attention.temperature_scale.
     sinks: wants a tensor of attention sinks in every layer.
     experts: how it mixes them; None where it does not. latent: computes multi-head latent attention.
-    lite_at: the numbers of layers at which it makes queries of latent attention without a latent vector.
+    lite_at: the numbers of layers at which it makes queries of latent attention without a latent vector, and
+        the size that the vocabulary has then; None for any.
     mlp_norm: what the norm before the MLP is called.
     """
 
@@ -100,7 +102,7 @@ class RuntimeArchitecture:
     query_key_norm: Literal["head", "projection"] | None = None
     query_key_norm_optional: bool = False
     fused_gate_up: bool = False
-    output_bias: bool = False
+    output_bias: bool | Literal["always"] = False
     mlp_bias: bool = False
     head_size_free: bool = True
     partial_rotary: bool = False
@@ -118,7 +120,7 @@ class RuntimeArchitecture:
     sinks: bool = False
     experts: RuntimeExperts | None = None
     latent: bool = False
-    lite_at: frozenset[int] = frozenset()
+    lite_at: tuple[tuple[int, int | None], ...] = ()
     mlp_norm: str = "ffn_norm"
 
     def attention_scale(self, model: ModelDescription, layers: int) -> float:
@@ -127,6 +129,10 @@ class RuntimeArchitecture:
         if layers == self.scale_of_hidden_at:
             return 1.0 / math.sqrt(model.hidden_size // attention.heads)
         return 1.0 / math.sqrt(attention.projected_head_dim)
+
+    def is_lite(self, layers: int, vocab_size: int) -> bool:
+        """Whether it makes queries of latent attention without a latent vector, whatever the file says."""
+        return any(layers == count and size in {None, vocab_size} for count, size in self.lite_at)
 
     def windows_at(self, layers: int) -> RuntimeWindows | None:
         """How it knows which of so many layers have a window; None where it reads none."""
@@ -175,6 +181,7 @@ ARCHITECTURES = {
             mlp_norm="post_attention_norm",
             experts=RuntimeExperts(
                 scores=None,
+                usual_scores="sigmoid",
                 normalised=None,
                 scaled=True,
                 correction="always",
@@ -187,7 +194,7 @@ ARCHITECTURES = {
             name="deepseek2",
             pairing="interleaved",
             latent=True,
-            lite_at=frozenset({26, 27}),
+            lite_at=((26, None), (27, None), (48, 128256)),
             experts=RuntimeExperts(
                 scores=None,
                 normalised=None,
@@ -200,7 +207,7 @@ ARCHITECTURES = {
         RuntimeArchitecture(
             name="gpt-oss",
             pairing="half",
-            output_bias=True,
+            output_bias="always",
             windows=RuntimeWindows(full_every=2, optional=False),
             output_head="own",
             sinks=True,

@@ -18,6 +18,7 @@ from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES
 from yarnconv.targets.gguf.file_format import BLOCKS, Metadata, TensorType
+from yarnconv.targets.gguf.float_copy import EXPERT_TENSOR
 from yarnconv.targets.gguf.launch import key_shift_warning
 from yarnconv.targets.gguf.layered_rope import layered_encodings
 from yarnconv.targets.gguf.metadata import write_general, write_model, write_provenance
@@ -166,6 +167,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     notes = [*_architecture_note(plan, runtime), *notes]
     file_type = _file_type(tensors)
     parameters = sum(prod(tensor.shape) for tensor in tensors)
+    of_experts = sum(prod(t.shape) for t in tensors if EXPERT_TENSOR.fullmatch(t.name) and len(t.shape) > 2)
     made = {tensor.name: tensor.values for tensor in made_tensors(plan, runtime)}
     tensors = [*map(_made, rope.tensors.items()), *tensors, *map(_made, made.items())]
     if rope.note is not None:
@@ -175,7 +177,7 @@ def prepare(plan: ConversionPlan, options: GgufOptions) -> GgufJob:
     if (warning := key_shift_warning(plan.rope)) is not None:
         notes.append(warning)
     metadata = Metadata()
-    write_general(metadata, plan, runtime, file_type, parameters)
+    write_general(metadata, plan, runtime, file_type, parameters, of_experts)
     write_model(metadata, plan, runtime, rope)
     write_vocabulary(
         metadata,

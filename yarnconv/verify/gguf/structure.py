@@ -11,6 +11,7 @@ import numpy as np
 from yarnconv.artifact import check_free_space
 from yarnconv.rope.scaling import LongRope
 from yarnconv.rope.tables import Float32Array
+from yarnconv.targets.gguf.block_keys import QUERY_RANK
 from yarnconv.targets.gguf.blocks import separate_heads
 from yarnconv.targets.gguf.float_copy import VOCABULARY_TENSORS, Kept, copy_bytes, write_float_copy
 from yarnconv.targets.gguf.placement import TensorPlacement, placements
@@ -84,7 +85,7 @@ def _run(case: Case, path: Path) -> Run:
 def _unusable_tensor(case: Case) -> str | None:
     for place in case.places:
         stored = case.artefact.tensors.get(place.name)
-        if stored is None or stored.shape != place.shape:
+        if stored is None or not place.fits(stored.shape):
             return f"{place.name} is missing" if stored is None else f"{place.name} has another shape"
     for name in VOCABULARY_TENSORS & case.artefact.tensors.keys():
         if case.artefact.tensors[name].shape[0] != case.plan.description.vocab_size:
@@ -134,7 +135,8 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     used = case.artefact.scalar(f"{case.runtime.name}.expert_used_count", int, 0)
     experts = kept_experts(case.plan, used)
     plan = with_experts(case.plan, experts)
-    kept = Kept(layers=case.layers, vocabulary=vocabulary, experts=experts)
+    told = {f"{case.runtime.name}.{QUERY_RANK}": 0} if _is_lite(case) else {}
+    kept = Kept(layers=case.layers, vocabulary=vocabulary, experts=experts, told=told)
     size = copy_bytes(case.artefact, kept)
     check_free_space(path, size, "Free some space, set TMPDIR to another place, or lower --layers.")
     with case.progress.stage("Writing a float32 copy", size, is_bytes=True) as advance:
@@ -156,9 +158,21 @@ def _judge_in(case: Case, directory: Path) -> Judged:
     return judge_evidence(evidence, references, always_diagnose=always, progress=case.progress)
 
 
+def _is_lite(case: Case) -> bool:
+    """Whether llama.cpp knows by the artefact's depth that no latent vector makes its queries."""
+    return case.runtime.is_lite(case.all_layers, case.plan.description.vocab_size)
+
+
 def _depth_that_matters(case: Case) -> str | None:
     """Why a copy of the first layers is not the model cut short, where it is not."""
     model, runtime = case.plan.description, case.runtime
+    latent = model.layers[0].attention.latent
+    # of no vocabulary that tells anything: a copy's is smaller
+    if latent is not None and latent.query_rank is not None and runtime.is_lite(case.layers, 0):
+        return (
+            f"llama.cpp's {runtime.name} architecture makes queries without a latent vector in a model of "
+            f"{case.layers} layers, as a copy would be: ask for another number of --layers"
+        )
     if runtime.windows_at(case.all_layers) != runtime.windows_at(case.layers):
         return (
             f"llama.cpp's {runtime.name} architecture knows of windows by the number of layers, and takes "
