@@ -459,16 +459,15 @@ def test_fixture_checkpoint(yarnconv, tmp_path):
 def test_float_copy_is_what_the_gguf_package_makes(artefacts, tmp_path):
     """Our copy against one made without our code, tensor by tensor."""
     from tests.support.llama_runtime import dequantised_copy
-    from yarnconv.targets.gguf.float_copy import write_float_copy
+    from yarnconv.targets.gguf.float_copy import Kept, write_float_copy
     from yarnconv.targets.gguf.reader import open_gguf
 
     path = artefacts("llama", "q4_k_m", "--factor", "4")
     dequantised_copy(path, tmp_path / "theirs.gguf")
     kept = np.array([0, 3, 511])
     with open_gguf(path) as artefact:
-        write_float_copy(
-            artefact, tmp_path / "ours.gguf", layers=2, vocabulary=kept, advance=lambda done: None
-        )
+        own = Kept(layers=2, vocabulary=kept)
+        write_float_copy(artefact, tmp_path / "ours.gguf", own, lambda done: None)
     ours = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "ours.gguf").tensors}
     theirs = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "theirs.gguf").tensors}
     assert ours.keys() == {name for name in theirs if not name.startswith("blk.2.")}

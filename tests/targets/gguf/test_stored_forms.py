@@ -206,7 +206,11 @@ def test_layers_that_predict_several_tokens_are_skipped(family, copied, convert,
         return change
 
     rewrite(extra, with_layer(2))
-    assert convert(plain).read_bytes() == convert(extra).read_bytes()
+    one, other = convert(plain), convert(extra)
+    assert same_tensors(one, other) == set()
+    keys, more = facts(one)[0], facts(other)[0]
+    assert {key for key in keys | more if keys.get(key) != more.get(key)} == {"yarnconv.plan"}
+    assert "tensors of layers that predict further tokens" in more["yarnconv.plan"][1]
     rewrite(extra, with_layer(3))  # one more than num_nextn_predict_layers says
     code, _, stderr = yarnconv("gguf", extra, "-o", tmp_path / "not.gguf")
     assert code == 2
