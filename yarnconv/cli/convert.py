@@ -65,6 +65,7 @@ def convert_to_gguf(
         outtype=gguf.parse_outtype(outtype if quantisation is None else "auto"),
         pre=pre,
         split_max_size=split_max_size,
+        keeps_codes=quantisation is None,
         workers=processors(),
     )
     started = time.perf_counter()

@@ -47,11 +47,14 @@ def parse_outtype(text: str) -> OutType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufOptions:
-    """pre: llama.cpp's pre-tokenizer, None to recognise it. split_max_size: bytes per file."""
+    """pre: llama.cpp's pre-tokenizer, None to recognise it. split_max_size: bytes per file. keeps_codes:
+    whether codes that llama.cpp has a type for stay what they are; its quantiser takes none.
+    """
 
     outtype: OutType = "auto"
     pre: str | None = None
     split_max_size: int | None = None
+    keeps_codes: bool = True
     workers: int = 1
 
 
@@ -90,12 +93,13 @@ IN_FLOAT32 = frozenset({"router", "shared_router"})
 KEEP_MXFP4 = frozenset({"auto", "q8_0"})
 
 
-def _tensor_type(placement: TensorPlacement, outtype: OutType) -> TensorType:
+def _tensor_type(placement: TensorPlacement, options: GgufOptions) -> TensorType:
     # llama.cpp computes with norms and biases in float32 and wants them stored so.
     source = placement.binding.source
     if placement.is_column or placement.binding.expected.role in IN_FLOAT32:
         return TensorType.F32
-    if isinstance(source, Mxfp4Tensor) and outtype in KEEP_MXFP4:
+    outtype = options.outtype
+    if isinstance(source, Mxfp4Tensor) and options.keeps_codes and outtype in KEEP_MXFP4:
         return TensorType.MXFP4
     if outtype == "auto" and source.refs[0].dtype == "F8_E4M3":
         return TensorType.BF16  # which such models are computed in; float32 would be four times the codes
@@ -112,7 +116,7 @@ def _output_tensors(
         tensor = OutputTensor(
             name=placement.name,
             shape=placement.shape,
-            tensor_type=_tensor_type(placement, options.outtype),
+            tensor_type=_tensor_type(placement, options),
             source=placement.source,
             interleave_heads=placement.interleave_heads,
             added=placement.added,

@@ -7,7 +7,7 @@ from pathlib import Path
 from yarnconv.artifact import termination_as_interrupt
 from yarnconv.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from yarnconv.checkpoint.json_files import MEBIBYTE, read_bytes
-from yarnconv.errors import BadInput
+from yarnconv.checkpoint.quantised import read_quantisation
 from yarnconv.progress import Progress, Silent
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope_plan import plan_rope
@@ -42,8 +42,7 @@ def _record(artefact: Path) -> str | None:
 
 def _check_config(artefact: Checkpoint) -> None:
     """Refuse what is no model of ours: only what has been checked reaches transformers."""
-    if artefact.config.get("quantization_config"):
-        raise BadInput("the artefact is quantised", where="config.json: quantization_config")
+    read_quantisation(artefact.config)
     if refusals := part_refusals(artefact.config):
         raise refusals[0]
     plan_rope(artefact.config, RopeRequest(use_profile=False))
