@@ -39,6 +39,13 @@ def distributions(generator):
     yield "sparse", normal((ROWS, WIDTH)) * (generator.random((ROWS, WIDTH)) < 0.05)
     yield "far from zero", np.abs(normal((ROWS, WIDTH))) + 3
     yield "ternary", generator.integers(-1, 2, (ROWS, WIDTH)).astype(np.float64)
+    # what a checkpoint in MXFP4 holds: eight magnitudes, and a power of two for each 32 values
+    grid = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    codes = grid[np.abs(normal((ROWS, WIDTH)) * 2.5).astype(int).clip(0, 7)] * generator.choice(
+        [-1, 1], (ROWS, WIDTH)
+    )
+    powers = 2.0 ** generator.integers(-2, 3, (ROWS, WIDTH // 32, 1))
+    yield "MXFP4 codes", (codes.reshape(ROWS, WIDTH // 32, 32) * powers).reshape(ROWS, WIDTH)
 
 
 def ggml_quantiser():
@@ -84,8 +91,8 @@ class Weights:
     def shape(self):
         return self.values.shape
 
-    def load(self):
-        return self.values
+    def block(self, rows, columns=slice(None)):
+        return self.values[rows, columns]
 
 
 def int4_errors(values):
@@ -118,7 +125,7 @@ def add_row(table, name, explained, found):
 
 def main():
     quantise = ggml_quantiser()
-    table = Table(title="relative error of ggml's types over eleven distributions, with and without imatrix")
+    table = Table(title="relative error of ggml's types over twelve distributions, with and without imatrix")
     for heading in (
         "type",
         *("worst block", "in", "bound"),

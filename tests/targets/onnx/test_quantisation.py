@@ -26,8 +26,8 @@ class Matrix:
         self._values = np.ascontiguousarray(values, np.float32)
         self.shape = self._values.shape
 
-    def load(self):
-        return self._values
+    def block(self, rows, columns=slice(None)):
+        return self._values[rows, columns]
 
 
 def normal(generator):
