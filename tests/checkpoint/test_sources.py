@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from yarnconv.checkpoint.codes import Fp8Tensor, Mxfp4Tensor
 from yarnconv.checkpoint.floats import to_float32
 from yarnconv.checkpoint.safetensors_file import open_safetensors
 from yarnconv.checkpoint.sources import (
     ColumnTensor,
-    Fp8Tensor,
-    Mxfp4Tensor,
     PickedTensor,
     StackedTensor,
     TurnedTensor,

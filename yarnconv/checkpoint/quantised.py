@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yarnconv.checkpoint.codes import MXFP4_BLOCK, Fp8Tensor, Mxfp4Tensor
 from yarnconv.checkpoint.safetensors_file import TensorRef
-from yarnconv.checkpoint.sources import MXFP4_BLOCK, Fp8Tensor, Mxfp4Tensor, TensorSource
+from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.errors import BadInput
 
 WHERE = "config.json: quantization_config"

@@ -2,7 +2,7 @@
 
 Float types are held value by value to their own rounding, and so are codes with a scale that are floats
 themselves; MXFP4 of a checkpoint in MXFP4 is held to the very values. Other block types are held block by
-block and tensor by tensor to bounds that stand above what ggml's quantisers were seen to do to eleven
+block and tensor by tensor to bounds that stand above what ggml's quantisers were seen to do to twelve
 distributions of weights, with and without an importance matrix, and below what a block of other weights shows
 (1.0 and more); and value by value to their own block's step, from which rounding stays half a step away but
 for a few. So weights that were fine-tuned or scaled by a few per cent are noticed too.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from yarnconv.artifact import check_free_space
+from yarnconv.checkpoint.codes import Mxfp4Tensor
 from yarnconv.checkpoint.hub import model_name
-from yarnconv.checkpoint.sources import Mxfp4Tensor
 from yarnconv.checkpoint.tokenizer import read_tokenizer
 from yarnconv.errors import one_of
 from yarnconv.plan import ConversionPlan

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.codes import Mxfp4Tensor
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, Rows, to_float32
 from yarnconv.checkpoint.safetensors_file import TensorRef
-from yarnconv.checkpoint.sources import Mxfp4Tensor, TensorSource, leaves, row_count
+from yarnconv.checkpoint.sources import TensorSource, leaves, row_count
 from yarnconv.progress import Advance
 from yarnconv.targets.gguf.blocks import SOURCE_TYPES, convert_rows, interleave_heads, mxfp4_rows
 from yarnconv.targets.gguf.file_format import (

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.checkpoint.codes import Mxfp4Tensor
 from yarnconv.checkpoint.floats import Rows, to_float32
-from yarnconv.checkpoint.sources import Mxfp4Tensor, TensorSource, load, row_count, take
+from yarnconv.checkpoint.sources import TensorSource, load, row_count, take
 from yarnconv.targets.gguf.blocks import interleave_heads
 from yarnconv.targets.gguf.file_format import BLOCKS, TensorType
 from yarnconv.targets.gguf.placement import MadeTensor, TensorPlacement
