@@ -16,6 +16,7 @@ FLOORS = {
     "rope": 0,
     "model": 1,
     "checkpoint": 2,
+    "binding": 3,
     "plan": 3,
     "rope_plan": 3,
     "artifact": 3,
@@ -32,6 +33,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
     ("rope", "errors"),
     ("plan", "rope_plan"),
+    ("plan", "binding"),
     ("rope_plan", "__init__"),
 }
 # What takes seconds to import, and the rooms that may.

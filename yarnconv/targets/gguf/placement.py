@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yarnconv.binding import TensorBinding
 from yarnconv.checkpoint.sources import ColumnTensor, PickedTensor, TensorSource, TurnedTensor
 from yarnconv.model.description import (
     AttentionDescription,
@@ -15,7 +16,7 @@ from yarnconv.model.description import (
     MlpDescription,
 )
 from yarnconv.model.tensors import ExpectedTensor
-from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.plan import ConversionPlan
 from yarnconv.targets.gguf.runtime import RuntimeArchitecture
 
 # llama.cpp's names (`LLM_TENSOR_NAMES`) by the roles of weights; a bias is named as its weight is

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yarnconv.binding import TensorBinding
 from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.errors import BadInput
-from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.plan import ConversionPlan
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.onnx.external_data import JOINT
 from yarnconv.targets.onnx.quantisation import (

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from yarnconv.artifact import check_free_space, staged_directory
+from yarnconv.binding import TensorBinding
 from yarnconv.checkpoint.hub import model_name
 from yarnconv.checkpoint.sources import files_of
 from yarnconv.errors import BadInput, Inexpressible, one_of
 from yarnconv.model.description import ExpertsDescription
-from yarnconv.plan import ConversionPlan, TensorBinding
+from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance
 from yarnconv.rope_plan import RopePlan
 from yarnconv.targets.beside import FileBeside
