@@ -57,7 +57,7 @@ def _is_leftover(name: str, family: Family, layers: int, tied: bool) -> bool:
     return False
 
 
-def _parts(checkpoint: Checkpoint, patterns: Sequence[str], layer: int | None, count: int) -> list[str]:
+def _parts(patterns: Sequence[str], layer: int | None, count: int) -> list[str]:
     """The names of what a tensor is stored as: of each expert in turn, where it is stored by expert."""
     names = [pattern.replace("{layer}", str(layer)) for pattern in patterns]
     if not any("{expert}" in name for name in names):
@@ -104,7 +104,7 @@ def _find(
         return TurnedTensor(of=source) if turned and is_file and len(source.shape) == 3 else source
     if (patterns := family.stored.get(expected.role)) is None:
         return None
-    names = _parts(checkpoint, patterns, expected.layer, expected.shape[0])
+    names = _parts(patterns, expected.layer, expected.shape[0])
     return _stacked(checkpoint, expected, names, quantisation)
 
 
@@ -137,10 +137,18 @@ def _bound(
     return TensorBinding(expected=expected, held=source)
 
 
-def is_beyond(name: str, layers: int, extra: int) -> bool:
-    """Whether a tensor is of one of the layers behind the model's."""
+def _layer_of(name: str) -> int | None:
     found = LAYER.match(name)
-    return found is not None and layers <= int(found[1]) < layers + extra
+    return None if found is None else int(found[1])
+
+
+def predicting_tensors(checkpoint: Checkpoint, layers: int, extra: int) -> frozenset[str]:
+    """The tensors of layers that predict further tokens, behind the model's; each has a projection of an
+    embedding beside a hidden state, by which it is known from a layer of a model whose config miscounts.
+    """
+    marked = {_layer_of(name) for name in checkpoint.tensors if name.endswith(".eh_proj.weight")}
+    beyond = {index for index in marked if index is not None and layers <= index < layers + extra}
+    return frozenset(name for name in checkpoint.tensors if _layer_of(name) in beyond)
 
 
 def bind_tensors(
@@ -161,9 +169,10 @@ def bind_tensors(
         _bound(checkpoint, family, expected, quantisation, layers)
         for expected in expected_tensors(family, description)
     ]
-    used = {ref.name for binding in bindings for ref in binding.source.refs}
+    used = predicting_tensors(checkpoint, layers, extra_layers)
+    used |= {ref.name for binding in bindings for ref in binding.source.refs}
     for name in checkpoint.tensors:
-        if name in used or is_beyond(name, layers, extra_layers):
+        if name in used:
             continue
         if not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(

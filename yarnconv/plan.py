@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yarnconv.binding import TensorBinding, bind_tensors, is_beyond
+from yarnconv.binding import TensorBinding, bind_tensors, predicting_tensors
 from yarnconv.checkpoint.checkpoint import Checkpoint
 from yarnconv.checkpoint.quantised import read_quantisation
 from yarnconv.checkpoint.safetensors_file import TensorRef
@@ -137,8 +137,10 @@ def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionP
     extra = family.structure.extra_layers
     extra_layers = counted(config, extra)
     layers = len(description.layers)
-    if beyond := sum(is_beyond(name, layers, extra_layers) for name in checkpoint.tensors):
-        warning = f"Left out: {beyond} tensors of layers that predict further tokens, behind the {layers}."
+    if beyond := predicting_tensors(checkpoint, layers, extra_layers):
+        warning = (
+            f"Left out: {len(beyond)} tensors of layers that predict further tokens, behind the {layers}."
+        )
         rope = replace(rope, warnings=(*rope.warnings, warning))
     return ConversionPlan(
         request=request,

@@ -36,6 +36,7 @@ METHODS = {
     "yarn attention factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5},
     "ntk-by-parts": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0},
     "yarn betas": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn with Kimi K2's betas": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0},
     "yarn untruncated": {"rope_type": "yarn", "factor": 32.0, "truncate": False},
     "yarn mscale pair": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.8, "mscale_all_dim": 0.5},
     "yarn equal mscales": {

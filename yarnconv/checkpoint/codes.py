@@ -55,8 +55,10 @@ class Fp8Tensor:
 
         height, width = self.block_size
         values = _from_e4m3(_read_rows(self.codes, rows, columns))
-        factors = to_float32(self.factors.load(), self.factors.dtype)
         of = np.arange(self.shape[0])[rows] // height
+        lowest = int(of[0]) if len(of) else 0
+        factors = self.factors.block(slice(lowest, int(of[-1]) + 1 if len(of) else 0))
+        factors, of = to_float32(factors, self.factors.dtype), of - lowest
         first = 0
         with np.errstate(over="ignore"):
             for last in (*(np.flatnonzero(np.diff(of)) + 1), len(of)):  # rows of one block have the same ones

@@ -18,7 +18,7 @@ from yarnconv.model.description import (
     QueryGrowth,
 )
 from yarnconv.model.experts import has_experts, read_experts
-from yarnconv.model.family import Family, JsonObject, Structure, Window, WithoutRope, text_part
+from yarnconv.model.family import LATENT_KEYS, Family, JsonObject, Structure, Window, WithoutRope, text_part
 from yarnconv.rope.scaling import MAXIMUM_CONTEXT
 from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
 
@@ -38,6 +38,8 @@ def with_defaults(family: Family, config: JsonObject) -> dict[str, Any]:
     is `layer_types`.
     """
     filled = dict(text_part(config))
+    if not family.structure.latent:  # of which RoPE is spelled otherwise; no class of theirs reads these
+        filled = {key: value for key, value in filled.items() if key not in LATENT_KEYS}
     for other, key in family.synonyms.items():
         if other in filled and key not in filled:
             filled[key] = filled.pop(other)

@@ -26,7 +26,8 @@ class LatentAttention:
 
     query_rank: of the latent vector that queries are made of, None where they are made directly. rank: of
     that of keys and values. plain_dim, rotary_dim: dimensions of a query or key head that do not rotate, and
-    that do, in this order. value_dim: of a value head.
+    that do, in this order. value_dim: of a value head. norm_epsilon: of the latent vectors' norms, which
+    transformers' classes take from no config.
     """
 
     query_rank: int | None
@@ -34,6 +35,7 @@ class LatentAttention:
     plain_dim: int
     rotary_dim: int
     value_dim: int
+    norm_epsilon: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,14 @@ def _routing(experts: Experts, config: JsonObject, count: int) -> Routing:
 def _shared(
     experts: Experts, config: JsonObject, intermediate_size: int, activation: str
 ) -> MlpDescription | None:
-    size = counted(config, experts.shared_count) * intermediate_size
+    count = counted(config, experts.shared_count)
+    if experts.shared_count is not None and not count:
+        raise BadInput(
+            f"{experts.shared_count} is {config.get(experts.shared_count)!r}, and models of this family have "
+            "an expert that all tokens take",
+            where=f"config.json: {experts.shared_count}",
+        )
+    size = count * intermediate_size
     if experts.shared_size is not None:
         size = whole_number(config, experts.shared_size)
     if not size:

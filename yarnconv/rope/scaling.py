@@ -141,10 +141,10 @@ class Yarn(_Extended):
         _check_positive("beta_fast", self.beta_fast, largest=1e6)
         _check_positive("beta_slow", self.beta_slow, largest=1e6)
         _require(
-            self.beta_fast > self.beta_slow,
+            self.beta_fast >= self.beta_slow,  # Kimi K2's are both 1
             "beta_fast",
             self.beta_fast,
-            f"above beta_slow ({self.beta_slow:g})",
+            f"at least beta_slow ({self.beta_slow:g})",
         )
         _require(self.theta > 1.0, "rope_theta", self.theta, "above 1 for YaRN")
         _require(isinstance(self.truncate, bool), "truncate", self.truncate, "true or false")

@@ -128,12 +128,15 @@ def head_dim(config: JsonObject) -> int:
 
 def _rotary_dim(config: JsonObject, parameters: JsonObject, where: str) -> int:
     """Dimensions of a head that rotate: MLA's own rope dimensions, or a share of head_dim."""
-    decoupled = _positions(config, "qk_rope_head_dim", "")
-    if decoupled is not None:
-        return decoupled
     share = _number(parameters, "partial_rotary_factor", where)
     if share is None:
         share = _number(config, "partial_rotary_factor", "")
+    decoupled = _positions(config, "qk_rope_head_dim", "")
+    if decoupled is not None:
+        if share not in {None, 1.0}:
+            what = f"partial_rotary_factor is {share!r}, and qk_rope_head_dim says how many dimensions rotate"
+            raise _fail("partial_rotary_factor", what)
+        return decoupled
     if share is not None and not 0.0 <= share <= 1.0:
         raise _fail("partial_rotary_factor", f"partial_rotary_factor is {share!r}, not a share from 0 to 1")
     return int(head_dim(config) * (1.0 if share is None else share))

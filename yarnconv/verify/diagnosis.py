@@ -88,7 +88,7 @@ def _tables(hypothesis: Hypothesis, passage: Passage, tables_of: TablesOf) -> Ro
 
 
 def _numbers(tables: RopeTables) -> list[float]:
-    return [*tables.inv_freq.tolist(), tables.attention_factor]
+    return [*tables.inv_freq.tolist(), tables.attention_factor, tables.softmax_multiplier]
 
 
 class _Distinct:

@@ -56,6 +56,8 @@ REMEDIES = {
     "by-parts": "The plan has another method: write its type, or give --method yarn if that is meant.",
     "temperature-missing": "The frequencies are right and the temperature is not there: write the attention "
     "factor, or fold it into the tables; for frequencies alone give --method ntk-by-parts.",
+    "softmax-factor-missing": "Multiply the scale of the scores by (0.1 mscale_all_dim ln s + 1)^2 as well "
+    "(llama.cpp: yarn_log_multiplier).",
     "temperature-twice": "llama.cpp computes attn_factor x (1 + 0.1 ln s): its key takes the quotient of the "
     "temperature and that term, not the temperature. Tables take it once, on cos and on sin.",
     "temperature-relogged": "The key takes the temperature itself, which is computed from the factor "
@@ -191,6 +193,10 @@ def _methods(main: Scaling) -> Iterator[Hypothesis]:
 def _temperatures(main: Scaling) -> Iterator[Hypothesis]:
     """The plan's frequencies at another temperature."""
     tables = buckets(main)
+    if any(one.softmax_multiplier != 1.0 for one in tables):
+        text = f"the scores lack the factor of latent attention ({tables[-1].softmax_multiplier:.6g})"
+        bare = tuple(replace(one, softmax_multiplier=1.0) for one in tables)
+        yield Hypothesis(code="softmax-factor-missing", explanation=text, rope=bare)
     if all(one.attention_factor == 1.0 for one in tables):
         return
 
@@ -302,6 +308,8 @@ def _elsewhere(plan: ConversionPlan) -> Iterator[Hypothesis]:
         text = "layers that have a sliding window see everything before them"
         yield Hypothesis(code="window-dropped", explanation=text, rope=main, windows=False)
     both: tuple[tuple[Rows, str], ...] = (("separated", "adjacent pairs"), ("interleaved", "halves"))
+    if plan.description.layers[0].attention.latent is not None:
+        both = ()  # what rotates is the end of a head, by no matrix that has its own name
     for rows, pairs in both:
         text = f"dimensions are rotated in {pairs}, which the model's are not"
         yield Hypothesis(code="wrong-pairing", explanation=text, rope=main, rows=rows, norms=True)

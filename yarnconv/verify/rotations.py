@@ -29,6 +29,8 @@ class Rotations:
 
     def __init__(self, model: Any) -> None:
         self._modules = [m for m in model.modules() if any(True for _ in _frequencies(m))]
+        # of latent attention the factor acts on the scale of the scores, too
+        self._latent = [m for m in model.modules() if hasattr(m, "kv_lora_rank") and hasattr(m, "scaling")]
         assert self._modules, "the model has no frequencies"
 
     def freeze(self) -> None:
@@ -74,21 +76,28 @@ class Rotations:
 
     @contextmanager
     def exchanged(self, tables: RopeTables) -> Iterator[None]:
-        """While entered, the extended layers rotate by other tables, which are static."""
+        """While entered, the extended layers of a model that is not scaled rotate by other tables, which are
+        static.
+        """
         import torch
 
         kept = [(buffer, buffer.clone()) for buffer in self._buffers(extended=True)]
         names = (f"{EXTENDED_LAYER_TYPE}_{SCALING}", SCALING)
         places = [(m, next(name for name in names if hasattr(m, name))) for m in self._modules]
         factors = [getattr(module, name) for module, name in places]
+        scales = [module.scaling for module in self._latent]
         try:
             with torch.inference_mode():  # longrope's second set is made in it
                 for buffer, _ in kept:
                     buffer.copy_(torch.from_numpy(tables.inv_freq))
             for module, name in places:
                 setattr(module, name, tables.attention_factor)
+            for module, scale in zip(self._latent, scales, strict=True):
+                module.scaling = scale * tables.softmax_multiplier
             yield
         finally:
+            for module, scale in zip(self._latent, scales, strict=True):
+                module.scaling = scale
             for (module, name), factor in zip(places, factors, strict=True):
                 setattr(module, name, factor)
             with torch.inference_mode():

@@ -123,7 +123,7 @@ def block_keys(model: ModelDescription, runtime: RuntimeArchitecture) -> list[Bl
         default = 0.0 if runtime.logit_softcap == "by key" else None
         cap = model.logit_softcap or 0.0
         found.append(BlockKey(name="final_logit_softcapping", value=cap, default=default))
-    if runtime.query_growth:
+    if runtime.query_growth or runtime.latent:
         beta = 0.0 if attention.query_growth is None else attention.query_growth.beta
         found.append(BlockKey(name="attention.temperature_scale", value=beta, default=0.0))
     found += _experts(model, runtime)

@@ -91,7 +91,7 @@ def _mixture(
             where="config.json: swiglu_alpha, swiglu_limit",
         )
     kind = None if mlp.shared is None else "gated" if mlp.shared_gate else "counted"
-    if kind != runtime.shared and not (kind is None and runtime.shared_optional):
+    if kind != runtime.shared:
         kinds = {
             None: "no shared expert",
             "gated": "a shared expert with a gate of its own",

@@ -25,7 +25,7 @@ from yarnconv.targets.gguf.file_format import (
     pack_header,
     tensor_bytes,
 )
-from yarnconv.targets.gguf.reader import GgufFile, StoredTensor
+from yarnconv.targets.gguf.reader import PREDICTING, GgufFile, StoredTensor
 
 BLOCK_VALUES = 2**20  # dequantised at once
 # Tensors with a row (a value, of a bias) per entry of the vocabulary.
@@ -83,7 +83,7 @@ def _metadata(artefact: GgufFile, kept: Kept) -> Metadata:
     all_layers = artefact.scalar(f"{architecture}.block_count", int, layers)
     metadata = Metadata()
     for key, packed in artefact.packed.items():
-        if key.startswith(_DROPPED_PREFIXES) or key in _DROPPED_KEYS:
+        if key.startswith(_DROPPED_PREFIXES) or key in {*_DROPPED_KEYS, f"{architecture}.{PREDICTING}"}:
             continue
         own = key.startswith(f"{architecture}.")
         metadata.packed[key] = _shortened(packed, layers, all_layers) if own else packed

@@ -35,6 +35,7 @@ READABLE_VERSIONS = (2, 3)
 MAXIMUM_HEADER = 2**28  # bytes; the largest vocabularies take a tenth of it
 MAXIMUM_KEY = 2**16 - 1  # bytes; the format's own limit
 MAXIMUM_NAME = 1024  # characters of a tensor's name; ggml has 64
+PREDICTING = "nextn_predict_layers"  # behind an architecture's name
 MAXIMUM_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 SMALLEST_PAIR = 8 + 4 + 1  # bytes: an empty key, a type, a value of one byte
 SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
@@ -208,6 +209,12 @@ class GgufFile:
     def files(self) -> tuple[MappedFile, ...]:
         """The mapped files."""
         return tuple(part.file for part in self.parts)
+
+    @property
+    def predicting_layers(self) -> int:
+        """How many of its blocks, the last ones, are none of the model's but predict further tokens."""
+        count: int = self.scalar(f"{self.architecture}.{PREDICTING}", int, 0)
+        return count
 
     def value(self, key: str, default: Any = None) -> Any:
         """The value of a key: a Python scalar, string or list."""

@@ -123,6 +123,13 @@ def _latent(model: ModelDescription, runtime: RuntimeArchitecture) -> Iterator[I
     if attention.query_key_value_bias:
         what = f"{whose} loads no biases of latent attention"
         yield Inexpressible(what, where="config.json: attention_bias")
+    if not same(latent.norm_epsilon, model.norm_epsilon):
+        yield Inexpressible(
+            f"{whose} has one epsilon for all norms, {model.norm_epsilon:g}, and those of the latent vectors "
+            f"have {latent.norm_epsilon:g}, whatever config.json says",
+            where="config.json: rms_norm_eps",
+            fix="Write another target, which has both.",
+        )
     if attention.pairing != runtime.pairing:
         what = f"{whose} rotates pairs of neighbours, not halves"
         yield Inexpressible(what, where="config.json: rope_interleave")

@@ -175,7 +175,7 @@ def compare_metadata(
     )
     dimensions = {
         f"{name}.context_length": plan.rope.target_context,
-        f"{name}.block_count": len(plan.description.layers),
+        f"{name}.block_count": len(plan.description.layers) + artefact.predicting_layers,
     }
     rotary_key, finetuned_key = f"{name}.rope.dimension_count", f"{name}.rope.scaling.finetuned"
     if rotary_key in artefact.packed:  # left out, it is the head's size, as is the plan's

@@ -61,7 +61,6 @@ class RuntimeExperts:
     optional: bool = False
     own_size: bool = True
     shared: Literal["counted", "gated"] | None = None
-    shared_optional: bool = False
     clamped: bool = False
 
 
@@ -187,7 +186,6 @@ ARCHITECTURES = {
                 correction="always",
                 leading_dense=True,
                 shared="counted",
-                shared_optional=True,
             ),
         ),
         RuntimeArchitecture(

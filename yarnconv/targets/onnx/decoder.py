@@ -21,7 +21,7 @@ from yarnconv.rope_plan import RopeGroup
 from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.experts import mixture
 from yarnconv.targets.onnx.graph import Dimension, Graph
-from yarnconv.targets.onnx.latent import Latent
+from yarnconv.targets.onnx.latent import LATENT_NORMS, Latent
 from yarnconv.targets.onnx.operators import OPERATORS, Operators, Slots
 from yarnconv.targets.onnx.options import GraphOptions
 from yarnconv.targets.onnx.parameters import Parameters
@@ -70,7 +70,10 @@ class _Decoder:
 
     def _norm(self, x: str, role: str, layer: int | None = None) -> str:
         graph, model = self._graph, self._plan.description
-        attributes: dict[str, Any] = {"axis": -1, "epsilon": model.norm_epsilon}
+        epsilon, latent = model.norm_epsilon, model.layers[0].attention.latent
+        if latent is not None and role in LATENT_NORMS:
+            epsilon = latent.norm_epsilon
+        attributes: dict[str, Any] = {"axis": -1, "epsilon": epsilon}
         if not model.norms_add_one:
             return graph.node("RMSNormalization", x, self._parameters.value(role, layer), **attributes)
         # As transformers does it: the weight, the one and their product in float32, rounded once at the end.

@@ -15,6 +15,7 @@ from yarnconv.model.description import AttentionDescription, LatentAttention
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.parameters import Parameters
 
+LATENT_NORMS = frozenset({"query_latent_norm", "key_value_latent_norm"})
 Norm = Callable[[str, str, int], str]  # a value, the weight's role, the layer
 Rotate = Callable[[str], str]
 

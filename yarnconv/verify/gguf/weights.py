@@ -66,6 +66,9 @@ def _wanted(placement: TensorPlacement, wrong: NDArray[np.intp] | None = None) -
     return _Matrix(source, order)
 
 
+MOST_PREDICTING = 16  # layers behind the model's, of which published models have one
+
+
 def _judge(
     stored: StoredTensor, wanted_rows: _Column | _Matrix, place: TensorPlacement, case: Case
 ) -> WeightJudge:
@@ -145,5 +148,8 @@ def judge_weights(case: Case) -> tuple[Verdict, list[TensorComparison]]:
     compared = _compare_all(case)
     known = {place.name for place in case.places} | {made.name for made in case.made}
     known |= {ROPE_FREQS, *LONGROPE_TENSORS}
-    surplus = case.artefact.tensors.keys() - known
+    layers = len(case.plan.description.layers)
+    beyond = range(layers, layers + min(case.artefact.predicting_layers, MOST_PREDICTING))
+    others = tuple(f"blk.{index}." for index in beyond)
+    surplus = {name for name in case.artefact.tensors.keys() - known if not name.startswith(others)}
     return conclude_weights(compared, sorted(surplus)), compared
