@@ -82,12 +82,10 @@ class StackedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PickedTensor:
-    """Some rows of another: those of the ranges, in their order."""
+class View:
+    """Values of another source, in another order or shape."""
 
-    shape: tuple[int, ...]
     of: TensorSource
-    ranges: tuple[range, ...]
 
     @property
     def name(self) -> str:
@@ -101,8 +99,16 @@ class PickedTensor:
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """As of what it picks from."""
+        """As of the other one."""
         return self.of.refs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedTensor(View):
+    """Some rows of another: those of the ranges, in their order."""
+
+    shape: tuple[int, ...]
+    ranges: tuple[range, ...]
 
     def runs(self, rows: range) -> Iterator[tuple[TensorSource, range]]:
         """Rows that stand together, and which of the other tensor's they are."""
@@ -120,30 +126,13 @@ class PickedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnTensor:
+class ColumnTensor(View):
     """The values of a small tensor, one below the other."""
-
-    of: TensorSource
-
-    @property
-    def name(self) -> str:
-        """In the checkpoint."""
-        return self.of.name
-
-    @property
-    def dtype(self) -> str:
-        """As stored."""
-        return self.of.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In values."""
         return prod(self.of.shape), 1
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """As of the tensor."""
-        return self.of.refs
 
     def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
         """Of all its values."""
@@ -151,31 +140,14 @@ class ColumnTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnedTensor:
+class TurnedTensor(View):
     """The matrices of a tensor [n, in, out], each turned: [n, out, in]."""
-
-    of: TensorSource
-
-    @property
-    def name(self) -> str:
-        """In the checkpoint."""
-        return self.of.name
-
-    @property
-    def dtype(self) -> str:
-        """As stored."""
-        return self.of.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In values."""
         count, inputs, outputs = self.of.shape
         return count, outputs, inputs
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """As of what it turns."""
-        return self.of.refs
 
     def block(self, rows: slice, columns: slice = slice(None)) -> "Rows":
         """Of every matrix that the rows are of, its columns."""

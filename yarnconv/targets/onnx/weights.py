@@ -6,8 +6,7 @@ from math import prod
 import numpy as np
 
 from yarnconv.checkpoint.floats import NUMPY_DTYPES, Rows, convert_floats
-from yarnconv.checkpoint.safetensors_file import TensorRef
-from yarnconv.checkpoint.sources import TensorSource, row_count
+from yarnconv.checkpoint.sources import TensorSource, View, row_count
 from yarnconv.targets.onnx.external_data import PIECE_VALUES, ExternalTensor
 
 # A matrix is turned round in tiles: so many of its rows at once (a tile's cache lines then stay in the cache
@@ -32,31 +31,14 @@ FLOAT_TYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SideBySide:
+class SideBySide(View):
     """The matrices [out, in] of a tensor [n, out, in] side by side: [out, n in]."""
-
-    of: TensorSource
-
-    @property
-    def name(self) -> str:
-        """In the checkpoint."""
-        return self.of.name
-
-    @property
-    def dtype(self) -> str:
-        """As stored."""
-        return self.of.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In values."""
         count, outputs, inputs = self.of.shape
         return outputs, count * inputs
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """As of the tensor."""
-        return self.of.refs
 
     def block(self, rows: slice, columns: slice = slice(None)) -> Rows:
         """Of every matrix that the columns are of, its rows."""
