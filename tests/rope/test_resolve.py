@@ -179,7 +179,7 @@ def test_qwen3_profile():
         (PLAIN, {"factor": 4.0, "target_context": 65536}, "--factor, --target-context"),
         (PLAIN, {"method": "yarn"}, "--method"),
         (PLAIN, {"beta_fast": 64.0}, "rope options"),
-        (PLAIN, {"factor": 4.0, "beta_fast": 1.0}, "--beta-fast"),
+        (PLAIN, {"factor": 4.0, "beta_fast": 0.5}, "--beta-fast"),
         (PLAIN, {"factor": 4.0, "beta_fast": 1.5, "beta_slow": 2.0}, "--beta-fast"),
         (PLAIN, {"factor": 4.0, "beta_slow": 0.0}, "--beta-slow"),
         (PLAIN, {"factor": 4.0, "attention_factor": -1.0}, "--attention-factor"),

@@ -188,7 +188,7 @@ def test_unstated_original_context_is_pointed_out():
             "1e+99",
         ),
         (
-            {"rope_scaling": {"type": "yarn", **YARN, "beta_fast": 1.0}},
+            {"rope_scaling": {"type": "yarn", **YARN, "beta_fast": 0.5}},
             "rope_scaling.beta_fast",
             "beta_slow",
         ),
