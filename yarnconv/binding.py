@@ -169,16 +169,17 @@ def bind_tensors(
         _bound(checkpoint, family, expected, quantisation, layers)
         for expected in expected_tensors(family, description)
     ]
-    used = predicting_tensors(checkpoint, layers, extra_layers)
-    used |= {ref.name for binding in bindings for ref in binding.source.refs}
-    for name in checkpoint.tensors:
-        if name in used:
+    predicting = predicting_tensors(checkpoint, layers, extra_layers)
+    # by the names in the files, which differ from the text model's where another model wraps it
+    used = {ref.name for binding in bindings for ref in binding.source.refs}
+    for name, ref in checkpoint.tensors.items():
+        if ref.name in used or name in predicting:
             continue
         if not _is_leftover(name, family, layers, description.tied_embeddings):
             raise BadInput(
                 f"the tensor {name} is left over: nothing in a {family.model_type} model takes it",
-                where=checkpoint.tensors[name].file.path.name,
+                where=ref.file.path.name,
                 fix="A part of the model would be lost; it is not converted.",
             )
-    order = {name: number for number, name in enumerate(checkpoint.tensors)}
+    order = {ref.name: number for number, ref in enumerate(checkpoint.tensors.values())}
     return tuple(sorted(bindings, key=lambda binding: order[binding.source.refs[0].name]))

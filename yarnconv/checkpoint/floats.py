@@ -60,4 +60,6 @@ def convert_floats(rows: Rows, source: str, target: str) -> NDArray[np.generic]:
     if target == "F16":
         with np.errstate(over="ignore"):
             return values.astype(np.float16)
-    return _float32_to_bf16(values)
+    if target == "BF16":
+        return _float32_to_bf16(values)
+    raise ValueError(f"nothing here writes {target}")

@@ -12,7 +12,8 @@ from yarnconv.targets.gguf.blocks import convert_rows
 from yarnconv.targets.gguf.file_format import BLOCKS, TensorType
 from yarnconv.targets.gguf.metadata import FILE_TYPES
 
-WRITTEN = tuple(FILE_TYPES)
+# MXFP4 is of a checkpoint's own codes, never of floats
+WRITTEN = tuple(of for of in FILE_TYPES if of is not TensorType.MXFP4)
 
 
 def expected(values, target):
@@ -72,6 +73,11 @@ def test_from_every_float16(target):
 def test_any_finite_values(values, target):
     found = convert_rows(values, TensorType.F32, target)
     assert found.view(np.uint8).tobytes() == expected(values, target).tobytes()
+
+
+def test_floats_never_become_what_nothing_here_rounds_to():
+    with pytest.raises(ValueError, match="MXFP4"):
+        convert_rows(np.zeros((1, 32), dtype=np.float32), TensorType.F32, TensorType.MXFP4)
 
 
 def test_nan_stays_nan_in_bfloat16():
