@@ -71,7 +71,14 @@ def test_every_type(outtype, dtype, llama_cpp_source, yarnconv, tmp_path):
     assert_equal(*convert_both(directory, outtype, llama_cpp_source, yarnconv, tmp_path))
 
 
-@pytest.mark.parametrize("family", sorted(VOCABULARIES))
+# 100 s each: by default one family of each vocabulary
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(one, marks=() if one in {"llama", "qwen3"} else pytest.mark.slow)
+        for one in sorted(VOCABULARIES)
+    ],
+)
 def test_every_family_with_a_real_vocabulary(family, llama_cpp_source, yarnconv, tmp_path):
     pre = VOCABULARIES[family]
     directory = make_checkpoint(
