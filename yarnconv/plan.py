@@ -10,7 +10,7 @@ from typing import Any
 
 from yarnconv.binding import TensorBinding, bind_tensors, predicting_tensors
 from yarnconv.checkpoint.checkpoint import Checkpoint
-from yarnconv.checkpoint.quantised import read_quantisation
+from yarnconv.checkpoint.quantised import Quantisation, read_quantisation
 from yarnconv.checkpoint.safetensors_file import TensorRef
 from yarnconv.checkpoint.sources import TensorSource
 from yarnconv.errors import BadInput
@@ -88,11 +88,17 @@ def _ties_embeddings(checkpoint: Checkpoint, family: Family, description: ModelD
     )
 
 
+def _quantisation_of(checkpoint: Checkpoint) -> Quantisation:
+    """As config.json says it, or its part about the text model."""
+    configs = (checkpoint.config, text_part(checkpoint.config))
+    return read_quantisation(next((c for c in configs if c.get("quantization_config")), {}))
+
+
 def sources_of(plan: "ConversionPlan", checkpoint: Checkpoint) -> dict[str, TensorSource]:
     """Where another checkpoint of the plan's model holds each tensor, by the plan's names. Raises BadInput as
     `bind_tensors`.
     """
-    quantisation = read_quantisation(checkpoint.config)
+    quantisation = _quantisation_of(checkpoint)
     extra = counted(plan.config, plan.family.structure.extra_layers)
     bindings = bind_tensors(checkpoint, plan.family, plan.description, quantisation, extra)
     return {binding.expected.name: binding.source for binding in bindings}
@@ -128,14 +134,12 @@ def _text_tensors(checkpoint: Checkpoint) -> Checkpoint:
 def plan_conversion(checkpoint: Checkpoint, request: RopeRequest) -> ConversionPlan:
     """The whole plan of a checkpoint's conversion."""
     rope, description, family = plan_rope(checkpoint.config, request)
-    configs = (checkpoint.config, text_part(checkpoint.config))
-    quantisation = read_quantisation(next((c for c in configs if c.get("quantization_config")), {}))
+    quantisation = _quantisation_of(checkpoint)
     checkpoint = _text_tensors(checkpoint)
     tied = _ties_embeddings(checkpoint, family, description)
     description = replace(description, tied_embeddings=tied)
     config = with_defaults(family, checkpoint.config)
-    extra = family.structure.extra_layers
-    extra_layers = counted(config, extra)
+    extra_layers = counted(config, family.structure.extra_layers)
     layers = len(description.layers)
     if beyond := predicting_tensors(checkpoint, layers, extra_layers):
         warning = (
