@@ -111,42 +111,46 @@ FROM_ALL_GROUPS = without_keys("expert_group_count", "expert_group_used_count")
 LOGITS_ALONE = filled("ffn_gate_inp.bias")
 NO_SINKS = filled("attn_sinks.weight", NO_SINK)
 
+OF_EXPERTS = {
+    "takes one expert": TAKES_ONE,
+    "experts in other places": EXPERTS_MOVED,
+}
+# of scores that are corrected to choose by (DeepSeek-V3)
+OF_CORRECTED_SCORES = {
+    **OF_EXPERTS,
+    "no shared expert": NOTHING_SHARED,
+    "no correction": SCORES_ALONE,
+    "not scaled": NOT_SCALED,
+    "not normalised": NOT_NORMALISED,
+    "softmax scores": count("expert_gating_func", SOFTMAX),
+}
+
 # by family: what must not be left out or be otherwise
 FEATURES = {
     "mixtral": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
+        **OF_EXPERTS,
         "gate and up swapped": swapped_gate_and_up,
         "rows of q in the other order": swapped_halves("attn_q.weight", 64),
     },
     "qwen2_moe": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
+        **OF_EXPERTS,
         "no shared expert": NOTHING_SHARED,
         # not 0: llama.cpp has its sigmoid as silu(x) / x
         "the shared expert's gate is a half": filled("ffn_gate_inp_shexp.weight", 1e-6),
         "no biases": filled("attn_q.bias"),
     },
     "qwen3_moe": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
+        **OF_EXPERTS,
         "no norm of queries": filled("attn_q_norm.weight", 1.0),
     },
     "glm4_moe": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
-        "no shared expert": NOTHING_SHARED,
-        "no correction": SCORES_ALONE,
-        "not scaled": NOT_SCALED,
-        "not normalised": NOT_NORMALISED,
-        "softmax scores": count("expert_gating_func", SOFTMAX),
+        **OF_CORRECTED_SCORES,
         "whole heads rotate": count("rope.dimension_count", 64),
         "no norm of queries": filled("attn_q_norm.weight", 1.0),
         "no biases": filled("attn_q.bias"),
     },
     "deepseek_v2": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
+        **OF_EXPERTS,
         "no shared expert": NOTHING_SHARED,
         "not scaled": NOT_SCALED,
         "normalised": NORMALISED,
@@ -156,21 +160,14 @@ FEATURES = {
         "no norm of the latent vector": filled("attn_kv_a_norm.weight", 1.0),
     },
     "deepseek_v3": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
-        "no shared expert": NOTHING_SHARED,
-        "no correction": SCORES_ALONE,
-        "not scaled": NOT_SCALED,
-        "not normalised": NOT_NORMALISED,
-        "softmax scores": count("expert_gating_func", SOFTMAX),
+        **OF_CORRECTED_SCORES,
         "of all groups": FROM_ALL_GROUPS,
         "of three groups": count("expert_group_used_count", 3),
         "temperature on all dimensions": without_keys("rope.scaling.yarn_log_multiplier"),
         "no norm of the latent queries": filled("attn_q_a_norm.weight", 1.0),
     },
     "gpt_oss": {
-        "takes one expert": TAKES_ONE,
-        "experts in other places": EXPERTS_MOVED,
+        **OF_EXPERTS,
         "no bias of the router": LOGITS_ALONE,
         "no biases of gates": filled("ffn_gate_exps.bias"),
         "no biases of ups": filled("ffn_up_exps.bias"),
