@@ -12,11 +12,12 @@ from yarnconv.model.config_values import whole_number
 from yarnconv.model.describe import describe, with_defaults
 from yarnconv.model.description import ModelDescription
 from yarnconv.model.family import Family, find_family, text_part
+from yarnconv.rope.config_numbers import head_dim
 from yarnconv.rope.profiles import Profile, recognise
 from yarnconv.rope.request import RopeRequest
 from yarnconv.rope.resolve import ResolvedRope, on_top_of, resolve
 from yarnconv.rope.scaling import MAXIMUM_CONTEXT, MAXIMUM_ROTARY_DIM, Scaling, Unscaled, Yarn, method_name
-from yarnconv.rope.spelling import MAXIMUM_LAYERS, ConfigRope, head_dim, read_rope
+from yarnconv.rope.spelling import MAXIMUM_LAYERS, ConfigRope, read_rope
 from yarnconv.rope.tables import RopeTables, buckets, correction_range, count_regimes
 from yarnconv.rope.writing import write_rope
 

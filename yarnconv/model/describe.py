@@ -19,8 +19,9 @@ from yarnconv.model.description import (
 )
 from yarnconv.model.experts import has_experts, read_experts
 from yarnconv.model.family import LATENT_KEYS, Family, JsonObject, Structure, Window, WithoutRope, text_part
+from yarnconv.rope.config_numbers import head_dim
 from yarnconv.rope.scaling import MAXIMUM_CONTEXT
-from yarnconv.rope.spelling import MAXIMUM_LAYERS, head_dim
+from yarnconv.rope.spelling import MAXIMUM_LAYERS
 
 NORMS: tuple[NormRole, ...] = ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm")
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -7,12 +7,18 @@ a top-level `original_max_position_embeddings` beats the dict's. A key or a type
 here is an error that names it: what cannot be read cannot be carried.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from yarnconv.errors import BadInput
+from yarnconv.rope.config_numbers import (
+    JsonObject,
+    head_dim,
+    misread,
+    optional_number,
+    optional_whole_number,
+)
 from yarnconv.rope.scaling import (
     DynamicNtk,
     DynamicYarn,
@@ -25,7 +31,6 @@ from yarnconv.rope.scaling import (
     Yarn,
 )
 
-JsonObject = Mapping[str, Any]
 MAXIMUM_LAYERS = 4096  # far above any model there is
 # transformers reads none of these for a scaling, so neither does the reference. `attn_factor` looks
 # like a temperature and is not one: whoever wrote it is told.
@@ -84,61 +89,19 @@ class ConfigRope:
     original_notes: tuple[str, ...] = ()
 
 
-def _fail(where: str, what: str, fix: str | None = None) -> BadInput:
-    return BadInput(what, where=f"config.json: {where}", fix=fix)
-
-
-def _place(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _number(source: JsonObject, key: str, where: str) -> float | None:
-    value = source.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _fail(_place(where, key), f"{key} is {value!r}, not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise _fail(_place(where, key), f"{key} is too large a number") from None
-
-
-def _positions(source: JsonObject, key: str, where: str) -> int | None:
-    value = _number(source, key, where)
-    if value is None:
-        return None
-    if not math.isfinite(value) or not value.is_integer():
-        raise _fail(_place(where, key), f"{key} is {value!r}, not a whole number")
-    return int(value)
-
-
-def head_dim(config: JsonObject) -> int:
-    """Dimensions of one query/key head: `head_dim`, or hidden_size / num_attention_heads."""
-    given = _positions(config, "head_dim", "")
-    if given is not None:
-        return given
-    hidden, heads = (_positions(config, k, "") for k in ("hidden_size", "num_attention_heads"))
-    if not hidden or not heads or hidden < 0 or heads < 0:
-        raise _fail("head_dim", "neither head_dim nor hidden_size and num_attention_heads are given")
-    if hidden % heads:
-        raise _fail("num_attention_heads", f"hidden_size {hidden} does not divide into {heads} heads")
-    return hidden // heads
-
-
 def _rotary_dim(config: JsonObject, parameters: JsonObject, where: str) -> int:
     """Dimensions of a head that rotate: MLA's own rope dimensions, or a share of head_dim."""
-    share = _number(parameters, "partial_rotary_factor", where)
+    share = optional_number(parameters, "partial_rotary_factor", where)
     if share is None:
-        share = _number(config, "partial_rotary_factor", "")
-    decoupled = _positions(config, "qk_rope_head_dim", "")
+        share = optional_number(config, "partial_rotary_factor", "")
+    decoupled = optional_whole_number(config, "qk_rope_head_dim", "")
     if decoupled is not None:
         if share not in {None, 1.0}:
             what = f"partial_rotary_factor is {share!r}, and qk_rope_head_dim says how many dimensions rotate"
-            raise _fail("partial_rotary_factor", what)
+            raise misread("partial_rotary_factor", what)
         return decoupled
     if share is not None and not 0.0 <= share <= 1.0:
-        raise _fail("partial_rotary_factor", f"partial_rotary_factor is {share!r}, not a share from 0 to 1")
+        raise misread("partial_rotary_factor", f"partial_rotary_factor is {share!r}, not a share from 0 to 1")
     return int(head_dim(config) * (1.0 if share is None else share))
 
 
@@ -147,15 +110,15 @@ def _rope_type(parameters: JsonObject, where: str) -> str:
     if spelled is None:
         return "default"
     if not isinstance(spelled, str):
-        raise _fail(f"{where}.rope_type", f"the type of the scaling is {spelled!r}, not a name")
+        raise misread(f"{where}.rope_type", f"the type of the scaling is {spelled!r}, not a name")
     rope_type = TYPE_SYNONYMS.get(spelled, spelled)
     if rope_type not in KEYS_BY_TYPE:
         known = ", ".join(sorted(KEYS_BY_TYPE | dict.fromkeys(TYPE_SYNONYMS)))
-        raise _fail(f"{where}.rope_type", f"unknown RoPE scaling type {spelled!r}", f"Known: {known}.")
+        raise misread(f"{where}.rope_type", f"unknown RoPE scaling type {spelled!r}", f"Known: {known}.")
     unknown = sorted(set(parameters) - COMMON_KEYS - KEYS_BY_TYPE[rope_type])
     if unknown:
         known = ", ".join(sorted(KEYS_BY_TYPE[rope_type]))
-        raise _fail(
+        raise misread(
             f"{where}.{unknown[0]}",
             f"unknown key {unknown[0]!r} for RoPE scaling type {spelled!r}",
             f"Known: {known}. What is not understood cannot be carried into an artefact; "
@@ -177,12 +140,12 @@ class _Source:
     is_latent_attention: bool
 
     def number(self, key: str) -> float | None:
-        return _number(self.parameters, key, self.where)
+        return optional_number(self.parameters, key, self.where)
 
     def required(self, key: str) -> float:
         value = self.number(key)
         if value is None:
-            raise _fail(
+            raise misread(
                 f"{self.where}.{key}",
                 f"{key} is missing",
                 "Add it, or give the scaling on the command line.",
@@ -200,17 +163,17 @@ class _Source:
         if not isinstance(values, list) or not all(
             isinstance(v, int | float) and not isinstance(v, bool) for v in values
         ):
-            raise _fail(f"{self.where}.{key}", f"{key} is not a list of numbers")
+            raise misread(f"{self.where}.{key}", f"{key} is not a list of numbers")
         try:
             return tuple(float(v) for v in values)
         except OverflowError:
-            raise _fail(f"{self.where}.{key}", f"{key} holds too large a number") from None
+            raise misread(f"{self.where}.{key}", f"{key} holds too large a number") from None
 
 
 def _build_yarn(source: _Source, kind: type[Yarn]) -> Yarn:
     truncate = source.parameters.get("truncate")
     if truncate is not None and not isinstance(truncate, bool):
-        raise _fail(f"{source.where}.truncate", f"truncate is {truncate!r}, not true or false")
+        raise misread(f"{source.where}.truncate", f"truncate is {truncate!r}, not true or false")
     return kind(
         theta=source.theta,
         rotary_dim=source.rotary_dim,
@@ -279,8 +242,8 @@ def _original_context(
 ) -> int:
     if rope_type == "dynamic":
         return maximum  # the only length transformers' dynamic NTK knows
-    top_level = _positions(config, "original_max_position_embeddings", "")
-    inside = _positions(parameters, "original_max_position_embeddings", where)
+    top_level = optional_whole_number(config, "original_max_position_embeddings", "")
+    inside = optional_whole_number(parameters, "original_max_position_embeddings", where)
     return top_level or inside or maximum
 
 
@@ -289,10 +252,11 @@ def _original_notes(config: JsonObject, parameters: JsonObject) -> list[str]:
     counts = _rope_type(parameters, "") in {"linear", "ntk", "yarn", "dynamic-yarn"}
     if not counts or "original_max_position_embeddings" in {*config, *parameters}:
         return []
+    maximum = optional_whole_number(config, "max_position_embeddings", "")
     return [
-        f"config.json does not say which context the model was trained with: "
-        f"max_position_embeddings = {_positions(config, 'max_position_embeddings', '')} is taken for the "
-        f"original one. If it is the extended one, give --original-context."
+        "config.json does not say which context the model was trained with: "
+        f"max_position_embeddings = {maximum} is taken for the original one. "
+        "If it is the extended one, give --original-context."
     ]
 
 
@@ -300,13 +264,13 @@ def _read_group(config: JsonObject, parameters: JsonObject, where: str) -> tuple
     """One scaling and the notes on it; `where` names its dict within config.json."""
     rope_type = _rope_type(parameters, where)
     notes = _original_notes(config, parameters)
-    theta = _number(parameters, "rope_theta", where)
+    theta = optional_number(parameters, "rope_theta", where)
     if theta is None:
-        theta = _number(config, "rope_theta", "")
-    maximum = _positions(config, "max_position_embeddings", "")
+        theta = optional_number(config, "rope_theta", "")
+    maximum = optional_whole_number(config, "max_position_embeddings", "")
     if theta is None or maximum is None:
         missing = "rope_theta" if theta is None else "max_position_embeddings"
-        raise _fail(missing, f"{missing} is missing")
+        raise misread(missing, f"{missing} is missing")
     original = _original_context(config, parameters, where, rope_type, maximum)
     if parameters.get("attn_factor") is not None:
         notes.append(
@@ -336,7 +300,7 @@ def _layer_types(config: JsonObject) -> frozenset[str]:
     types = config.get("layer_types") or []
     named = isinstance(types, list) and all(isinstance(kind, str) for kind in types)
     if not named or len(types) > MAXIMUM_LAYERS:
-        raise _fail("layer_types", f"layer_types is no list of at most {MAXIMUM_LAYERS} names")
+        raise misread("layer_types", f"layer_types is no list of at most {MAXIMUM_LAYERS} names")
     return frozenset(types)
 
 
@@ -358,7 +322,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
     if parameters is None:
         where, parameters = "", {}
     if not isinstance(parameters, Mapping):
-        raise _fail(where, f"{where} is {parameters!r}, not an object")
+        raise misread(where, f"{where} is {parameters!r}, not an object")
     layer_types = _layer_types(config)
     nested = [key for key in parameters if key in layer_types]
     if not nested:
@@ -371,7 +335,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
         )
     strays = sorted(set(parameters) - set(nested) - {"truncate"})
     if strays:
-        raise _fail(f"{where}.{strays[0]}", f"unknown key {strays[0]!r} beside the layer types")
+        raise misread(f"{where}.{strays[0]}", f"unknown key {strays[0]!r} beside the layer types")
     # beside the layer types is where transformers reads `truncate`, and the only place
     truncate = {"truncate": parameters["truncate"]} if "truncate" in parameters else {}
     groups: dict[str | None, Scaling | None] = {}
@@ -382,7 +346,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
             groups[layer_type] = None
             continue
         if not isinstance(inner, Mapping):
-            raise _fail(f"{where}.{layer_type}", f"{inner!r} is not an object")
+            raise misread(f"{where}.{layer_type}", f"{inner!r} is not an object")
         if inner.get("truncate") is False and parameters.get("truncate") is not False:
             notes.append(
                 f"config.json: {where}.{layer_type}.truncate = false has no effect in transformers, "
@@ -396,7 +360,7 @@ def read_rope(config: JsonObject) -> ConfigRope:
         original_notes += _original_notes(outside, inner)
     missing = sorted(layer_types - set(nested))
     if missing:
-        raise _fail(where, f"no RoPE parameters for layers of type {missing[0]!r}")
+        raise misread(where, f"no RoPE parameters for layers of type {missing[0]!r}")
     finetuned = _said_finetuned(*parameters.values())
     originals = tuple(original_notes)
     return ConfigRope(groups=groups, finetuned=finetuned, notes=tuple(notes), original_notes=originals)

@@ -1,11 +1,10 @@
-"""Reading a GGUF that anyone may have written: every length is checked before it is believed, metadata
-stays packed until it is asked for, tensor data stays in the file.
+"""Reading a GGUF that anyone may have written: what its header claims is checked, metadata stays packed until
+it is asked for, tensor data stays in the file.
 
 Source of the format: ggml's `docs/gguf.md`; versions 2 and 3, little-endian.
 """
 
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from yarnconv.checkpoint.mapped_file import MappedFile
 from yarnconv.errors import BadInput, NotJudged
 from yarnconv.rope.tables import Float32Array
 from yarnconv.targets.gguf.blocks import dequantise
+from yarnconv.targets.gguf.cursor import Cursor, broken
 from yarnconv.targets.gguf.file_format import (
     ALIGNMENT,
     BLOCKS,
@@ -32,7 +32,6 @@ from yarnconv.targets.gguf.file_format import (
 )
 
 READABLE_VERSIONS = (2, 3)
-MAXIMUM_HEADER = 2**28  # bytes; the largest vocabularies take a tenth of it
 MAXIMUM_KEY = 2**16 - 1  # bytes; the format's own limit
 MAXIMUM_NAME = 1024  # characters of a tensor's name; ggml has 64
 PREDICTING = "nextn_predict_layers"  # behind an architecture's name
@@ -40,100 +39,6 @@ MAXIMUM_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 SMALLEST_PAIR = 8 + 4 + 1  # bytes: an empty key, a type, a value of one byte
 SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-
-
-def _bad(path: Path, what: str, entry: str | None = None) -> BadInput:
-    where = f"{path.name}: {entry}" if entry else path.name
-    return BadInput(what, where=where, fix="Download or convert the file again.")
-
-
-class _Cursor:
-    """Reads forwards through bytes of a file and never past their end."""
-
-    def __init__(self, data: memoryview, path: Path) -> None:
-        self.data = data
-        self.path = path
-        self.position = 0
-
-    def skip(self, count: int) -> int:
-        """Pass over `count` bytes; returns where they began."""
-        start = self.position
-        if count > len(self.data) - start:
-            raise _bad(self.path, f"truncated: {count} bytes are missing at byte {start}")
-        if start + count > MAXIMUM_HEADER:
-            raise _bad(self.path, f"a header of more than {MAXIMUM_HEADER} bytes")
-        self.position = start + count
-        return start
-
-    def number(self, layout: struct.Struct) -> Any:
-        """One scalar."""
-        return layout.unpack_from(self.data, self.skip(layout.size))[0]
-
-    def length(self) -> int:
-        """A length, stored in 64 bits."""
-        return int(self.number(SCALARS[ValueType.UINT64]))
-
-    def text(self) -> str:
-        """A string of any bytes."""
-        size = self.length()
-        start = self.skip(size)
-        return bytes(self.data[start : start + size]).decode("utf-8", errors="surrogateescape")
-
-    def name(self, what: str) -> str:
-        """The name of something, which is UTF-8."""
-        text = self.text()
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise _bad(self.path, f"the name of {what} is no text", text[:40]) from None
-        return text
-
-    def value_type(self) -> ValueType:
-        """The type of the value that follows."""
-        number = self.number(SCALARS[ValueType.UINT32])
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise _bad(self.path, f"unknown value type {number}") from None
-
-    def skip_value(self, kind: ValueType) -> None:
-        """Pass over a value whose type has been read."""
-        if kind is ValueType.STRING:
-            self.skip(self.length())
-        elif kind is ValueType.ARRAY:
-            element, count = self.value_type(), self.length()
-            if element is ValueType.ARRAY:
-                raise _bad(self.path, "arrays of arrays, which llama.cpp does not read")
-            if element is not ValueType.STRING:
-                self.skip(count * SCALARS[element].size)
-                return
-            self._skip_strings(count)
-        else:
-            self.skip(SCALARS[kind].size)
-
-    def _skip_strings(self, count: int) -> None:
-        # a vocabulary has half a million: a loop without calls of ours takes a quarter of the time
-        length_at, last = SCALARS[ValueType.UINT64].unpack_from, len(self.data) - 8
-        position = self.position
-        for _ in range(count):
-            if position > last:  # at the file's end at the latest
-                position += 8
-                break
-            position += 8 + length_at(self.data, position)[0]
-        self.skip(position - self.position)
-
-    def value(self, kind: ValueType) -> Any:
-        """A value whose type has been read: a Python scalar, a string, or a list of them."""
-        if kind is ValueType.STRING:
-            return self.text()
-        if kind is not ValueType.ARRAY:
-            return self.number(SCALARS[kind])
-        element, count = self.value_type(), self.length()
-        if element is ValueType.STRING:
-            return [self.text() for _ in range(count)]
-        layout = SCALARS[element]
-        start = self.skip(count * layout.size)
-        return list(struct.unpack_from(f"<{count}{layout.format[-1]}", self.data, start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,17 +127,17 @@ class GgufFile:
             return default
         data = self.packed[key]
         kind = ValueType(int.from_bytes(data[:4], "little"))
-        return _Cursor(memoryview(data)[4:], self.path).value(kind)
+        return Cursor(memoryview(data)[4:], self.path).value(kind)
 
     def scalar(self, key: str, kind: type, default: Any = None) -> Any:
         """The value of a key that must be of one kind (str, bool, int, float); `default` if absent."""
         if self._is_array(key):
-            raise _bad(self.path, f"is a list, not a value of type {kind.__name__}", key)
+            raise broken(self.path, f"is a list, not a value of type {kind.__name__}", key)
         value = self.value(key, default)
         if value is default:
             return value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise _bad(self.path, f"is {value!r:.80}, not a value of type {kind.__name__}", key)
+            raise broken(self.path, f"is {value!r:.80}, not a value of type {kind.__name__}", key)
         return value
 
     def _is_array(self, key: str) -> bool:
@@ -243,12 +148,12 @@ class GgufFile:
         if key not in self.packed:
             return []
         if not self._is_array(key):
-            raise _bad(self.path, "is no list", key)
+            raise broken(self.path, "is no list", key)
         if (count := int.from_bytes(self.packed[key][8:16], "little")) > most:
-            raise _bad(self.path, f"is a list of {count} values; no more than {most} are read", key)
+            raise broken(self.path, f"is a list of {count} values; no more than {most} are read", key)
         values: list[Any] = self.value(key)
         if values and type(values[0]) is not kind:  # lists are of one type
-            raise _bad(self.path, f"is a list of other values than {kind.__name__}", key)
+            raise broken(self.path, f"is a list of other values than {kind.__name__}", key)
         return values
 
     @property
@@ -264,74 +169,74 @@ class GgufFile:
         """llama.cpp's name of the model's architecture."""
         found = self.scalar("general.architecture", str)
         if found is None:
-            raise _bad(self.path, "the key general.architecture is missing")
+            raise broken(self.path, "the key general.architecture is missing")
         return str(found)
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, bytes]:
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, bytes]:
     packed: dict[str, bytes] = {}
     for _ in range(count):
         key = cursor.name("a key")
         if len(key) > MAXIMUM_KEY:
-            raise _bad(cursor.path, f"a key of {len(key)} characters", key[:40])
+            raise broken(cursor.path, f"a key of {len(key)} characters", key[:40])
         start = cursor.position
         cursor.skip_value(cursor.value_type())
         if key in packed:
-            raise _bad(cursor.path, "occurs twice", key)
+            raise broken(cursor.path, "occurs twice", key)
         packed[key] = bytes(cursor.data[start : cursor.position])
     return packed
 
 
-def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
+def _read_tensor(cursor: Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
     """(name, shape, type, offset from the start of the data)."""
     uint32 = SCALARS[ValueType.UINT32]
     name = cursor.name("a tensor")
     if len(name) > MAXIMUM_NAME:
-        raise _bad(cursor.path, f"a tensor's name of {len(name)} characters", name[:40])
+        raise broken(cursor.path, f"a tensor's name of {len(name)} characters", name[:40])
     dimensions = cursor.number(uint32)
     if not 1 <= dimensions <= MAXIMUM_DIMENSIONS:
-        raise _bad(cursor.path, f"{dimensions} dimensions; ggml has 1 to {MAXIMUM_DIMENSIONS}", name)
+        raise broken(cursor.path, f"{dimensions} dimensions; ggml has 1 to {MAXIMUM_DIMENSIONS}", name)
     shape = tuple(reversed([cursor.length() for _ in range(dimensions)]))
     number, offset = cursor.number(uint32), cursor.length()
     try:
         tensor_type = TensorType(number)
     except ValueError:
-        raise _bad(cursor.path, f"unknown tensor type {number}", name) from None
+        raise broken(cursor.path, f"unknown tensor type {number}", name) from None
     if not all(shape):
-        raise _bad(cursor.path, f"a dimension of 0 in {list(shape)}", name)
+        raise broken(cursor.path, f"a dimension of 0 in {list(shape)}", name)
     return name, shape, tensor_type, offset
 
 
 def _read_file(file: MappedFile) -> GgufPart:
     path, uint32 = file.path, SCALARS[ValueType.UINT32]
-    cursor = _Cursor(file.view(0, file.size), path)
+    cursor = Cursor(file.view(0, file.size), path)
     if bytes(file.view(0, len(MAGIC))) != MAGIC:
         raise BadInput("is no GGUF: it does not begin with the letters GGUF", where=path.name)
     cursor.skip(len(MAGIC))
     version = cursor.number(uint32)
     if version not in READABLE_VERSIONS:
-        raise _bad(path, f"GGUF version {version}; versions 2 and 3 (little-endian) are read")
+        raise broken(path, f"GGUF version {version}; versions 2 and 3 (little-endian) are read")
     tensor_count, pair_count = cursor.length(), cursor.length()
     if tensor_count * SMALLEST_TENSOR + pair_count * SMALLEST_PAIR > file.size:
-        raise _bad(path, f"{tensor_count} tensors and {pair_count} keys do not fit into {file.size} bytes")
+        raise broken(path, f"{tensor_count} tensors and {pair_count} keys do not fit into {file.size} bytes")
     packed = _read_metadata(cursor, pair_count)
     entries = [_read_tensor(cursor) for _ in range(tensor_count)]
     alignment = ALIGNMENT
     if "general.alignment" in packed:
-        alignment = _Cursor(memoryview(packed["general.alignment"])[4:], path).number(uint32)
+        alignment = Cursor(memoryview(packed["general.alignment"])[4:], path).number(uint32)
         if alignment == 0 or alignment % 8:
-            raise _bad(path, f"is {alignment}, not a multiple of 8", "general.alignment")
+            raise broken(path, f"is {alignment}, not a multiple of 8", "general.alignment")
     data_start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, StoredTensor] = {}
     for name, shape, tensor_type, offset in entries:
         values = BLOCKS[tensor_type][0]
         if shape[-1] % values:
-            raise _bad(path, f"rows of {shape[-1]} values do not divide into blocks of {values}", name)
+            raise broken(path, f"rows of {shape[-1]} values do not divide into blocks of {values}", name)
         nbytes = tensor_bytes(shape, tensor_type)
         if offset % alignment or data_start + offset + nbytes > file.size:
-            raise _bad(path, f"its {nbytes} bytes at {offset} are misaligned or lie beyond the file", name)
+            raise broken(path, f"its {nbytes} bytes at {offset} are misaligned or lie beyond the file", name)
         if name in tensors:
-            raise _bad(path, "occurs twice", name)
+            raise broken(path, "occurs twice", name)
         tensors[name] = StoredTensor(
             name=name,
             shape=shape,
@@ -349,7 +254,7 @@ def _refuse_overlap(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     end = 0
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise _bad(path, "lies over another tensor", tensor.name)
+            raise broken(path, "lies over another tensor", tensor.name)
         end = tensor.offset + tensor.nbytes
 
 
@@ -383,11 +288,11 @@ def open_gguf(path: Path) -> Iterator[GgufFile]:
             if not place.is_file():
                 raise BadInput("no such file", where=str(place))
             if place.stat().st_size < len(MAGIC) + 20:
-                raise _bad(place, "truncated: too short for a GGUF's header")
+                raise broken(place, "truncated: too short for a GGUF's header")
             files.append(MappedFile(place))
             parts.append(_read_file(files[-1]))
             if twice := tensors.keys() & parts[-1].tensors.keys():
-                raise _bad(place, "stands in an earlier part as well", min(twice))
+                raise broken(place, "stands in an earlier part as well", min(twice))
             tensors |= parts[-1].tensors
         opened = GgufFile(path=path, parts=tuple(parts), tensors=tensors)
         if (count := opened.scalar("split.count", int, 1)) not in {0, len(paths)}:
