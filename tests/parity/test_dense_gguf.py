@@ -51,22 +51,6 @@ def tokens(length=LENGTH):
     return sample_tokens(512, length)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """(family, changes) -> a tiny checkpoint, made once. Not by the family's name: llama.cpp looks for
-    "phi3" in a model's name, and then for tokens that Phi-3 has.
-    """
-    root, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(family, **overrides):
-        key = (family, tuple(sorted(overrides.items(), key=str)).__repr__())
-        if key not in made:
-            made[key] = make_checkpoint(root / f"model-{len(made)}", family, **overrides)
-        return made[key]
-
-    return get
-
-
 @pytest.fixture
 def convert(yarnconv, tmp_path):
     """(directory, options) -> (the GGUF, what was said)."""
@@ -121,39 +105,39 @@ def error(llama_cpp, path, directory, rope=None, *, select=BEYOND, count=LENGTH,
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", [*FAMILIES, *GEMMAS])
-def test_parity(family, method, models, convert, llama_cpp):
+def test_parity(family, method, checkpoints, convert, llama_cpp):
     options, rope = METHODS[method]
     if method == "yarn":
         rope = {**rope, **OWN_YARN.get(family, {})}
-    path, _ = convert(models(family), *options)
+    path, _ = convert(checkpoints(family), *options)
     tolerance = GELU_TOLERANCE if family in GEMMAS else F32_TOLERANCE
-    assert error(llama_cpp, path, models(family), rope) <= tolerance
+    assert error(llama_cpp, path, checkpoints(family), rope) <= tolerance
 
 
 @pytest.mark.parametrize("family", GEMMAS)
-def test_gemma_without_what_is_looked_up(family, models, convert, llama_cpp, tmp_path):
+def test_gemma_without_what_is_looked_up(family, checkpoints, convert, llama_cpp, tmp_path):
     """What is left of Gemma without its MLPs lies as close as any other family, and the rest of the distance
     is the table's.
     """
-    directory = shutil.copytree(models(family), tmp_path / "model")
+    directory = shutil.copytree(checkpoints(family), tmp_path / "model")
     without_mlps(directory)
     path, _ = convert(directory, "--factor", "4")
     assert error(llama_cpp, path, directory, YARN) <= F32_TOLERANCE
     plain = {"rope_type": "default"}
     assert error(llama_cpp, path, directory, plain) > 100 * F32_TOLERANCE
-    path, _ = convert(models(family), "--factor", "4", name="whole.gguf")
-    whole = error(llama_cpp, path, models(family), YARN)
+    path, _ = convert(checkpoints(family), "--factor", "4", name="whole.gguf")
+    whole = error(llama_cpp, path, checkpoints(family), YARN)
     with activations_in_half():
-        assert error(llama_cpp, path, models(family), YARN) < whole / 2
+        assert error(llama_cpp, path, checkpoints(family), YARN) < whole / 2
 
 
 @pytest.mark.parametrize("family", ["granitemoehybrid", "olmo3"])
-def test_eight_bits(family, models, convert, llama_cpp, tmp_path):
+def test_eight_bits(family, checkpoints, convert, llama_cpp, tmp_path):
     """Parts of one matrix, and norms behind: the same bytes as the whole's, a float32 copy as close."""
-    path, _ = convert(models(family), "--factor", "4", "--outtype", "q8_0")
-    weights = rounded_weights(models(family), "q8_0")
+    path, _ = convert(checkpoints(family), "--factor", "4", "--outtype", "q8_0")
+    weights = rounded_weights(checkpoints(family), "q8_0")
     copied = dequantised_copy(path, tmp_path / "copy.gguf")
-    assert error(llama_cpp, copied, models(family), YARN, weights=weights) <= F32_TOLERANCE
+    assert error(llama_cpp, copied, checkpoints(family), YARN, weights=weights) <= F32_TOLERANCE
 
 
 WINDOWED = {
@@ -165,9 +149,9 @@ WINDOWED = {
 
 @pytest.mark.parametrize("family", WINDOWED)
 def test_a_narrow_window_in_an_architecture_that_reads_it(
-    family, models, convert, llama_cpp, check, tmp_path
+    family, checkpoints, convert, llama_cpp, check, tmp_path
 ):
-    directory = models(family, **WINDOWED[family])
+    directory = checkpoints(family, **WINDOWED[family])
     path, said = convert(directory, "--factor", "4")
     assert "of llama.cpp's architecture granite_swa" in said
     assert "look back over 64 positions only" in said
@@ -182,8 +166,8 @@ def test_a_narrow_window_in_an_architecture_that_reads_it(
     assert error(llama_cpp, edited.write(tmp_path / "wide.gguf"), directory, YARN) > FAR_AWAY
 
 
-def test_check_of_a_window_and_of_sinks(models, convert, check, tmp_path):
-    directory = models("mistral", **WINDOWED["mistral"])
+def test_check_of_a_window_and_of_sinks(checkpoints, convert, check, tmp_path):
+    directory = checkpoints("mistral", **WINDOWED["mistral"])
     path, _ = convert(directory, "--factor", "4")
     code, report, stderr = check(path, directory, "--factor", "4")
     assert (code, set(report["verdicts"].values())) == (0, {"holds"}), stderr
@@ -198,9 +182,9 @@ def test_check_of_a_window_and_of_sinks(models, convert, check, tmp_path):
     assert {"structure": "fails", "weights": "fails"}.items() <= report["verdicts"].items()
 
 
-def test_their_mistral_without_its_window(models, convert, llama_cpp, llama_cpp_source, tmp_path):
+def test_their_mistral_without_its_window(checkpoints, convert, llama_cpp, llama_cpp_source, tmp_path):
     """llama.cpp's own converter drops it without a word."""
-    directory = models("mistral", **WINDOWED["mistral"])
+    directory = checkpoints("mistral", **WINDOWED["mistral"])
     with LlamaConverter(llama_cpp_source) as converter:
         theirs = converter.convert(directory, tmp_path / "theirs.gguf")
     ours, _ = convert(directory)
@@ -208,7 +192,7 @@ def test_their_mistral_without_its_window(models, convert, llama_cpp, llama_cpp_
     assert error(llama_cpp, ours, directory) <= F32_TOLERANCE
 
 
-def test_the_converters_tensors(models, convert, llama_cpp_source, tmp_path):
+def test_the_converters_tensors(checkpoints, convert, llama_cpp_source, tmp_path):
     """The same names, types and bytes, in the same order, of every family that it converts as a dense one
     (it takes dense Granite 4 for a mixture of experts).
     """
@@ -218,8 +202,8 @@ def test_the_converters_tensors(models, convert, llama_cpp_source, tmp_path):
         for family in (*FAMILIES, *GEMMAS):
             if family == "granitemoehybrid":
                 continue
-            theirs = facts(converter.convert(models(family), tmp_path / "theirs.gguf"))[1]
-            ours = facts(convert(models(family), "--outtype", "f32", name=f"{family}.gguf")[0])[1]
+            theirs = facts(converter.convert(checkpoints(family), tmp_path / "theirs.gguf"))[1]
+            ours = facts(convert(checkpoints(family), "--outtype", "f32", name=f"{family}.gguf")[0])[1]
             assert list(ours) == list(theirs), family
             # it cuts Gemma 3's embedding to the entries of its tokenizer, which here has fewer
             own = {"token_embd.weight"} if family == "gemma3_text" else set()
@@ -288,9 +272,9 @@ def test_an_extension_of_longrope_stays_refused(longrope, convert, yarnconv, tmp
     assert code == 3, stderr
 
 
-def test_queries_that_grow(models, convert, llama_cpp, refused, tmp_path):
+def test_queries_that_grow(checkpoints, convert, llama_cpp, refused, tmp_path):
     """The key matters, and what it counts in is the original context, of the scaling too."""
-    directory = models("ministral3")
+    directory = checkpoints("ministral3")
     path, _ = convert(directory)
     assert keys_of(path)["mistral3.attention.temperature_scale"] == pytest.approx(0.1)
     assert error(llama_cpp, path, directory) <= F32_TOLERANCE
@@ -311,13 +295,13 @@ MULTIPLIERS = {
 
 
 @pytest.mark.parametrize("name", MULTIPLIERS)
-def test_each_multiplier_of_granite_counts(name, models, convert, llama_cpp, tmp_path):
+def test_each_multiplier_of_granite_counts(name, checkpoints, convert, llama_cpp, tmp_path):
     key, other = MULTIPLIERS[name]
-    path, _ = convert(models("granite"))
-    assert error(llama_cpp, path, models("granite")) <= F32_TOLERANCE
+    path, _ = convert(checkpoints("granite"))
+    assert error(llama_cpp, path, checkpoints("granite")) <= F32_TOLERANCE
     file = load(path)
     file.keys.float32(f"granite.{key}", other)
-    assert error(llama_cpp, file.write(tmp_path / "other.gguf"), models("granite")) > 10 * F32_TOLERANCE
+    assert error(llama_cpp, file.write(tmp_path / "other.gguf"), checkpoints("granite")) > 10 * F32_TOLERANCE
 
 
 def test_granite_without_multipliers(convert, llama_cpp, tmp_path):
@@ -346,20 +330,20 @@ def test_softcaps_of_gemma2(convert, llama_cpp, refused, tmp_path):
         assert f"gemma2 architecture caps {what} always" in refused(own)
 
 
-def test_layers_with_a_window_keep_their_own_rope(models, convert, llama_cpp, tmp_path):
+def test_layers_with_a_window_keep_their_own_rope(checkpoints, convert, llama_cpp, tmp_path):
     """Scaling them too is far away, and so is a scaling that they do not keep out."""
-    path, _ = convert(models("olmo3"), "--factor", "4")
+    path, _ = convert(checkpoints("olmo3"), "--factor", "4")
     every = {**YARN, "rope_theta": 500000.0}
     wrong = {"full_attention": every, "sliding_attention": every}
     found = llama_cpp.run(path, tokens(), first=ORIGINAL_CONTEXT)
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(models("olmo3"))
+    config = transformers.AutoConfig.from_pretrained(checkpoints("olmo3"))
     config.rope_parameters = wrong
     import torch
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        models("olmo3"), config=config, dtype=torch.float32, attn_implementation="eager"
+        checkpoints("olmo3"), config=config, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
         scaled = model(torch.tensor([tokens()]), use_cache=False).logits[0][BEYOND].numpy()
@@ -379,22 +363,22 @@ def test_gemma3_of_other_bases_and_patterns(convert, llama_cpp, tmp_path):
     assert error(llama_cpp, path, directory, YARN) <= GELU_TOLERANCE
 
 
-def test_what_gemma3_cannot_carry(models, refused):
+def test_what_gemma3_cannot_carry(checkpoints, refused):
     where = "architecture would put the difference to its own temperature on the layers with a sliding window"
-    assert where in refused(models("gemma3_text"), "--factor", "4", "--attention-factor", "1.3")
+    assert where in refused(checkpoints("gemma3_text"), "--factor", "4", "--attention-factor", "1.3")
 
 
 @pytest.mark.parametrize("family", ["olmo3", "gemma3_text"])
-def test_inspect_names_both_kinds_of_layers(family, models, convert, inspect):
-    path, _ = convert(models(family), "--factor", "4")
+def test_inspect_names_both_kinds_of_layers(family, checkpoints, convert, inspect):
+    path, _ = convert(checkpoints(family), "--factor", "4")
     code, document, severe = inspect(path)
     assert (code, severe) == (0, [])
     layers = [group["layers"] for group in document["carried"]]
     assert layers == ["layers that see the whole context", "layers with a sliding window"]
 
 
-def test_olmo3_with_another_base_for_its_windows(models, refused, tmp_path):
-    directory = shutil.copytree(models("olmo3"), tmp_path / "model")
+def test_olmo3_with_another_base_for_its_windows(checkpoints, refused, tmp_path):
+    directory = shutil.copytree(checkpoints("olmo3"), tmp_path / "model")
     rope = {"full_attention": {"rope_type": "default", "rope_theta": 500000.0}}
     rope["sliding_attention"] = {"rope_type": "default", "rope_theta": 10000.0}
     edit_config(directory, rope_parameters=rope)
@@ -424,30 +408,30 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case, models, refused, tmp_path):
+def test_refused(case, checkpoints, refused, tmp_path):
     family, changes, why = REFUSED[case]
-    directory = shutil.copytree(models(family), tmp_path / "model")
+    directory = shutil.copytree(checkpoints(family), tmp_path / "model")
     edit_config(directory, **changes)
     assert why in refused(directory)
 
 
-def test_norms_are_stored_whole(models, convert):
+def test_norms_are_stored_whole(checkpoints, convert):
     """llama.cpp multiplies by the weight, Gemma by 1 + weight."""
-    path, _ = convert(models("gemma2"))
+    path, _ = convert(checkpoints("gemma2"))
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    own = load_file(models("gemma2") / "model.safetensors")["model.layers.0.input_layernorm.weight"]
+    own = load_file(checkpoints("gemma2") / "model.safetensors")["model.layers.0.input_layernorm.weight"]
     assert stored["blk.0.attn_norm.weight"].tensor_type == TensorType.F32
     assert np.array_equal(stored["blk.0.attn_norm.weight"].data, own + np.float32(1.0))
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granitemoehybrid", "smollm3"])
-def test_check_holds_and_notices_a_lost_temperature(family, models, convert, check, tmp_path):
-    path, _ = convert(models(family), "--factor", "4")
-    code, report, stderr = check(path, models(family), "--factor", "4")
+def test_check_holds_and_notices_a_lost_temperature(family, checkpoints, convert, check, tmp_path):
+    path, _ = convert(checkpoints(family), "--factor", "4")
+    code, report, stderr = check(path, checkpoints(family), "--factor", "4")
     assert (code, set(report["verdicts"].values())) == (0, {"holds"}), stderr
     file = load(path)
     file.keys.float32(file.key("rope.scaling.attn_factor"), 1 / 1.138629)
-    code, report, _ = check(file.write(tmp_path / "cold.gguf"), models(family), "--factor", "4")
+    code, report, _ = check(file.write(tmp_path / "cold.gguf"), checkpoints(family), "--factor", "4")
     assert code == 1
     assert report["verdicts"]["metadata"] == "fails"
     assert report["verdicts"]["structure"] == "fails"

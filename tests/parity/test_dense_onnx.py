@@ -9,7 +9,20 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.parity.test_onnx_runtime import stored_weights, tokens
+from tests.parity.onnx_requests import (
+    FLOAT32_TOLERANCE,
+    FORMS,
+    LENGTH,
+    METHODS,
+    PLAIN,
+    YARN,
+    decoding_error,
+    methods_by_halves,
+    padded_error,
+    request_error,
+    tokens,
+)
+from tests.parity.test_onnx_runtime import stored_weights
 from tests.support.models import (
     ORIGINAL_CONTEXT,
     edit_config,
@@ -19,12 +32,10 @@ from tests.support.models import (
 )
 from tests.support.onnx_runtime import OnnxModel
 
-# Measured over every case here: float32 and dequantised int4 at most 5.4e-5 (Gemma 3, whose logits are the
-# largest), without growth, softcap or window 1e-2 and more; float16 at most 1.9e-2 (Gemma 3).
-TOLERANCE = {"fp32": 1e-4, "int4": 1e-4, "fp16": 4e-2}
+# Measured over every case here: dequantised int4 as float32; float16 at most 1.9e-2 (Gemma 3); without
+# growth, softcap or window 1e-2 and more.
+TOLERANCE = {"int4": FLOAT32_TOLERANCE, "fp16": 4e-2}
 WRONG = 1e-2
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}
-PLAIN = {"rope_type": "default"}
 # sharp enough that caps and windows show: scores reach a few times the cap
 MODELS = {
     "olmo2": ("olmo2", {}),
@@ -39,13 +50,7 @@ MODELS = {
     "gemma3": ("gemma3_text", {}),
     "mistral, window": ("mistral", {"sliding_window": 64}),
 }
-METHODS = {
-    "plain": ("--method", "none"),
-    "yarn": ("--factor", "4"),
-    "dynamic-yarn": ("--factor", "4", "--method", "dynamic-yarn"),
-}
 BOTH_FORMS = {"olmo3", "gemma2"}
-LENGTH = 600
 
 
 def yarn_of(name, factor=4.0):
@@ -65,55 +70,30 @@ def model_of(checkpoints):
     return get
 
 
-def cases():
-    forms = ("in-place", "concat")
-    for number, name in enumerate(MODELS):
-        for step, method in enumerate(METHODS):
-            for kv in forms:
-                default = name in BOTH_FORMS or kv == forms[(number + step) % 2]
-                yield pytest.param(name, method, kv, marks=() if default else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "method", "kv"), list(cases()))
+@pytest.mark.parametrize(("name", "method", "kv"), list(methods_by_halves(MODELS, both_forms=BOTH_FORMS)))
 def test_parity(name, method, kv, model_of, convert):
-    """A dynamic model is asked for a long request and for a short one, which gets the original model."""
     directory = model_of(name)
     model = OnnxModel(convert(directory, *METHODS[method], "--kv", kv))
-    requests = {"plain": [(256, 1.0)], "yarn": [(1024, 4.0)], "dynamic-yarn": [(1024, 4.0), (256, 1.0)]}
-    for context, factor in requests[method]:
-        length = min(context, LENGTH)
-        wanted = reference_logits(directory, tokens(length), yarn_of(name, factor))
-        declared = {"rope_context": np.array(context)} if kv == "concat" and method == "dynamic-yarn" else {}
-        found = model.run(tokens(length), capacity=context, **declared)
-        assert relative_error(found, wanted) <= TOLERANCE["fp32"]
+    error = request_error(
+        model, method, kv, lambda asked, factor: reference_logits(directory, asked, yarn_of(name, factor))
+    )
+    assert error <= FLOAT32_TOLERANCE
 
 
-@pytest.mark.parametrize("kv", ["in-place", "concat"])
+@pytest.mark.parametrize("kv", FORMS)
 @pytest.mark.parametrize("name", ["olmo3", "ministral3", "gemma2", "glm4"])
 def test_decode_across_the_boundary_and_in_chunks(name, kv, model_of, convert):
-    directory = model_of(name)
-    wanted = reference_logits(directory, tokens(320), yarn_of(name))
-    model = OnnxModel(convert(directory, "--factor", "4", "--kv", kv))
-    model.start(np.array([tokens(320)]), 512)
-    position = 0
-    for step in (100, 153, *[1] * 6, 61):
-        new = slice(position, position + step)
-        found = model.feed(tokens(320)[new], np.arange(*new.indices(320)))[0]
-        assert relative_error(found, wanted[new]) <= TOLERANCE["fp32"]
-        position += step
+    wanted = reference_logits(model_of(name), tokens(320), yarn_of(name))
+    model = OnnxModel(convert(model_of(name), "--factor", "4", "--kv", kv))
+    assert decoding_error(model, (100, 153, *[1] * 6, 61), wanted) <= FLOAT32_TOLERANCE
 
 
-@pytest.mark.parametrize("kv", ["in-place", "concat"])
+@pytest.mark.parametrize("kv", FORMS)
 def test_two_sequences_one_padded_on_the_left(kv, model_of, convert):
     """Where scores are hidden one by one: a row of padding has no number that spreads."""
-    directory, long, short = model_of("gemma2"), tokens(300), tokens(200, seed=5)
-    model = OnnxModel(convert(directory, "--factor", "4", "--kv", kv))
-    batch, mask = np.array([long, [0] * 100 + short]), np.ones((2, 300), np.int64)
-    mask[1, :100] = 0
-    model.start(batch, 512)
-    found = model.feed(batch, np.maximum(mask.cumsum(axis=1) - 1, 0), mask)
-    assert relative_error(found[0], reference_logits(directory, long, YARN)) <= TOLERANCE["fp32"]
-    assert relative_error(found[1, 100:], reference_logits(directory, short, YARN)) <= TOLERANCE["fp32"]
+    model = OnnxModel(convert(model_of("gemma2"), "--factor", "4", "--kv", kv))
+    error = padded_error(model, lambda asked: reference_logits(model_of("gemma2"), asked, YARN))
+    assert error <= FLOAT32_TOLERANCE
 
 
 # what makes a model special -> how its config says that it has none of it
@@ -177,7 +157,7 @@ def test_longrope_follows_the_declared_context(kv, longrope, convert):
         length = min(context, LENGTH)
         wanted = reference_logits(longrope, tokens(length), one_set(which))
         found = model.run(tokens(length), capacity=context, **declared)
-        assert relative_error(found, wanted) <= TOLERANCE["fp32"]
+        assert relative_error(found, wanted) <= FLOAT32_TOLERANCE
         other = next(name for name in SETS if name != which)
         assert relative_error(found, reference_logits(longrope, tokens(length), one_set(other))) > WRONG
     declared = {"rope_context": np.array(1000)} if kv == "concat" else {}
@@ -193,7 +173,7 @@ def test_longrope_is_transformers_own_choice(longrope, convert):
     model = OnnxModel(convert(longrope))
     for length in (200, LENGTH):
         wanted = reference_logits(longrope, tokens(length))
-        assert relative_error(model.run(tokens(length), capacity=length), wanted) <= TOLERANCE["fp32"]
+        assert relative_error(model.run(tokens(length), capacity=length), wanted) <= FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -249,7 +229,7 @@ def test_group_query_attention(name, model_of, convert):
     options = ("--factor", "4", "--dialect", "ort-cuda")
     found = OnnxModel(convert(directory, *options)).run(tokens(LENGTH), capacity=1024)
     wanted = reference_logits(directory, tokens(LENGTH), yarn_of(name))
-    assert relative_error(found, wanted) <= TOLERANCE["fp32"]
+    assert relative_error(found, wanted) <= FLOAT32_TOLERANCE
 
 
 def test_one_more_than_a_weight_is_rounded_once(tmp_path, convert):
@@ -323,4 +303,4 @@ def test_an_extended_model_is_the_converted_one(name, model_of, convert, yarncon
     code, _, stderr = yarnconv("onnx", plain, "--factor", "4", "-o", tmp_path / "extended")
     assert code == 0, stderr
     found = OnnxModel(tmp_path / "extended").run(tokens(300), capacity=512)
-    assert relative_error(found, reference_logits(directory, tokens(300), YARN)) <= TOLERANCE["fp32"]
+    assert relative_error(found, reference_logits(directory, tokens(300), YARN)) <= FLOAT32_TOLERANCE

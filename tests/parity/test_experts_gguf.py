@@ -13,7 +13,6 @@ from tests.support.gguf_editing import load
 from tests.support.models import (
     ORIGINAL_CONTEXT,
     edit_config,
-    make_checkpoint,
     reference_logits,
     relative_error,
     sample_tokens,
@@ -37,17 +36,10 @@ def wanted_of(directory, rope=None):
     return reference_logits(directory, tokens(), rope, select=slice(ORIGINAL_CONTEXT, None))
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """(family, changes) -> a tiny checkpoint, made once."""
-    root, made = tmp_path_factory.mktemp("models"), {}
-
+@pytest.fixture
+def models(checkpoints):
     def get(family, **changes):
-        key = (family, repr(sorted(changes.items())))
-        if key not in made:
-            changes = {**OWN.get(family, {}), **changes}
-            made[key] = make_checkpoint(root / f"model-{len(made)}", family, **changes)
-        return made[key]
+        return checkpoints(family, **{**OWN.get(family, {}), **changes})
 
     return get
 

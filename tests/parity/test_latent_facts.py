@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.parity.test_experts_onnx import PAIR, TOLERANCE, WRONG
-from tests.parity.test_onnx_runtime import tokens
+from tests.parity.onnx_requests import FLOAT32_TOLERANCE, tokens
+from tests.parity.test_experts_onnx import PAIR, WRONG
 from tests.support.models import (
     ORIGINAL_CONTEXT,
     edit_config,
@@ -40,7 +40,7 @@ def test_norms_of_latent_vectors_have_their_own_epsilon(name, checkpoints, conve
     """
     directory = checkpoints(name, rms_norm_eps=1e-2)
     found = OnnxModel(convert(directory)).run(tokens(200), capacity=256)
-    assert relative_error(found, reference_logits(directory, tokens(200))) <= TOLERANCE["fp32"]
+    assert relative_error(found, reference_logits(directory, tokens(200))) <= FLOAT32_TOLERANCE
     code, _, stderr = yarnconv("gguf", directory, "-o", tmp_path / "model.gguf")
     assert code == 3
     assert "one epsilon for all norms, 0.01" in stderr
@@ -62,7 +62,7 @@ def test_equal_betas_are_a_ramp_of_one_pair(kimi, convert, check, yarnconv, tmp_
     out = convert(kimi)
     found = OnnxModel(out).run(tokens(600), capacity=1024)
     wanted = reference_logits(kimi, tokens(600))
-    assert relative_error(found, wanted) <= TOLERANCE["fp32"]
+    assert relative_error(found, wanted) <= FLOAT32_TOLERANCE
     usual = reference_logits(kimi, tokens(600), {**KIMI, "beta_fast": 32.0})
     assert relative_error(found, usual) > WRONG
     code, report, _ = check(out, kimi)

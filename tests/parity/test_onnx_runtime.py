@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.parity.onnx_requests import FORMS, decoding_error, tokens
 from tests.parity.test_llama_cpp import FAMILIES, METHODS, YARN, head_dim_of
 from tests.support.models import (
     ORIGINAL_CONTEXT,
     make_checkpoint,
     reference_logits,
     relative_error,
-    sample_tokens,
 )
 from tests.support.onnx_runtime import OnnxModel
 
@@ -27,11 +27,6 @@ from tests.support.onnx_runtime import OnnxModel
 # more; float16 at most 4e-3.
 TOLERANCE = {"fp32": 1e-4, "int4": 1e-4, "fp16": 1.5e-2}
 LENGTH = 700
-KV = ("in-place", "concat")
-
-
-def tokens(length=LENGTH, seed=1234):
-    return sample_tokens(512, length, seed)
 
 
 def dequantised(codes, scales, axis):
@@ -79,7 +74,7 @@ def stored_weights(directory, checkpoint):
 
 def product_cases():
     """Every family x method in float32 in place; of the other five forms one each in turn, the rest slow."""
-    forms = [(dtype, kv) for dtype in ("fp32", "fp16", "int4") for kv in KV]
+    forms = [(dtype, kv) for dtype in ("fp32", "fp16", "int4") for kv in FORMS]
     for number, (family, method) in enumerate(itertools.product(FAMILIES, METHODS)):
         for form in forms:
             default = form in (forms[0], forms[1 + number % 5])
@@ -98,23 +93,17 @@ def test_parity(family, method, dtype, kv, checkpoints, convert):
     assert relative_error(found, wanted) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("kv", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decode_across_the_boundary_and_in_chunks(family, kv, checkpoints, convert):
     out = convert(checkpoints(family), "--factor", "4", "--kv", kv)
-    wanted = reference_logits(checkpoints(family), tokens(), YARN)
-    model = OnnxModel(out)
-    model.start(np.array([tokens()]), 1024)
+    wanted = reference_logits(checkpoints(family), tokens(LENGTH), YARN)
     steps = [100, 100, 53, *[1] * 6, 200, *[1] * 5]  # 253..258 one by one
-    position = 0
-    for step in steps:
-        new = slice(position, position + step)
-        found = model.feed(tokens()[new], np.arange(*new.indices(LENGTH)))[0]
-        assert relative_error(found, wanted[new]) <= TOLERANCE["fp32"]
-        position += step
+    error = decoding_error(OnnxModel(out), steps, wanted[: sum(steps)], capacity=1024)
+    assert error <= TOLERANCE["fp32"]
 
 
-@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("kv", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_sequences_one_padded_on_the_left(family, kv, checkpoints, convert):
     out = convert(checkpoints(family), "--factor", "4", "--kv", kv)
@@ -135,7 +124,7 @@ def test_two_sequences_one_padded_on_the_left(family, kv, checkpoints, convert):
         assert relative_error(after[row], wanted[-1:]) <= TOLERANCE["fp32"]
 
 
-@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("kv", FORMS)
 def test_sparse_positions_and_those_beyond_the_table(kv, checkpoints, convert):
     """Causality follows the slots, rotation the positions; where there is no row there is no number."""
     import torch
@@ -220,8 +209,8 @@ def test_what_llama_cpp_cannot_say_an_onnx_can(family, case, checkpoints, conver
 
     options, spelled = BEYOND_THE_KEYS[case]
     out = convert(checkpoints(family), "--factor", "4", *options)
-    wanted = reference_logits(checkpoints(family), tokens(), {**YARN, **spelled})
-    assert relative_error(OnnxModel(out).run(tokens(), capacity=1024), wanted) <= TOLERANCE["fp32"]
+    wanted = reference_logits(checkpoints(family), tokens(LENGTH), {**YARN, **spelled})
+    assert relative_error(OnnxModel(out).run(tokens(LENGTH), capacity=1024), wanted) <= TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +227,9 @@ def test_what_llama_cpp_cannot_say_an_onnx_can(family, case, checkpoints, conver
 def test_structures_within_a_family(family, overrides, convert, tmp_path):
     """Windows too, which llama.cpp's architectures do not read."""
     directory = make_checkpoint(tmp_path / "model", family, **overrides)
-    for kv in KV:
-        found = OnnxModel(convert(directory, "--factor", "4", "--kv", kv)).run(tokens(), capacity=1024)
-        assert relative_error(found, reference_logits(directory, tokens(), YARN)) <= TOLERANCE["fp32"]
+    for kv in FORMS:
+        found = OnnxModel(convert(directory, "--factor", "4", "--kv", kv)).run(tokens(LENGTH), capacity=1024)
+        assert relative_error(found, reference_logits(directory, tokens(LENGTH), YARN)) <= TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int4"])
@@ -255,14 +244,8 @@ def test_group_query_attention(family, dtype, checkpoints, convert):
         spelled = {"rope_type": "default"} if factor == 1 else {**YARN, "factor": factor}
         length = min(capacity, 400)
         wanted = reference_logits(checkpoints(family), tokens(length), spelled, weights=weights)
-        model.start(np.array([tokens(length)]), capacity)
-        position = 0
-        for step in (100, 100, 50, *[1] * 6, length - 256):
-            if step:
-                new = slice(position, position + step)
-                found = model.feed(tokens()[new], np.arange(*new.indices(LENGTH)))[0]
-                assert relative_error(found, wanted[new]) <= TOLERANCE[dtype]
-            position += step
+        steps = [step for step in (100, 100, 50, *[1] * 6, length - 256) if step]
+        assert decoding_error(model, steps, wanted, capacity) <= TOLERANCE[dtype]
 
 
 def test_group_query_attention_does_not_take_padding_for_text(checkpoints, convert):
@@ -278,9 +261,9 @@ def test_group_query_attention_does_not_take_padding_for_text(checkpoints, conve
 def test_group_query_attention_with_a_window(convert, tmp_path):
     directory = make_checkpoint(tmp_path / "model", "mistral", sliding_window=64)
     found = OnnxModel(convert(directory, "--factor", "4", "--dialect", "ort-cuda")).run(
-        tokens(), capacity=1024
+        tokens(LENGTH), capacity=1024
     )
-    assert relative_error(found, reference_logits(directory, tokens(), YARN)) <= TOLERANCE["fp32"]
+    assert relative_error(found, reference_logits(directory, tokens(LENGTH), YARN)) <= TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -289,8 +272,8 @@ def test_fp8(more, family, checkpoints, convert):
     """ONNX Runtime's own reading of the codes, against the dequantised weights."""
     out = convert(checkpoints(family), "--factor", "4", "--dtype", "fp8", *more.split())
     weights = stored_weights(out, checkpoints(family))
-    wanted = reference_logits(checkpoints(family), tokens(), YARN, weights=weights)
-    found = OnnxModel(out).run(tokens(), capacity=1024)
+    wanted = reference_logits(checkpoints(family), tokens(LENGTH), YARN, weights=weights)
+    found = OnnxModel(out).run(tokens(LENGTH), capacity=1024)
     assert relative_error(found, wanted) <= TOLERANCE["int4"]
 
 
@@ -307,8 +290,8 @@ def test_int4_head_and_embeddings(more, tied, convert, tmp_path):
     }
     assert ("model.embed_tokens.weight.int4" in stored) == ("--int4-embeddings" in more)
     assert (stored.get("lm_head.weight") == onnx.TensorProto.INT4) == ("--no-int4-head" not in more)
-    wanted = reference_logits(directory, tokens(), YARN, weights=stored_weights(out, directory))
-    found = OnnxModel(out).run(tokens(), capacity=1024)
+    wanted = reference_logits(directory, tokens(LENGTH), YARN, weights=stored_weights(out, directory))
+    found = OnnxModel(out).run(tokens(LENGTH), capacity=1024)
     assert relative_error(found, wanted) <= TOLERANCE["int4"]
 
 
@@ -320,7 +303,7 @@ def test_linked_weights(own, tied, dtype, convert, tmp_path):
 
     shape = {"dtype": getattr(torch, own), "shard": "1MB", "tie_word_embeddings": tied}
     directory = make_checkpoint(tmp_path / "model", "llama", **shape)
-    for kv in KV:
+    for kv in FORMS:
         written = OnnxModel(convert(directory, "--factor", "4", "--dtype", dtype, "--kv", kv))
         wanted = written.run(tokens(300), capacity=512)
         out = convert(directory, "--factor", "4", "--dtype", dtype, "--kv", kv, "--link-weights")

@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.parity.onnx_requests import tokens
 from tests.parity.test_llama_cpp import FAMILIES, YARN
-from tests.parity.test_onnx_runtime import TOLERANCE, stored_weights, tokens
+from tests.parity.test_onnx_runtime import TOLERANCE, stored_weights
 from tests.support.genai_builder import BuilderModel, build, dequantised_weights, in_float32
 from tests.support.markdown import assert_tidy
 from tests.support.models import make_checkpoint, reference_logits, relative_error
@@ -88,8 +89,8 @@ def test_a_plain_model_of_ours(family, dtype, kv, checkpoints, onnx_artefacts, e
     out = extend(source, "--factor", "4")
     assert (out / "model.onnx.data").samefile(source / "model.onnx.data")
     weights = stored_weights(unlinked(out), checkpoints(family)) if dtype == "int4" else None
-    wanted = reference_logits(checkpoints(family), tokens(), YARN, weights=weights)
-    assert relative_error(OnnxModel(out).run(tokens(), capacity=1024), wanted) <= TOLERANCE[dtype]
+    wanted = reference_logits(checkpoints(family), tokens(700), YARN, weights=weights)
+    assert relative_error(OnnxModel(out).run(tokens(700), capacity=1024), wanted) <= TOLERANCE[dtype]
     code, report, stderr = check(out, checkpoints(family), "--factor", "4")
     assert code == 0, stderr or report
     # what it says of itself is enough for the check too
@@ -316,11 +317,11 @@ def test_a_model_of_the_builders(family, precision, checkpoints, built, extend):
         key = next(i for i in graph_of(out).graph.input if i.name == "past_key_values.0.key")
         heads = key.type.tensor_type.shape.dim[1].dim_value
         weights = dequantised_weights(unlinked(out), heads * BuilderModel(out).width)
-    wanted = reference_logits(checkpoints(family), tokens(), YARN, weights=weights)
+    wanted = reference_logits(checkpoints(family), tokens(700), YARN, weights=weights)
     model = BuilderModel(in_float32(out))
     assert relative_error(model.run(tokens(300), 250), wanted[:300]) <= TOLERANCE[precision]
-    assert relative_error(model.run(tokens(), 700), wanted) <= TOLERANCE[precision]
-    plain = reference_logits(checkpoints(family), tokens(), {"rope_type": "default"}, weights=weights)
+    assert relative_error(model.run(tokens(700), 700), wanted) <= TOLERANCE[precision]
+    plain = reference_logits(checkpoints(family), tokens(700), {"rope_type": "default"}, weights=weights)
     assert relative_error(wanted, plain) > 0.1
 
 
@@ -331,8 +332,8 @@ def test_a_builders_model_in_float16(provider, checkpoints, built, extend):
     rotating = {node.op_type for node in graph_of(out).graph.node if "cos_cache" in node.input}
     assert rotating == {"RotaryEmbedding" if provider == "dml" else "GroupQueryAttention"}
     assert tables(out)["cos_cache"].dtype == np.float16
-    wanted = reference_logits(checkpoints("llama"), tokens(), YARN)
-    assert relative_error(BuilderModel(out).run(tokens(), 690), wanted) <= TOLERANCE["fp16"]
+    wanted = reference_logits(checkpoints("llama"), tokens(700), YARN)
+    assert relative_error(BuilderModel(out).run(tokens(700), 690), wanted) <= TOLERANCE["fp16"]
 
 
 def test_the_builders_graph_keeps_its_structure(built, extend):
@@ -385,8 +386,8 @@ def test_a_base_is_read_from_its_tables(extend, tmp_path):
     )
     out = extend(build(directory, tmp_path / "built", "fp32"), "--factor", "4")
     assert record_of(out)["rope_theta"] == 567890.0
-    wanted = reference_logits(directory, tokens(), YARN)
-    assert relative_error(BuilderModel(out).run(tokens(), 700), wanted) <= TOLERANCE["fp32"]
+    wanted = reference_logits(directory, tokens(700), YARN)
+    assert relative_error(BuilderModel(out).run(tokens(700), 700), wanted) <= TOLERANCE["fp32"]
 
 
 def with_rope(checkpoints, tmp_path, **parameters):
@@ -412,5 +413,5 @@ def test_a_scaling_that_the_config_beside_it_names(checkpoints, extend, tmp_path
     assert record_of(out)["original_context"] == 256
     assert not (out / "config.json").exists()  # it would say another scaling than the tables hold
     directory = config.parent
-    wanted = reference_logits(directory, tokens(), {"rope_type": "linear", "factor": 4.0})
-    assert relative_error(BuilderModel(out).run(tokens(), 700), wanted) <= TOLERANCE["fp32"]
+    wanted = reference_logits(directory, tokens(700), {"rope_type": "linear", "factor": 4.0})
+    assert relative_error(BuilderModel(out).run(tokens(700), 700), wanted) <= TOLERANCE["fp32"]

@@ -1,8 +1,6 @@
-"""What TensorRT-RTX makes of the graphs of every dense family, read back from the parsed network; and that a
-network with another window, scale, softcap, growth or pairing is not taken for the plan.
+"""That a dense family's network with another window, scale, softcap, growth or pairing is not taken for the
+plan.
 """
-
-import itertools
 
 import numpy as np
 import pytest
@@ -16,30 +14,13 @@ pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windo
 
 @pytest.fixture
 def read_back(network_facts, checkpoints):
-    """The facts of a model's network."""
+    """(model, change) -> the facts of its network with that change."""
 
-    def run(name, dtype="fp16", change=None, method="auto"):
+    def run(name, change):
         family, overrides = MODELS[name]
-        return network_facts(checkpoints(family, **overrides), dtype, change, method=method)
+        return network_facts(checkpoints(family, **overrides), change=change)
 
     return run
-
-
-def cases():
-    """Every family in fp16; in other types, and by the declared context, some of them."""
-    forms = list(itertools.product(("fp16", "fp32", "int4"), ("auto", "dynamic-yarn")))
-    for number, name in enumerate(MODELS):
-        for form in forms:
-            default = form == forms[0] or (number % 3 == 0 and form == forms[1 + number % 5])
-            yield pytest.param(name, *form, marks=() if default else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "dtype", "method"), list(cases()))
-def test_every_family_is_read_back(name, dtype, method, read_back):
-    facts = read_back(name, dtype, method=method)
-    assert disagreeing(facts) == {}
-    layers = sum(fact.key.startswith("attention of layer") for fact in facts)
-    assert layers == sum(fact.key.startswith("rotation of layer") for fact in facts) > 1
 
 
 def unmask_layer(graph):
@@ -90,27 +71,13 @@ CHANGES = {
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_network_that_computes_something_else(case, read_back):
     name, change, key = CHANGES[case]
-    assert key in disagreeing(read_back(name, change=change))
+    assert key in disagreeing(read_back(name, change))
 
 
 def test_softcaps_say_what_they_are(read_back):
-    wrong = disagreeing(read_back("gemma2", change=set_constant(2.0, 3.5, ())))
+    wrong = disagreeing(read_back("gemma2", set_constant(2.0, 3.5, ())))
     assert "capped at 3.5" in wrong["attention of layer 0"].found
     assert "capped at 2, over 64 positions" in wrong["attention of layer 0"].expected
-
-
-FAMILIES = sorted({family for family, _ in MODELS.values()})
-BUILT = {"glm4", "gemma2", "phi3"}
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in BUILT else pytest.mark.slow) for name in FAMILIES]
-)
-def test_engines_are_built_and_hold_every_weight(family, engines):
-    """Fused matrices that are taken apart and norms with the one folded in are found, too."""
-    _, document = engines(family, "--factor", "4", "--compute-capability", "8.9")
-    weights = document["engine"]["weights"]
-    assert weights["found"] == weights["tensors"] > 20
 
 
 @pytest.mark.parametrize(("turned", "width"), [(4, 4), (4, 8), (32, 64)])
