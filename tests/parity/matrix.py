@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.models import ORIGINAL_CONTEXT, make_checkpoint
+from tests.support.selection import fewest
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.errors import Inexpressible
 from yarnconv.model.family import families
@@ -177,22 +178,16 @@ def cells() -> list[Cell]:
     ]
 
 
-def pairwise(everything: Sequence[Cell]) -> list[Cell]:
-    """The fewest that a greedy choice finds in which every target meets every model and every method. (That
-    every model meets every method takes twice as many.)
+def chosen_by_default() -> list[Cell]:
+    """The fewest in which every runtime meets every model, every target every method. (That every model
+    meets every target, or every method, takes more.)
     """
 
-    def pairs(cell: Cell) -> set[tuple[str, str]]:
-        target = f"to {cell.target}"
-        return {(target, cell.variant.name), (target, f"by {cell.method}")}
+    def goals(cell: Cell) -> set[tuple[str, str]]:
+        runtime = cell.target.split()[0]
+        return {(runtime, cell.variant.name), (cell.target, cell.method)}
 
-    missing = set().union(*(pairs(cell) for cell in everything))
-    chosen = []
-    while missing:
-        best = max(everything, key=lambda cell: len(pairs(cell) & missing))
-        chosen.append(best)
-        missing -= pairs(best)
-    return chosen
+    return fewest(cells(), facets=lambda cell: {cell.target, cell.method}, goals=goals)
 
 
 def checkpoint_of(variant: Variant, directory: Path) -> Path:

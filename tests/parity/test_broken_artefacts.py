@@ -16,6 +16,7 @@ from tests.support.broken import (
     edited_onnx,
     with_theta,
 )
+from tests.support.selection import product
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 GGUF, ONNX, ENGINE = "gguf", "onnx", "tensorrt"
@@ -122,17 +123,19 @@ def test_a_dynamic_base_that_an_exporter_froze(inspected, tmp_path):
     assert inspected(export_as_optimum(rope_config("yarn"), tmp_path / "right")) == ([], 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", RIGHT)
-@pytest.mark.parametrize("outtype", ["f32", "q8_0", "q4_k_m"])
+@pytest.mark.parametrize(
+    ("family", "method", "outtype"),
+    list(product(FAMILIES, RIGHT, ("f32", "q8_0", "q4_k_m"), meet=[(0, 1), (1, 2)])),
+)
 def test_no_right_gguf_is_called_broken(method, family, outtype, artefacts, inspected, checkpoints):
     path = artefacts(family, outtype, *RIGHT[method])
     assert inspected(path, "--reference", checkpoints(family), *RIGHT[method]) == ([], 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", RIGHT | IN_TABLES)
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int4"])
+@pytest.mark.parametrize(
+    ("family", "method", "dtype"),
+    list(product(FAMILIES, RIGHT | IN_TABLES, ("fp32", "fp16", "bf16", "int4"), meet=[(0, 1), (1, 2)])),
+)
 def test_no_right_onnx_model_is_called_broken(method, family, dtype, onnx_artefacts, inspected, checkpoints):
     options = (RIGHT | IN_TABLES)[method]
     path = onnx_artefacts(family, *options, "--dtype", dtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.selection import slow
 from yarnconv.targets.check_workflow import Reference, check_workflow
 
 EXPRESSION = re.compile(r"\$\{\{ '(.*?)' \}\}")
@@ -63,7 +64,7 @@ def repository(checkpoints, tmp_path):
 NAME = 'it\'s ${{ github.token }} $(touch pwned) `touch pwned` "a": #.gguf'
 
 
-@pytest.mark.parametrize("name", ["model.gguf", NAME])
+@pytest.mark.parametrize("name", [NAME, *slow("model.gguf")])
 def test_a_gguf(name, checkpoints, yarnconv, tmp_path):
     place = repository(checkpoints, tmp_path)
     arguments = ("gguf", checkpoints("llama"), "--factor", "4", "--emit", "ci", "--json", "-o", place / name)

@@ -8,19 +8,16 @@ import pytest
 from tests.parity.test_llama_cpp import BEYOND_THE_KEYS, METHODS
 from tests.support.faults import FAULTS
 from tests.support.gguf_editing import load
+from tests.support.selection import product
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TYPES = ("f32", "q8_0", "q4_k_m")
 OTHER_TYPES = ("bf16", "f16", "q6_k", "q5_k_m", "iq4_nl")
 
 
-def by_halves(families, rows, types):
-    """Every family x row x type; by default every other one, so that every two of them still meet."""
-    for (i, family), (j, row), (k, of) in itertools.product(*map(enumerate, (families, rows, types))):
-        yield pytest.param(family, row, of, marks=() if (i + j + k) % 2 == 0 else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("family", "fault", "outtype"), list(by_halves(FAMILIES, FAULTS, TYPES)))
+@pytest.mark.parametrize(
+    ("family", "fault", "outtype"), list(product(FAMILIES, FAULTS, TYPES, meet=[(1, 2), (0, 2)]))
+)
 def test_fault_is_found(family, fault, outtype, artefacts, checkpoints, yarnconv, tmp_path):
     """With the options given: what the artefact says of itself does not count."""
     edit, wrong = FAULTS[fault]
@@ -38,11 +35,11 @@ def test_fault_is_found(family, fault, outtype, artefacts, checkpoints, yarnconv
 
 
 def right_cases():
-    """Every family x method in the types that have faults above; in other types YaRN, the rest slow."""
-    yield from by_halves(FAMILIES, METHODS, TYPES)
-    for family, method, outtype in itertools.product(FAMILIES, METHODS, OTHER_TYPES):
-        marks = () if method == "yarn" else pytest.mark.slow
-        yield pytest.param(family, method, outtype, marks=marks)
+    """Every method in the types that have faults above, the families in turn; in other types YaRN."""
+    yield from product(FAMILIES, METHODS, TYPES, meet=[(1, 2)])
+    yield from product(FAMILIES, ["yarn"], OTHER_TYPES, meet=[])
+    for case in itertools.product(FAMILIES, [m for m in METHODS if m != "yarn"], OTHER_TYPES):
+        yield pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("family", "method", "outtype"), list(right_cases()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.models import edit_config, make_checkpoint
+from tests.support.selection import product
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 METHODS = {
@@ -44,8 +45,7 @@ def alter_weight(directory, seed=0):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), list(product(FAMILIES, METHODS, meet=[])))
 def test_right_ones_hold(check, extend, checkpoints, family, method):
     out = extend(checkpoints(family), *METHODS[method])
     code, report, stderr = check(out, checkpoints(family), *METHODS[method])

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from tests.support.models import make_checkpoint
 from tests.support.onnx_faults import FAULTS, Editor, top_left_mask
 from tests.support.processes import start
+from tests.support.selection import product
 from tests.verify.test_check import SCHEMA, WINDOW
 
 YARN = ("--factor", "4")
@@ -267,18 +268,18 @@ def test_faults_of_one_form(case, check, edited, checkpoints):
     assert report["verdicts"][verdict] != "holds"
 
 
-@pytest.mark.parametrize(
-    ("family", "overrides"),
-    [
-        ("mistral", {"sliding_window": 20}),
-        ("mistral", {"sliding_window": 300}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("options", [YARN, (*YARN, "--dialect", "ort-cuda"), (*YARN, "--kv", "concat")])
-def test_sliding_windows(family, overrides, options, check, yarnconv, tmp_path):
+WINDOWED = [
+    ("mistral", {"sliding_window": 20}),
+    ("mistral", {"sliding_window": 300}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+]
+WINDOWED_FORMS = (YARN, (*YARN, "--dialect", "ort-cuda"), (*YARN, "--kv", "concat"))
+
+
+@pytest.mark.parametrize(("model", "options"), list(product(WINDOWED, WINDOWED_FORMS, meet=[])), ids=str)
+def test_sliding_windows(model, options, check, yarnconv, tmp_path):
     """Right ones hold, and one that is another than the config's does not, however long it is."""
+    family, overrides = model
     directory, out = make_checkpoint(tmp_path / "model", family, **overrides), tmp_path / "onnx"
     assert yarnconv("onnx", directory, *options, "-o", out)[0] == 0
     code, report, _ = check(out, directory, *YARN)

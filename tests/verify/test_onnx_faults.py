@@ -6,6 +6,7 @@ import pytest
 
 from tests.parity.test_llama_cpp import BEYOND_THE_KEYS
 from tests.support.onnx_faults import DYNAMIC_FAULTS, FAULTS, Editor
+from tests.support.selection import product
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = ("fp32", "fp16", "int4", "fp8")
@@ -50,13 +51,8 @@ FORMS = ((), ("--kv", "concat"), ("--dialect", "ort-cuda"), ("--link-weights",),
 
 
 def right_cases():
-    """Every family x method, with dtypes and forms of a graph in turn; the product under `slow`."""
-    cases = itertools.product(FAMILIES, METHODS, DTYPES)
-    for number, (family, method, dtype) in enumerate(cases):
-        for place, form in enumerate(FORMS):
-            # two factors vary against each other: the dtype with the method, the form with the family
-            default = place == number % len(FORMS) and number % 3 == (number // 21) % 3
-            yield pytest.param(family, method, dtype, form, marks=() if default else pytest.mark.slow)
+    """Every method in every dtype, every family in every form of a graph."""
+    return product(FAMILIES, METHODS, DTYPES, FORMS, meet=[(1, 2), (0, 3)])
 
 
 @pytest.mark.parametrize(("family", "method", "dtype", "form"), list(right_cases()))

@@ -1,13 +1,12 @@
 """The weights verdict on matrices of codes, in every type that scales are stored in."""
 
-import itertools
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.support.models import make_checkpoint
 from tests.support.onnx_faults import Editor
+from tests.support.selection import product
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.plan import plan_conversion
 from yarnconv.rope.request import RopeRequest
@@ -26,10 +25,8 @@ OTHER_WEIGHTS = {
 
 
 def cases():
-    """The kind of scales that rounds most with every kind of weights; the others with some, the rest slow."""
-    for case, dtype, compute in itertools.product(OTHER_WEIGHTS, ("int4", "fp8"), ("fp32", "fp16", "bf16")):
-        default = compute == "fp16" or case == "small" or (compute, case) == ("fp32", "its own")
-        yield pytest.param(case, dtype, compute, marks=() if default else pytest.mark.slow)
+    """Every kind of weights in both dtypes and computed in every type, two by two."""
+    return product(OTHER_WEIGHTS, ("int4", "fp8"), ("fp32", "fp16", "bf16"), meet=[(0, 1), (1, 2)])
 
 
 def convert(directory, out, **options):

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.llama_converter import LlamaConverter
 from tests.support.models import edit_config, make_checkpoint
+from tests.support.selection import product, slow
 from tests.support.tokenizer_files import rebuild_tokenizer, write_sentencepiece
 
 VOCABULARIES = {"llama": "llama-bpe", "mistral": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
@@ -61,8 +62,10 @@ def assert_equal(theirs, ours):
         assert ours[1][name] == tensor, name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["from-bf16", "from-f32"])
-@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize(
+    ("outtype", "dtype"),
+    list(product(("f32", "f16", "bf16", "q8_0"), (torch.bfloat16, torch.float32), meet=[])),
+)
 def test_every_type(outtype, dtype, llama_cpp_source, yarnconv, tmp_path):
     directory = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, shard="1MB")
     edit_config(directory, vocab_size=512)
@@ -71,13 +74,10 @@ def test_every_type(outtype, dtype, llama_cpp_source, yarnconv, tmp_path):
     assert_equal(*convert_both(directory, outtype, llama_cpp_source, yarnconv, tmp_path))
 
 
-# 100 s each: by default one family of each vocabulary
+# a minute and more each
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(one, marks=() if one in {"llama", "qwen3"} else pytest.mark.slow)
-        for one in sorted(VOCABULARIES)
-    ],
+    ["qwen3", *slow(*sorted(VOCABULARIES.keys() - {"qwen3"}))],
 )
 def test_every_family_with_a_real_vocabulary(family, llama_cpp_source, yarnconv, tmp_path):
     pre = VOCABULARIES[family]

@@ -14,6 +14,7 @@ from tests.support.imatrix_files import made_values, write_gguf, write_legacy
 from tests.support.models import make_checkpoint
 from tests.support.processes import start
 from tests.support.quantise import quantise
+from tests.support.selection import product, slow
 from yarnconv.targets.gguf.imatrix import read_imatrix
 from yarnconv.targets.gguf.quantiser import NEED_IMATRIX, QUANTISED_TYPES
 from yarnconv.targets.gguf.reader import open_gguf
@@ -78,8 +79,9 @@ def test_metadata_and_record_are_ours(convert, as_float):
     assert json.loads(keys["yarnconv.plan"])["rope_options"] == {"factor": 4.0}
 
 
-@pytest.mark.parametrize("outtype", ["q4_k_m", "q5_k_m", "q6_k", "iq4_nl"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "outtype"), list(product(FAMILIES, ("q4_k_m", "q5_k_m", "q6_k", "iq4_nl"), meet=[]))
+)
 def test_check_holds(family, outtype, convert, checkpoints, check):
     path, *_ = convert(outtype, source=checkpoints(family))
     code, report, stderr = check(path, checkpoints(family), "--factor", "4")
@@ -266,7 +268,7 @@ def imatrices(as_float, tmp_path):
     return write_gguf(tmp_path / "imatrix.gguf", values), write_legacy(tmp_path / "imatrix.dat", values)
 
 
-@pytest.mark.parametrize("outtype", ["q4_k_m", "iq2_xs", "iq3_xxs", "q2_k_s"])
+@pytest.mark.parametrize("outtype", ["q4_k_m", "q2_k_s", *slow("iq2_xs", "iq3_xxs")])
 def test_both_formats_say_the_same(outtype, convert, imatrices):
     found = []
     for path in imatrices:

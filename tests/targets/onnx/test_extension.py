@@ -16,6 +16,7 @@ from tests.support.genai_builder import BuilderModel, build, dequantised_weights
 from tests.support.markdown import assert_tidy
 from tests.support.models import make_checkpoint, reference_logits, relative_error
 from tests.support.onnx_runtime import OnnxModel
+from tests.support.selection import product
 
 
 def digests(directory):
@@ -81,9 +82,10 @@ def built(checkpoints, tmp_path_factory):
 # what this tool wrote
 
 
-@pytest.mark.parametrize("kv", ["in-place", "concat"])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype", "kv"),
+    list(product(FAMILIES, ("fp32", "fp16", "int4"), ("in-place", "concat"), meet=[(0, 1), (1, 2)])),
+)
 def test_a_plain_model_of_ours(family, dtype, kv, checkpoints, onnx_artefacts, extend, check):
     source = onnx_artefacts(family, "--dtype", dtype, "--kv", kv)
     out = extend(source, "--factor", "4")
@@ -110,27 +112,27 @@ def test_twice_is_once(onnx_artefacts, extend):
     assert len(graph_of(once).graph.node) == len(graph_of(source).graph.node)
 
 
-@pytest.mark.parametrize(
-    ("own", "more", "check_options"),
-    [
-        (("--factor", "2"), ("--factor", "2"), ("--factor", "4")),
-        (("--factor", "2"), ("--factor", "4", "--original-context", "256"), ("--factor", "4")),
-        (("--factor", "2"), ("--target-context", "1024"), ("--factor", "4")),
-        (("--factor", "4"), ("--method", "none"), ("--method", "none")),
-        (("--factor", "4"), ("--attention-factor", "1.3"), ("--factor", "4", "--attention-factor", "1.3")),
-        (
-            ("--factor", "2", "--beta-fast", "16"),
-            ("--factor", "2"),
-            ("--factor", "4", "--beta-fast", "16"),
-        ),
-        (("--method", "linear", "--factor", "2"), ("--factor", "2"), ("--factor", "4")),
-        ((), ("--factor", "4", "--max-context", "700"), ("--factor", "4", "--max-context", "700")),
-        ((), ("--method", "dynamic-ntk", "--factor", "4"), ("--method", "dynamic-ntk", "--factor", "4")),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kv", ["in-place", "concat"])
-def test_on_top_of_what_it_carries(kv, own, more, check_options, checkpoints, onnx_artefacts, extend, check):
+# what a model carries, what is asked for on top of it, and what it is then
+ON_TOP = [
+    (("--factor", "2"), ("--factor", "2"), ("--factor", "4")),
+    (("--factor", "2"), ("--factor", "4", "--original-context", "256"), ("--factor", "4")),
+    (("--factor", "2"), ("--target-context", "1024"), ("--factor", "4")),
+    (("--factor", "4"), ("--method", "none"), ("--method", "none")),
+    (("--factor", "4"), ("--attention-factor", "1.3"), ("--factor", "4", "--attention-factor", "1.3")),
+    (
+        ("--factor", "2", "--beta-fast", "16"),
+        ("--factor", "2"),
+        ("--factor", "4", "--beta-fast", "16"),
+    ),
+    (("--method", "linear", "--factor", "2"), ("--factor", "2"), ("--factor", "4")),
+    ((), ("--factor", "4", "--max-context", "700"), ("--factor", "4", "--max-context", "700")),
+    ((), ("--method", "dynamic-ntk", "--factor", "4"), ("--method", "dynamic-ntk", "--factor", "4")),
+]
+
+
+@pytest.mark.parametrize(("case", "kv"), list(product(ON_TOP, ("in-place", "concat"), meet=[])), ids=str)
+def test_on_top_of_what_it_carries(case, kv, checkpoints, onnx_artefacts, extend, check):
+    own, more, check_options = case
     out = extend(onnx_artefacts("qwen3", "--kv", kv, *own), *more)
     code, report, stderr = check(out, checkpoints("qwen3"), *check_options)
     assert code == 0, stderr or report
@@ -222,17 +224,17 @@ def test_bfloat16_tables_are_rounded_once():
 DYNAMIC = ("--method", "dynamic-yarn")
 
 
-@pytest.mark.parametrize(
-    ("own", "more", "check_options"),
-    [
-        ((), (*DYNAMIC, "--factor", "4"), (*DYNAMIC, "--factor", "4")),
-        ((*DYNAMIC, "--factor", "2"), (*DYNAMIC, "--factor", "3"), (*DYNAMIC, "--factor", "6")),
-        ((*DYNAMIC, "--factor", "4"), ("--method", "yarn"), ("--factor", "4")),
-    ],
-    ids=["to", "further", "from"],
-)
-@pytest.mark.parametrize("form", [("--kv", "in-place"), ("--kv", "concat"), ("--dialect", "ort-cuda")])
-def test_buckets(form, own, more, check_options, checkpoints, onnx_artefacts, extend, check):
+BUCKETS = {
+    "to": ((), (*DYNAMIC, "--factor", "4"), (*DYNAMIC, "--factor", "4")),
+    "further": ((*DYNAMIC, "--factor", "2"), (*DYNAMIC, "--factor", "3"), (*DYNAMIC, "--factor", "6")),
+    "from": ((*DYNAMIC, "--factor", "4"), ("--method", "yarn"), ("--factor", "4")),
+}
+FORMS = (("--kv", "in-place"), ("--kv", "concat"), ("--dialect", "ort-cuda"))
+
+
+@pytest.mark.parametrize(("case", "form"), list(product(BUCKETS, FORMS, meet=[])))
+def test_buckets(case, form, checkpoints, onnx_artefacts, extend, check):
+    own, more, check_options = BUCKETS[case]
     out = extend(onnx_artefacts("llama", *form, *own), *more)
     code, report, stderr = check(out, checkpoints("llama"), *check_options)
     assert code == 0, stderr or report
@@ -305,8 +307,7 @@ def test_it_builds_an_engine_as_one_of_the_checkpoint_does(onnx_artefacts, exten
 # what onnxruntime-genai's builder wrote
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "precision"), list(product(FAMILIES, ("fp32", "int4"), meet=[])))
 def test_a_model_of_the_builders(family, precision, checkpoints, built, extend):
     """Prefilled up to the original context, decoded across it and to 300; and in one go to 700."""
     source = built(family, precision)

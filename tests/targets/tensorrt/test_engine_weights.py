@@ -1,6 +1,5 @@
 """An engine's weights, found in its own bytes: without a GPU there is no other witness of them."""
 
-import itertools
 import json
 import shutil
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.models import make_checkpoint
+from tests.support.selection import product
 from tests.targets.tensorrt.test_inspect import write
 from yarnconv.checkpoint.checkpoint import open_checkpoint
 from yarnconv.checkpoint.mapped_file import MappedFile
@@ -25,12 +25,7 @@ YARN = ("--factor", "4")
 DTYPES = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "int4": "fp16", "fp8": "fp16"}
 
 
-def cases():
-    for number, (family, dtype) in enumerate(itertools.product(FAMILIES, DTYPES)):
-        yield pytest.param(family, dtype, marks=() if number % 2 == 0 else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("family", "dtype"), list(cases()))
+@pytest.mark.parametrize(("family", "dtype"), list(product(FAMILIES, DTYPES, meet=[])))
 def test_every_tensor_stands_in_the_engine(family, dtype, engines, checkpoints):
     directory, document = engines(family, *YARN, "--dtype", dtype)
     file = MappedFile(directory / "model.engine")
