@@ -1,10 +1,10 @@
-"""llama.cpp's own converter, for models without a tokenizer, in one process for many of them.
+"""llama.cpp's own converter in one process for many models, which have no tokenizer if nothing else is said.
 
 It recognises tokenizers by the hash of what they make of a fixed text, so that every model would need a real
 vocabulary of 100 thousand tokens and more. RoPE does not depend on it: the files say `none` and how many.
 
-As a script, argv[1] is the source tree; each line on stdin is a checkpoint's directory, a file to write and
-its type.
+As a script, argv[1] is the source tree, and argv[2] is --tokenizers where models have theirs; each line on
+stdin is a checkpoint's directory, a file to write and its type.
 """
 
 import subprocess
@@ -15,9 +15,9 @@ from pathlib import Path
 class LlamaConverter:
     """A converter that has imported what it needs, which takes longer than its work."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, *, tokenizers: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(source)],
+            [sys.executable, __file__, str(source), *(["--tokenizers"] if tokenizers else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -40,9 +40,7 @@ class LlamaConverter:
         self._process.wait(60)
 
 
-def _serve(source):
-    sys.path.insert(0, source)
-    import convert_hf_to_gguf as converter
+def _leave_out_tokenizers(converter):
     from conversion.base import ModelBase, ModelType
 
     def without_tokenizer(model):
@@ -57,6 +55,14 @@ def _serve(source):
         return found
 
     find, converter.get_model_class = converter.get_model_class, model_class
+
+
+def _serve(source, tokenizers):
+    sys.path.insert(0, source)
+    import convert_hf_to_gguf as converter
+
+    if not tokenizers:
+        _leave_out_tokenizers(converter)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         directory, destination, outtype = line.rstrip("\n").split("\t")
@@ -70,4 +76,4 @@ def _serve(source):
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], sys.argv[2:] == ["--tokenizers"])

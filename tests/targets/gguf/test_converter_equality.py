@@ -1,9 +1,5 @@
 """A plain conversion against llama.cpp's own converter, byte for byte, with real vocabularies."""
 
-import subprocess
-import sys
-
-import gguf
 import pytest
 import torch
 
@@ -11,36 +7,44 @@ from tests.support.llama_converter import LlamaConverter
 from tests.support.models import edit_config, make_checkpoint
 from tests.support.selection import product, slow
 from tests.support.tokenizer_files import rebuild_tokenizer, write_sentencepiece
+from yarnconv.targets.gguf.reader import open_gguf
 
 VOCABULARIES = {"llama": "llama-bpe", "mistral": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
 SIZES = {"llama-bpe": 128256, "qwen2": 151936}
 
 
 def facts(path):
-    """(metadata: key -> (types, value), tensors: name -> (type, shape, bytes)) of a GGUF."""
-    reader = gguf.GGUFReader(path)
-    metadata = {
-        field.name: (tuple(field.types), field.contents())
-        for field in reader.fields.values()
-        if not field.name.startswith("GGUF.")
-    }
-    tensors = {
-        tensor.name: (tensor.tensor_type, tuple(tensor.shape), tensor.data.tobytes())
-        for tensor in reader.tensors
-    }
+    """(metadata: key -> (type and value as they are stored, value), tensors: name -> (type, shape in ggml's
+    order, bytes)) of a GGUF. Bytes are compared, so that our own reader will do, and no values of what is as
+    long as a vocabulary: the gguf package takes half a minute for one.
+    """
+    with open_gguf(path) as file:
+        metadata = {
+            key: (stored, file.value(key) if len(stored) < 2**16 else None)
+            for key, stored in file.packed.items()
+        }
+        tensors = {
+            name: (tensor.tensor_type, tensor.shape[::-1], tensor.packed(slice(None)).tobytes())
+            for name, tensor in file.tensors.items()
+        }
     return metadata, tensors
 
 
-def convert_both(directory, outtype, source, yarnconv, tmp_path):
+@pytest.fixture(scope="module")
+def converter(llama_cpp_source):
+    with LlamaConverter(llama_cpp_source, tokenizers=True) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def converter_without_tokenizers(llama_cpp_source):
+    with LlamaConverter(llama_cpp_source) as one:
+        yield one
+
+
+def convert_both(directory, outtype, converter, yarnconv, tmp_path):
     theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
-    subprocess.run(
-        [
-            *(sys.executable, str(source / "convert_hf_to_gguf.py"), str(directory)),
-            *("--outtype", outtype, "--outfile", str(theirs)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    converter.convert(directory, theirs, outtype)
     code, _, stderr = yarnconv("gguf", directory, "--outtype", outtype, "-o", ours)
     assert code == 0, stderr
     return facts(theirs), facts(ours)
@@ -66,20 +70,19 @@ def assert_equal(theirs, ours):
     ("outtype", "dtype"),
     list(product(("f32", "f16", "bf16", "q8_0"), (torch.bfloat16, torch.float32), meet=[])),
 )
-def test_every_type(outtype, dtype, llama_cpp_source, yarnconv, tmp_path):
+def test_every_type(outtype, dtype, converter, yarnconv, tmp_path):
     directory = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, shard="1MB")
     edit_config(directory, vocab_size=512)
     (directory / "tokenizer.json").unlink()
     write_sentencepiece(directory, 400)
-    assert_equal(*convert_both(directory, outtype, llama_cpp_source, yarnconv, tmp_path))
+    assert_equal(*convert_both(directory, outtype, converter, yarnconv, tmp_path))
 
 
-# a minute and more each
 @pytest.mark.parametrize(
     "family",
     ["qwen3", *slow(*sorted(VOCABULARIES.keys() - {"qwen3"}))],
 )
-def test_every_family_with_a_real_vocabulary(family, llama_cpp_source, yarnconv, tmp_path):
+def test_every_family_with_a_real_vocabulary(family, converter, llama_cpp_source, yarnconv, tmp_path):
     pre = VOCABULARIES[family]
     directory = make_checkpoint(
         tmp_path / "model",
@@ -98,7 +101,7 @@ def test_every_family_with_a_real_vocabulary(family, llama_cpp_source, yarnconv,
         pre=pre,
         bos_template=pre == "llama-bpe",
     )
-    assert_equal(*convert_both(directory, "q8_0", llama_cpp_source, yarnconv, tmp_path))
+    assert_equal(*convert_both(directory, "q8_0", converter, yarnconv, tmp_path))
 
 
 # What a mixture's config needs for their converter beside its tiny one: DeepSeek's function of scores, which
@@ -119,22 +122,13 @@ USUAL = {"glm4moe.expert_group_count": 1, "glm4moe.expert_group_used_count": 1}
 USUAL |= {"glm4moe.nextn_predict_layers": 0, "deepseek2.expert_weights_norm": False}
 
 
-@pytest.fixture(scope="module")
-def converter(llama_cpp_source):
-    with LlamaConverter(llama_cpp_source) as one:
-        yield one
-
-
 @pytest.mark.parametrize("outtype", [pytest.param("f32", marks=pytest.mark.slow), "bf16", "q8_0"])
 @pytest.mark.parametrize("family", MIXTURES)
-def test_mixtures_and_latent_attention(family, outtype, converter, yarnconv, tmp_path):
+def test_mixtures_and_latent_attention(family, outtype, converter_without_tokenizers, yarnconv, tmp_path):
     dtype = torch.bfloat16 if outtype == "bf16" else torch.float32
     directory = make_checkpoint(tmp_path / "model", family, dtype=dtype, **MIXTURES[family])
     edit_config(directory, **MIXTURES[family])
-    theirs = facts(converter.convert(directory, tmp_path / "theirs.gguf", outtype))
-    code, _, stderr = yarnconv("gguf", directory, "--outtype", outtype, "-o", tmp_path / "ours.gguf")
-    assert code == 0, stderr
-    ours = facts(tmp_path / "ours.gguf")
+    theirs, ours = convert_both(directory, outtype, converter_without_tokenizers, yarnconv, tmp_path)
     # Mixtral's experts call their matrices otherwise, which they stack in another order
     order = sorted if family == "mixtral" else list
     assert order(ours[1]) == order(theirs[1])
@@ -149,7 +143,7 @@ def test_mixtures_and_latent_attention(family, outtype, converter, yarnconv, tmp
     assert {key: (ours[0].get(key) or theirs[0].get(key))[1] for key in differ}.items() <= USUAL.items()
 
 
-def test_their_yarn_keys_lose_a_temperature_that_ours_keep(llama_cpp_source, yarnconv, tmp_path):
+def test_their_yarn_keys_lose_a_temperature_that_ours_keep(converter, yarnconv, tmp_path):
     """The peer's fault this tool exists for: `attention_factor` goes to a key nobody reads."""
     directory = make_checkpoint(tmp_path / "model", "llama")
     (directory / "tokenizer.json").unlink()
@@ -164,7 +158,7 @@ def test_their_yarn_keys_lose_a_temperature_that_ours_keep(llama_cpp_source, yar
             "rope_theta": 10000.0,
         },
     )
-    theirs, ours = convert_both(directory, "f32", llama_cpp_source, yarnconv, tmp_path)
+    theirs, ours = convert_both(directory, "f32", converter, yarnconv, tmp_path)
     assert "llama.rope.scaling.attn_factor" not in theirs[0]
     assert ours[0]["llama.rope.scaling.attn_factor"][1] == pytest.approx(1 / 1.1386294361119891)
     assert theirs[0]["llama.context_length"][1] == 256

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from tests.support.selection import slow
 from tests.support.tokenizer_files import (
     byte_level,
     pre_tokenizer,
@@ -84,7 +83,7 @@ def deepseek_letters(source):
     raise AssertionError("llama.cpp no longer quotes the pattern")
 
 
-@pytest.mark.parametrize("name", ["qwen2", "deepseek-coder", *slow("llama-bpe", "deepseek-llm")])
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder"])
 def test_real_vocabularies_tokenise_as_the_original(name, llama_cpp_source, llama_cpp, tmp_path):
     """llama.cpp with what we wrote gives the tokens that the tokenizers library gives."""
     from tokenizers import Tokenizer
