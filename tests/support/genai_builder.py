@@ -1,5 +1,10 @@
-"""What onnxruntime-genai's model builder writes, and ONNX Runtime on the CPU to run it."""
+"""What onnxruntime-genai's model builder writes, and ONNX Runtime on the CPU to run it.
 
+As a script it runs the builder with the command line in each line on stdin, each in a process of its own that
+begins where everything has been imported: the imports take longer than a tiny model.
+"""
+
+import functools
 import json
 import os
 import shutil
@@ -13,12 +18,22 @@ import onnxruntime
 from onnx import numpy_helper
 
 
+@functools.cache
+def _server():
+    """Ends with this process, whose end it reads."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
 def build(checkpoint: Path, out: Path, precision: str, provider: str = "cpu") -> Path:
     """Its directory."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", out]
-    command += ["-p", precision, "-e", provider, "-c", out.parent / "cache"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
+    options = ["-i", checkpoint, "-o", out, "-p", precision, "-e", provider, "-c", out.parent / "cache"]
+    server = _server()
+    print(json.dumps([str(word) for word in options]), file=server.stdin, flush=True)
+    answer = json.loads(server.stdout.readline())
+    assert answer == "done", answer
     return out
 
 
@@ -97,3 +112,29 @@ def dequantised_weights(directory: Path, key_value_width: int) -> dict[str, np.n
     if "model.embed_tokens.weight" not in stored:
         weights["model.embed_tokens.weight"] = weights["lm_head.weight"]
     return weights
+
+
+def _serve():
+    import runpy
+    import tempfile
+
+    import onnxruntime_genai.models.builder  # noqa: F401  for what it imports
+
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as said:
+            child = os.fork()
+            if child == 0:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.argv = ["builder", *json.loads(line)]
+                runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+                sys.stdout.flush()
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            answer = "done" if status == 0 else said.read().decode(errors="replace")[-2000:]
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
