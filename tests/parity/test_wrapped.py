@@ -1,11 +1,13 @@
 """A text model among other parts: what is taken of it, against transformers' whole model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 from tests.support.models import relative_error, sample_tokens, sharp_model
 from tests.support.tokenizer_files import write_byte_level
@@ -65,6 +67,33 @@ def test_its_onnx_model_computes_what_the_whole_does_of_text(wrapper, family, ya
     assert yarnconv("check", tmp_path / "out", "--reference", directory)[0] == 0
 
 
+@pytest.mark.parametrize("target", ["gguf", "onnx"])
+def test_a_wrapper_that_transformers_does_not_know(target, checkpoints, check, yarnconv, tmp_path):
+    """Kimi K2.5, whose class is remote code: its text model is DeepSeek-V3's, under names of its own."""
+    text = checkpoints("deepseek_v3", n_group=1, topk_group=1)
+    tensors = load_file(text / "model.safetensors")
+    directory = shutil.copytree(text, tmp_path / "model")
+    seeing = {"vision_tower.patch_embed.weight": np.zeros((4, 4), np.float32)}
+    tensors = seeing | {f"language_model.{name}": values for name, values in tensors.items()}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((text / "config.json").read_text())
+    outer = {
+        "model_type": "kimi_k25",
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "auto_map": {"AutoConfig": "configuration_kimi_k25.KimiK25Config"},
+        "text_config": {**config, "model_type": "kimi_k2"},
+        "vision_config": {"hidden_size": 64},
+    }
+    (directory / "config.json").write_text(json.dumps(outer))
+    out = tmp_path / ("out.gguf" if target == "gguf" else "out")
+    code, stdout, stderr = yarnconv(target, directory, "--factor", "4", "-o", out)
+    assert code == 0, stderr
+    assert "Of this kimi_k25 checkpoint the text model is taken" in " ".join(stdout.split() + stderr.split())
+    for reference in (directory, text):
+        code, report, stderr = check(out, reference, "--factor", "4")
+        assert (code, set(report["verdicts"].values())) == (0, {"holds"}), stderr
+
+
 def test_a_checkpoint_directory_of_the_text_alone_is_not_written(yarnconv, tmp_path):
     directory, _ = wrapped(tmp_path / "model", "gemma3", "gemma3_text")
     code, _, stderr = yarnconv("hf", directory, "--factor", "4", "-o", tmp_path / "out")
@@ -74,8 +103,6 @@ def test_a_checkpoint_directory_of_the_text_alone_is_not_written(yarnconv, tmp_p
 
 
 def test_two_tensors_that_stand_for_one(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     directory, _ = wrapped(tmp_path / "model", "gemma3", "gemma3_text")
     tensors = load_file(directory / "model.safetensors")
     tensors["model.norm.weight"] = np.zeros(256, dtype=np.float32)
