@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "yarnconv"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "sizes": 0,
     "templates": 0,
     "worker": 1,
     "worker_side": 1,

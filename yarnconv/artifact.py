@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from yarnconv.errors import BadInput
+from yarnconv.sizes import readable_size
 
 # Headers, directory entries and the file system's own bookkeeping.
 SLACK_BYTES = 16 * 2**20
@@ -30,10 +31,6 @@ def check_directory(directory: Path) -> None:
         raise BadInput("the directory cannot be written to", where=str(directory))
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
-
-
 def check_free_space(
     destination: Path,
     needed: int,
@@ -44,7 +41,7 @@ def check_free_space(
     free = shutil.disk_usage(destination.parent).free
     if needed + SLACK_BYTES > free:
         raise BadInput(
-            f"{_size(needed + SLACK_BYTES)} are needed, {_size(free)} are free",
+            f"{readable_size(needed + SLACK_BYTES, 5)} are needed, {readable_size(free, 5)} are free",
             where=str(destination.parent),
             fix=fix,
         )

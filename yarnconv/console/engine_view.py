@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from yarnconv.console.plan_view import gigabytes
+from yarnconv.sizes import readable_size
 from yarnconv.targets.onnx.weights import FLOAT_TYPES
 from yarnconv.targets.tensorrt.target import Engine
 
@@ -28,7 +28,7 @@ def _cache_room(sidecar: Mapping[str, Any]) -> str:
     values = 2 * graph["layers"] * graph["key_value_heads"] * graph["head_dim"]
     token_bytes = values * FLOAT_TYPES[graph["cache_type"]].bits // 8
     most = max(p["batch"][2] * min(p["past_tokens"][2] + 1, graph["max_context"]) for p in profiles)
-    return f"{token_bytes} bytes a token, {gigabytes(most * token_bytes)} for all that the profiles take"
+    return f"{token_bytes} bytes a token, {readable_size(most * token_bytes)} for all that the profiles take"
 
 
 def print_engine(engine: Engine) -> None:
@@ -38,7 +38,7 @@ def print_engine(engine: Engine) -> None:
     runtime, build = sidecar["runtime"], sidecar["build"]
     gpus = ", ".join(sidecar["compute_capabilities"]) or "of this machine"
     console.print(f"  {runtime['name']} {runtime['version']}, GPUs of compute capability {gpus}")
-    memory = gigabytes(build["peak_memory_bytes"])
+    memory = readable_size(build["peak_memory_bytes"])
     console.print(f"  built in {build['seconds']:.1f} s with {memory} of this machine's memory")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("  profile", "sequences", "new tokens", "past tokens"):

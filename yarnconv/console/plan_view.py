@@ -16,6 +16,7 @@ from yarnconv.model.tensors import expected_tensors
 from yarnconv.rope.scaling import Unscaled, Yarn, is_dynamic, method_name
 from yarnconv.rope.tables import plain_inv_freq, regimes
 from yarnconv.rope_plan import RopeGroup, RopePlan, layer_ranges, rope_facts
+from yarnconv.sizes import readable_size
 from yarnconv.targets.gguf.launch import key_shift_warning
 
 # Colour and height both say the regime, so that the bars read without colour too.
@@ -24,14 +25,6 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 # Quality came back in the paper after 0.1 % of the pre-training tokens: 400 steps of 64 sequences.
 FINETUNE_SHARE = 0.001
 PAPER_STEPS, PAPER_BATCH = 400, 64
-
-
-def gigabytes(size: float) -> str:
-    """A size in bytes, for people."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def _tokens(count: float) -> str:
@@ -139,10 +132,10 @@ def rope_table(plan: RopePlan, description: ModelDescription | None = None) -> T
 
 def _cache(plan: RopePlan, description: ModelDescription) -> str:
     per_token, target = description.key_value_bytes_per_token, plan.target_context
-    text = f"{gigabytes(per_token)} per token, {gigabytes(per_token * target)} at {target} (16 bits)"
+    text = f"{readable_size(per_token)} per token, {readable_size(per_token * target)} at {target} (16 bits)"
     seen = description.key_value_bytes_within_windows(target)
     if seen < per_token * target:
-        text += f"; {gigabytes(seen)} where no more is kept than the windows see"
+        text += f"; {readable_size(seen)} where no more is kept than the windows see"
     return text
 
 

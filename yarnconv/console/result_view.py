@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from yarnconv.console.messages import print_json, print_warnings, printable
-from yarnconv.console.plan_view import gigabytes
 from yarnconv.rope.scaling import Unscaled, is_dynamic, method_name
 from yarnconv.rope_plan import RopePlan, rope_facts
+from yarnconv.sizes import readable_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ def print_written(plan: RopePlan, written: Written) -> None:
     if len(written.files) > 1:
         line.append(f" and {len(written.files) - 1} more", style="not bold")
     console.print(line)
-    rate = f" ({gigabytes(written.nbytes / written.seconds)}/s)" if written.shows_rate else ""
-    console.print(f"  {written.kind}, {gigabytes(written.nbytes)} in {written.seconds:.2f} s{rate}")
+    rate = f" ({readable_size(written.nbytes / written.seconds)}/s)" if written.shows_rate else ""
+    console.print(f"  {written.kind}, {readable_size(written.nbytes)} in {written.seconds:.2f} s{rate}")
     console.print(
         f"  {extension}, context {plan.original_context} -> {plan.target_context}, attention factor "
         f"{longest.attention_factor:.6g}"

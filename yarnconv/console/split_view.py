@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from yarnconv.console.messages import one_line, print_json
-from yarnconv.console.plan_view import gigabytes
+from yarnconv.sizes import readable_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ def _print_split(planned: PlannedSplit) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for path, _ in planned.files:
         console.print(Text("wrote ", style="green").append(one_line(str(path)), style="bold"))
-    count, sizes = len(planned.parts), [gigabytes(size) for _, size in planned.parts]
+    count, sizes = len(planned.parts), [readable_size(size) for _, size in planned.parts]
     width = max(map(len, sizes))
     for number, ((path, _), size) in enumerate(zip(planned.parts, sizes, strict=True), start=1):
         console.print(

@@ -22,6 +22,7 @@ from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Advance, Progress
 from yarnconv.rope.scaling import Scaling, Unscaled
 from yarnconv.rope.tables import Float32Array, Float64Array, frozen_scalings
+from yarnconv.sizes import readable_size
 from yarnconv.verify.compare import Sharpness, Window, compare_passage, narrowed, sharpness
 from yarnconv.verify.computing import AS_EVER, Computing, LazyWeights, held, writable
 from yarnconv.verify.diagnosis import Evidence, TablesOf, bucket_tables, diagnose
@@ -256,13 +257,13 @@ def as_is(
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > AS_IS_SHARE_OF_MEMORY * memory:
-        note = f"not run: its {size / 1e9:.3g} GB do not fit into {memory / 1e9:.3g} GB of memory"
+        note = f"not run: its {readable_size(size)} do not fit into {readable_size(memory)} of memory"
         return AsIs(windows=(), note=note)
     chosen = [passage for passage in passages if passage.name in AS_IS_PASSAGES]
     layers = len(plan.description.layers)
     title = f"all {layers} layers as they are"
     needed = 4 * sum(prod(binding.expected.shape) for binding in plan.bindings)
-    why_not = f"a reference of all layers would take {needed / 1e9:.3g} GB"
+    why_not = f"a reference of all layers would take {readable_size(needed)}"
     if plan.checkpoint.described and weights is None:
         why_not = "no checkpoint was given"
     elif whatever_the_size or needed <= max(AS_IS_REFERENCE_BYTES, share_of_memory * memory):

@@ -16,6 +16,7 @@ from yarnconv.artifact import check_free_space, termination_as_interrupt, undist
 from yarnconv.errors import BadInput, RuntimeCrashed, one_of
 from yarnconv.plan import ConversionPlan
 from yarnconv.progress import Progress
+from yarnconv.sizes import readable_size
 from yarnconv.targets.beside import FileBeside
 from yarnconv.targets.gguf.file_format import align
 from yarnconv.targets.gguf.imatrix import LOOKED_UP, SHOWN_DATASET, Imatrix, match_imatrix, read_imatrix
@@ -181,7 +182,7 @@ def _check_memory(quantisation: Quantisation) -> None:
     given = 0 if quantisation.imatrix is None else quantisation.imatrix.nbytes
     needed, available = FIXED_BYTES + BUFFER_BYTES + 2 * given, available_memory()
     if available is not None and needed > available:
-        what = f"quantising takes {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available"
+        what = f"quantising takes {readable_size(needed)} of memory, {readable_size(available)} are available"
         raise BadInput(what, where="--outtype", fix="Free some memory.")
 
 

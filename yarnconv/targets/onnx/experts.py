@@ -11,6 +11,7 @@ Shapes: B batch, S new tokens, E experts, I an expert's intermediate size, k cho
 from collections.abc import Callable, Iterator
 
 from yarnconv.model.description import ClampedGate, ExpertsDescription, ModelDescription, Routing
+from yarnconv.sizes import readable_size
 from yarnconv.targets.onnx.activations import ACTIVATIONS
 from yarnconv.targets.onnx.graph import Graph
 from yarnconv.targets.onnx.parameters import Parameters
@@ -31,14 +32,14 @@ def cost_notes(model: ModelDescription, bits: int) -> Iterator[str]:
         kept = NOTEWORTHY_TOKENS * mlp.experts * 3 * mlp.intermediate_size * bits // 8
         yield (
             f"Every token computes all {mlp.experts} experts of a layer and counts the {mlp.routing.chosen} "
-            f"that its router chose: {spare_work(mlp):.3g} times their work, and {kept / 1e9:.3g} GB between "
-            f"the matrices for {NOTEWORTHY_TOKENS} tokens at once (feed long prompts in parts)."
+            f"that its router chose: {spare_work(mlp):.3g} times their work, and {readable_size(kept)} "
+            f"between the matrices for {NOTEWORTHY_TOKENS} tokens at once (feed long prompts in parts)."
         )
     if attention.latent is not None:
         token = 2 * len(model.layers) * attention.head_dim * bits // 8
         yield (
             "Latent attention caches one vector for all heads, as key and as value once more, since clients "
-            f"expect both: {token / 1e3:.4g} kB a token."
+            f"expect both: {readable_size(token)} a token."
         )
 
 

@@ -5,6 +5,7 @@ Measured with TensorRT-RTX 1.7 (`python -m tests.bench.tensorrt_bench`): the bui
 """
 
 from yarnconv.errors import BadInput
+from yarnconv.sizes import readable_size
 from yarnconv.targets.memory import available_memory
 
 FIXED_BYTES = 3 * 10**8
@@ -21,7 +22,7 @@ def check_memory(weight_bytes: int, *, converts: bool) -> None:
     needed, available = needed_memory(weight_bytes, converts=converts), available_memory()
     if available is not None and needed > available:
         raise BadInput(
-            f"building takes about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
-            where=f"{weight_bytes / 1e9:.1f} GB of weights",
+            f"building takes {readable_size(needed)} of memory, {readable_size(available)} are available",
+            where=f"{readable_size(weight_bytes)} of weights",
             fix="Build on a larger machine, free some memory, or choose --dtype int4.",
         )

@@ -13,6 +13,7 @@ import numpy as np
 from yarnconv.errors import NotJudged
 from yarnconv.plan import ConversionPlan
 from yarnconv.rope.tables import Float32Array
+from yarnconv.sizes import readable_size
 from yarnconv.targets.onnx.observed_facts import ObservedFacts
 from yarnconv.targets.onnx.reader import FLOAT_DTYPES, OnnxModel
 from yarnconv.verify.compare import TOLERANCE_BASE, Sharpness
@@ -145,11 +146,11 @@ def _check_affordable(case: Case) -> None:
     if needed > max(AS_IS_REFERENCE_BYTES, SHARE_OF_MEMORY * memory):
         raise NotJudged(
             f"{UNBOUND}, so that it can only be run as a whole, and a reference of all layers would take "
-            f"{needed / 1e9:.3g} GB of memory"
+            f"{readable_size(needed)} of memory"
         )
     if needed + case.artefact.nbytes > AS_IS_SHARE_OF_MEMORY * memory:
-        both = f"its {case.artefact.nbytes / 1e9:.3g} GB and {needed / 1e9:.3g} GB of a reference"
-        raise NotJudged(f"{both} do not fit into {memory / 1e9:.3g} GB of memory")
+        both = f"its {readable_size(case.artefact.nbytes)} and {readable_size(needed)} of a reference"
+        raise NotJudged(f"{both} do not fit into {readable_size(memory)} of memory")
 
 
 def _nearest(references: References, evidence: Sequence[Evidence], case: Case, codes: str) -> Diagnosis:
