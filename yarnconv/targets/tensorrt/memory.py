@@ -22,7 +22,8 @@ def check_memory(weight_bytes: int, *, converts: bool) -> None:
     needed, available = needed_memory(weight_bytes, converts=converts), available_memory()
     if available is not None and needed > available:
         raise BadInput(
-            f"building takes {readable_size(needed)} of memory, {readable_size(available)} are available",
+            f"building takes about {readable_size(needed)} of memory, "
+            f"{readable_size(available)} are available",
             where=f"{readable_size(weight_bytes)} of weights",
             fix="Build on a larger machine, free some memory, or choose --dtype int4.",
         )
