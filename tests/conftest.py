@@ -28,8 +28,13 @@ def quiet_transformers():
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # `check` collects a model that it is done with: what is imported and what pytest has collected by then is
-    # not looked through each time, which was a third of a check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports(quiet_transformers):
+    """`check` collects a model that it is done with: what is imported and what pytest has collected by then
+    is not looked through each time, which was a third of a check.
+    """
     gc.collect()
     gc.freeze()
 

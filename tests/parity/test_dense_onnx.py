@@ -1,6 +1,6 @@
-"""Every dense family that is no plain Llama, in the real ONNX Runtime against transformers: inside and beyond
-the original context, prefilled and decoded; and that what makes a family special is seen where it is left
-out.
+"""Dense families in the real ONNX Runtime against transformers: that what makes one special is seen where it
+is left out, longrope, other types, linked weights and the dialect for CUDA. What mixtures are asked as well
+stands in `test_family_onnx.py`.
 """
 
 import json
@@ -9,19 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.parity.onnx_requests import (
-    FLOAT32_TOLERANCE,
-    FORMS,
-    LENGTH,
-    METHODS,
-    PLAIN,
-    YARN,
-    decoding_error,
-    methods_by_halves,
-    padded_error,
-    request_error,
-    tokens,
-)
+from tests.parity.onnx_requests import FLOAT32_TOLERANCE, LENGTH, PLAIN, YARN, tokens
 from tests.parity.test_onnx_runtime import stored_weights
 from tests.support.models import (
     ORIGINAL_CONTEXT,
@@ -50,7 +38,6 @@ MODELS = {
     "gemma3": ("gemma3_text", {}),
     "mistral, window": ("mistral", {"sliding_window": 64}),
 }
-BOTH_FORMS = {"olmo3", "gemma2"}
 
 
 def yarn_of(name, factor=4.0):
@@ -68,32 +55,6 @@ def model_of(checkpoints):
         return checkpoints(family, **overrides)
 
     return get
-
-
-@pytest.mark.parametrize(("name", "method", "kv"), list(methods_by_halves(MODELS, both_forms=BOTH_FORMS)))
-def test_parity(name, method, kv, model_of, convert):
-    directory = model_of(name)
-    model = OnnxModel(convert(directory, *METHODS[method], "--kv", kv))
-    error = request_error(
-        model, method, kv, lambda asked, factor: reference_logits(directory, asked, yarn_of(name, factor))
-    )
-    assert error <= FLOAT32_TOLERANCE
-
-
-@pytest.mark.parametrize("kv", FORMS)
-@pytest.mark.parametrize("name", ["olmo3", "ministral3", "gemma2", "glm4"])
-def test_decode_across_the_boundary_and_in_chunks(name, kv, model_of, convert):
-    wanted = reference_logits(model_of(name), tokens(320), yarn_of(name))
-    model = OnnxModel(convert(model_of(name), "--factor", "4", "--kv", kv))
-    assert decoding_error(model, (100, 153, *[1] * 6, 61), wanted) <= FLOAT32_TOLERANCE
-
-
-@pytest.mark.parametrize("kv", FORMS)
-def test_two_sequences_one_padded_on_the_left(kv, model_of, convert):
-    """Where scores are hidden one by one: a row of padding has no number that spreads."""
-    model = OnnxModel(convert(model_of("gemma2"), "--factor", "4", "--kv", kv))
-    error = padded_error(model, lambda asked: reference_logits(model_of("gemma2"), asked, YARN))
-    assert error <= FLOAT32_TOLERANCE
 
 
 # what makes a model special -> how its config says that it has none of it

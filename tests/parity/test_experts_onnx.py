@@ -1,6 +1,6 @@
 """Mixtures of experts, latent attention and attention sinks in the real ONNX Runtime against transformers:
-inside and beyond the original context, prefilled and decoded; and that what makes a family special is seen
-where it is left out.
+that what makes one special is seen where it is left out, the softmax factor by bucket, and other types. What
+dense families are asked as well stands in `test_family_onnx.py`.
 """
 
 import shutil
@@ -8,19 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.parity.onnx_requests import (
-    FLOAT32_TOLERANCE,
-    FORMS,
-    LENGTH,
-    METHODS,
-    PLAIN,
-    YARN,
-    decoding_error,
-    methods_by_halves,
-    padded_error,
-    request_error,
-    tokens,
-)
+from tests.parity.onnx_requests import FLOAT32_TOLERANCE, LENGTH, PLAIN, YARN, tokens
 from tests.support.models import (
     edit_config,
     make_checkpoint,
@@ -42,34 +30,6 @@ PAIR = {**YARN, "rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 0.5}
 def paired(tmp_path_factory):
     directory = tmp_path_factory.mktemp("paired") / "model"
     return make_checkpoint(directory, "deepseek_v3", max_position_embeddings=1024, rope_parameters=PAIR)
-
-
-@pytest.mark.parametrize(("name", "method", "kv"), list(methods_by_halves(FAMILIES)))
-def test_parity(name, method, kv, checkpoints, convert):
-    directory = checkpoints(name)
-    model = OnnxModel(convert(directory, *METHODS[method], "--kv", kv))
-
-    def wanted_of(asked, factor):
-        return reference_logits(directory, asked, PLAIN if factor == 1.0 else {**YARN, "factor": factor})
-
-    assert request_error(model, method, kv, wanted_of) <= FLOAT32_TOLERANCE
-
-
-@pytest.mark.parametrize("kv", FORMS)
-@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "qwen2_moe"])
-def test_decode_across_the_boundary_and_in_chunks(name, kv, checkpoints, convert):
-    wanted = reference_logits(checkpoints(name), tokens(320), YARN)
-    model = OnnxModel(convert(checkpoints(name), "--factor", "4", "--kv", kv))
-    assert decoding_error(model, (100, 153, *[1] * 6, 61), wanted) <= FLOAT32_TOLERANCE
-
-
-@pytest.mark.parametrize("kv", FORMS)
-@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
-def test_two_sequences_one_padded_on_the_left(name, kv, checkpoints, convert):
-    """Sinks are each head's in each row, whoever shares its keys."""
-    model = OnnxModel(convert(checkpoints(name), "--factor", "4", "--kv", kv))
-    error = padded_error(model, lambda asked: reference_logits(checkpoints(name), asked, YARN))
-    assert error <= FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["own", "dynamic-yarn"])

@@ -9,6 +9,7 @@ import pytest
 from tests.parity.test_dense_onnx import MODELS as DENSE
 from tests.parity.test_experts_onnx import FAMILIES as MIXTURES
 from tests.support.network_changes import disagreeing
+from tests.support.selection import slow
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
 
@@ -33,16 +34,11 @@ def test_every_family_is_read_back(name, dtype, method, network_facts, checkpoin
     assert layers == sum(fact.key.startswith("rotation of layer") for fact in facts) > 1
 
 
-BUILT = {"glm4", "gemma2", "phi3", "mixtral", "deepseek_v3", "gpt_oss"}
+BUILT = ("glm4", "gemma2", "phi3", "mixtral", "deepseek_v3", "gpt_oss")
+OTHERS = sorted({family for family, _ in MODELS.values()} - {*BUILT})
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in BUILT else pytest.mark.slow)
-        for family in sorted({family for family, _ in MODELS.values()})
-    ],
-)
+@pytest.mark.parametrize("family", [*BUILT, *slow(*OTHERS)])
 def test_engines_hold_every_weight(family, engines):
     """Fused matrices that are taken apart, norms with the one folded in, stacked experts, routers in float32
     and latent attention's matrices."""
