@@ -1,5 +1,7 @@
 import pytest
 
+from tests.parity.onnx_requests import MODELS
+
 
 @pytest.fixture
 def convert(yarnconv, tmp_path):
@@ -12,3 +14,14 @@ def convert(yarnconv, tmp_path):
         return out
 
     return run
+
+
+@pytest.fixture
+def model_of(checkpoints):
+    """The tiny checkpoint of one of `MODELS`, by its name."""
+
+    def get(name):
+        family, changes = MODELS[name]
+        return checkpoints(family, **changes)
+
+    return get

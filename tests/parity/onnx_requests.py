@@ -7,6 +7,23 @@ from tests.support.models import ORIGINAL_CONTEXT, relative_error, sample_tokens
 FORMS = ("in-place", "concat")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL_CONTEXT}
 PLAIN = {"rope_type": "default"}
+# sharp enough that caps and windows show: scores reach a few times the cap
+DENSE = {
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {}),
+    "smollm3": ("smollm3", {}),
+    "ministral3": ("ministral3", {}),
+    "glm4": ("glm4", {}),
+    "granite": ("granite", {}),
+    "granitemoehybrid": ("granitemoehybrid", {}),
+    "phi3": ("phi3", {}),
+    "gemma2": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("gemma3_text", {}),
+    "mistral, window": ("mistral", {"sliding_window": 64}),
+}
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+# name -> (family, what is changed in its tiny configuration)
+MODELS = DENSE | {family: (family, {}) for family in MIXTURES}
 LENGTH = 600
 FLOAT32_TOLERANCE = 1e-4  # measured over every family: 1.3e-6 .. 5.4e-5 (Gemma 3 with the largest logits)
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.parity.onnx_requests import FLOAT32_TOLERANCE, LENGTH, PLAIN, YARN, tokens
+from tests.parity.onnx_requests import DENSE, FLOAT32_TOLERANCE, LENGTH, PLAIN, YARN, tokens
 from tests.parity.test_onnx_runtime import stored_weights
 from tests.support.models import (
     ORIGINAL_CONTEXT,
@@ -24,20 +24,6 @@ from tests.support.onnx_runtime import OnnxModel
 # growth, softcap or window 1e-2 and more.
 TOLERANCE = {"int4": FLOAT32_TOLERANCE, "fp16": 4e-2}
 WRONG = 1e-2
-# sharp enough that caps and windows show: scores reach a few times the cap
-MODELS = {
-    "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", {}),
-    "smollm3": ("smollm3", {}),
-    "ministral3": ("ministral3", {}),
-    "glm4": ("glm4", {}),
-    "granite": ("granite", {}),
-    "granitemoehybrid": ("granitemoehybrid", {}),
-    "phi3": ("phi3", {}),
-    "gemma2": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
-    "gemma3": ("gemma3_text", {}),
-    "mistral, window": ("mistral", {"sliding_window": 64}),
-}
 
 
 def yarn_of(name, factor=4.0):
@@ -46,15 +32,6 @@ def yarn_of(name, factor=4.0):
         return PLAIN if factor == 1.0 else {**YARN, "factor": factor}
     own = {"original_max_position_embeddings": ORIGINAL_CONTEXT, "mscale": 1.0, "mscale_all_dim": 1.0}
     return {**PLAIN, **own} if factor == 1.0 else {**YARN, **own, "factor": factor}
-
-
-@pytest.fixture
-def model_of(checkpoints):
-    def get(name):
-        family, overrides = MODELS[name]
-        return checkpoints(family, **overrides)
-
-    return get
 
 
 # what makes a model special -> how its config says that it has none of it
@@ -160,8 +137,8 @@ def test_longrope_is_checked_and_inspected(options, longrope, convert, check, in
         ("phi3", "int4", "in-place"),
         ("olmo2", "int4", "concat"),
         ("gemma2", "int4", "concat"),
-        *(pytest.param(name, "fp16", "in-place", marks=pytest.mark.slow) for name in MODELS),
-        *(pytest.param(name, "int4", "in-place", marks=pytest.mark.slow) for name in MODELS),
+        *(pytest.param(name, "fp16", "in-place", marks=pytest.mark.slow) for name in DENSE),
+        *(pytest.param(name, "int4", "in-place", marks=pytest.mark.slow) for name in DENSE),
     ],
 )
 def test_other_types(name, dtype, kv, model_of, convert):

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.parity.onnx_requests import FLOAT32_TOLERANCE, LENGTH, PLAIN, YARN, tokens
+from tests.parity.onnx_requests import FLOAT32_TOLERANCE, LENGTH, MIXTURES, PLAIN, YARN, tokens
 from tests.support.models import (
     edit_config,
     make_checkpoint,
@@ -21,7 +21,6 @@ from tests.support.onnx_runtime import OnnxModel
 # all where rounding chose another expert for one of them; what is left out is 1e-2 away and more.
 FLOAT16_TOLERANCE = 2e-2
 WRONG = 1e-2
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 # DeepSeek's own scaling: cos and sin by the quotient of both, scores by the square of the second
 PAIR = {**YARN, "rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 0.5}
 
@@ -109,7 +108,7 @@ def test_forgetting_a_tensor_is_far_away(forgotten, checkpoints, convert):
         ("mixtral", "concat"),
         ("deepseek_v3", "in-place"),
         ("gpt_oss", "in-place"),
-        *(pytest.param(name, "in-place", marks=pytest.mark.slow) for name in FAMILIES),
+        *(pytest.param(name, "in-place", marks=pytest.mark.slow) for name in MIXTURES),
     ],
 )
 def test_float16(name, kv, checkpoints, convert):

@@ -7,15 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.parity.onnx_requests import FLOAT32_TOLERANCE, FORMS, LENGTH, YARN, decoding_error, tokens
-from tests.parity.test_dense_onnx import MODELS as DENSE
+from tests.parity.onnx_requests import FLOAT32_TOLERANCE, FORMS, LENGTH, MODELS, YARN, decoding_error, tokens
 from tests.parity.test_dense_onnx import yarn_of
-from tests.parity.test_experts_onnx import FAMILIES as MIXTURES
 from tests.support.models import reference_logits, relative_error
 from tests.support.onnx_runtime import OnnxModel
 from tests.support.selection import product
 
-MODELS = DENSE | {family: (family, {}) for family in MIXTURES}
 METHODS = {
     "plain": ("--method", "none"),
     "yarn": ("--factor", "4"),
@@ -24,15 +21,6 @@ METHODS = {
 # A dynamic model is asked for a long request and for a short one, which gets the original model.
 REQUESTS = {"plain": [(256, 1.0)], "yarn": [(1024, 4.0)], "dynamic-yarn": [(1024, 4.0), (256, 1.0)]}
 BOTH_FORMS = ("olmo3", "gemma2")
-
-
-@pytest.fixture
-def model_of(checkpoints):
-    def get(name):
-        family, overrides = MODELS[name]
-        return checkpoints(family, **overrides)
-
-    return get
 
 
 def cases():

@@ -5,7 +5,7 @@ plan.
 import numpy as np
 import pytest
 
-from tests.parity.test_dense_onnx import MODELS
+from tests.parity.onnx_requests import MODELS
 from tests.support.network_changes import disagreeing, double, set_attribute, set_constant, skip
 from yarnconv.targets.tensorrt.network_reader import halves_first
 

@@ -6,14 +6,11 @@ import itertools
 
 import pytest
 
-from tests.parity.test_dense_onnx import MODELS as DENSE
-from tests.parity.test_experts_onnx import FAMILIES as MIXTURES
+from tests.parity.onnx_requests import MODELS
 from tests.support.network_changes import disagreeing
 from tests.support.selection import slow
 
 pytest.importorskip("tensorrt_rtx", reason="there are wheels for Linux and Windows on x86-64 only")
-
-MODELS = DENSE | {family: (family, {}) for family in MIXTURES}
 
 
 def cases():
